@@ -1,0 +1,175 @@
+"""One edge-triggered epoll per worker, nested into trio.
+
+The theory, because a mistake here is a hang and not a slowdown:
+
+- A descriptor is registered **once**, for reading and writing, edge-triggered.
+  The kernel then reports each *change* once. Whoever wants to read or write tries
+  first, and waits only after the try has said "would block" (EAGAIN). A change
+  between the try and the wait cannot be lost: changes are handed out by `run`
+  only, and between a try and its wait there is no await.
+- What is reported is a hint. A handler that is called without need tries, gets
+  EAGAIN, and nothing has happened.
+- trio waits for one descriptor, that of this epoll. Its own machinery (about
+  10 us for each wait) is paid once for all sockets that are ready at that moment.
+
+Tasks wait through `Wire`; the relay has its handlers called straight from here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+_ALL = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_LISTENING = select.EPOLLIN | select.EPOLLET
+_BATCH = 256
+
+Handler = Callable[[int], None]
+"""Called with the epoll events of its descriptor. It must not raise and must do
+bounded work; what is left over it hands to `Engine.again`."""
+
+
+class Engine:
+    """Tells who can read or write; see the module's text.
+
+    Attributes:
+      limit: how many descriptors may be registered (`worker_connections`).
+      now: trio's time at the start of the current round.
+    """
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._again: deque[Callable[[], None]] = deque()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
+        self._waiting = False
+        self.limit = limit
+        self.now = 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether `worker_connections` are in use."""
+        return len(self._handlers) >= self.limit
+
+    def register(self, fd: int, handler: Handler, *, listening: bool = False) -> None:
+        """Have `handler` called when `fd` changes; once in the life of `fd`.
+
+        Raises:
+          OSError: ENOBUFS when `limit` descriptors are registered already.
+        """
+        if self.full:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        self._epoll.register(fd, _LISTENING if listening else _ALL)
+        self._handlers[fd] = handler
+
+    def hand_over(self, fd: int, handler: Handler) -> None:
+        """Have another handler called for the registered `fd` from now on."""
+        self._handlers[fd] = handler
+
+    def unregister(self, fd: int) -> None:
+        """Take `fd` off; it must still be open."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def again(self, work: Callable[[], None]) -> None:
+        """Call `work` in the next round, after the tasks that are ready had a turn."""
+        self._again.append(work)
+        if self._waiting:
+            self._waiting = False
+            os.eventfd_write(self._bell, 1)
+
+    async def run(self) -> None:
+        """Hand out changes until cancelled."""
+        poll = self._epoll.poll
+        handlers = self._handlers
+        again = self._again
+        descriptor = self._epoll.fileno()
+        wait_readable = trio.lowlevel.wait_readable
+        current_time = trio.current_time
+        while True:
+            if again:
+                await trio.lowlevel.checkpoint()
+            else:
+                self._waiting = True
+                await wait_readable(descriptor)
+                self._waiting = False
+            self.now = current_time()
+            for _ in range(len(again)):
+                again.popleft()()
+            for fd, events in poll(0, _BATCH):
+                handler = handlers.get(fd)
+                if handler is not None:
+                    handler(events)
+
+    def close(self) -> None:
+        """Close the epoll; nothing waits on it any more."""
+        self._epoll.close()
+        os.close(self._bell)
+
+
+class Readiness:
+    """Lets one task at a time wait for a registered descriptor."""
+
+    __slots__ = ("_mask", "_task")
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+        self._mask = 0
+
+    def ready(self, events: int) -> None:
+        """The handler to register."""
+        task = self._task
+        if task is not None and events & self._mask:
+            self._task = None
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self, mask: int) -> None:
+        """Wait for one of the events in `mask`; call it only after EAGAIN."""
+        assert self._task is None, "one task at a time"
+        self._task = trio.lowlevel.current_task()
+        self._mask = mask
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class Acceptor:
+    """A listening socket on the engine, shared with the other workers."""
+
+    def __init__(self, engine: Engine, listening: socket.socket) -> None:
+        self._engine = engine
+        self._socket = listening
+        self._readiness = Readiness()
+        engine.register(listening.fileno(), self._readiness.ready, listening=True)
+
+    async def accept(self) -> tuple[socket.socket, object]:
+        """The next connection, non-blocking, and the peer's address.
+
+        Raises:
+          OSError: what accept() says, but for EAGAIN (e.g. EMFILE, ECONNABORTED).
+        """
+        while True:
+            try:
+                connection, address = self._socket.accept()
+            except BlockingIOError:
+                await self._readiness.wait(READABLE)
+            else:
+                connection.setblocking(False)
+                return connection, address
+
+    def close(self) -> None:
+        """Take the listening socket off the engine; it stays open."""
+        self._engine.unregister(self._socket.fileno())

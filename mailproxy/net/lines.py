@@ -1,0 +1,126 @@
+"""LineStream: lines and literals over any small stream, with a bound."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mailproxy.errors import SessionError
+
+
+class Stream(Protocol):
+    """What a dialogue needs of a connection; a `Wire`, or a trio memory stream."""
+
+    async def receive_some(self, max_bytes: int | None = None, /) -> bytes: ...
+
+    async def send_all(self, data: bytes, /) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class TooLong(Exception):  # noqa: N818 - it is an event of the dialogue, not a fault
+    """The buffer is full, and what is in it is not complete.
+
+    Attributes:
+      received: what fills the buffer. It may hold a password; redact before logging.
+    """
+
+    def __init__(self, received: bytes) -> None:
+        super().__init__("the line is longer than its buffer")
+        self.received = received
+
+
+class LineStream:
+    """A stream read line by line.
+
+    Never more than `limit` octets wait here: the stream is read only when a line is
+    wanted that is not complete yet, and only as much as there is room for.
+
+    Args:
+      stream: where bytes come from and go to.
+      limit: octets that one command may have, its literals included.
+      fault: the class of exception that a vanished or broken peer raises.
+    """
+
+    __slots__ = ("_buffer", "_searched", "fault", "limit", "stream")
+
+    def __init__(self, stream: Stream, limit: int, fault: type[SessionError]) -> None:
+        self.stream = stream
+        self.limit = limit
+        self.fault = fault
+        self._buffer = bytearray()
+        self._searched = 0
+
+    async def read_line(self, used: int = 0) -> bytes:
+        """The next line, with its LF.
+
+        Args:
+          used: octets of the same command that were read before.
+
+        Raises:
+          TooLong: `used` and the line exceed `limit`.
+          SessionError: of class `fault`: the peer left or the connection broke.
+        """
+        buffer = self._buffer
+        while True:
+            end = buffer.find(b"\n", self._searched) + 1
+            if end and used + end <= self.limit:
+                line = bytes(buffer[:end])
+                del buffer[:end]
+                self._searched = 0
+                return line
+            self._searched = len(buffer)
+            if end or used + len(buffer) >= self.limit:
+                self._searched = 0
+                raise TooLong(bytes(buffer[: max(self.limit - used, 0)]))
+            await self._receive(self.limit - used - len(buffer))
+
+    async def read_exactly(self, size: int, used: int = 0) -> bytes:
+        """Exactly `size` octets, e.g. of an IMAP literal (RFC 3501, section 4.3).
+
+        Raises:
+          TooLong: `used` and `size` exceed `limit`; raised when the buffer is full.
+          SessionError: of class `fault`: the peer left or the connection broke.
+        """
+        buffer = self._buffer
+        while len(buffer) < size:
+            if used + len(buffer) >= self.limit:
+                raise TooLong(bytes(buffer))
+            await self._receive(self.limit - used - len(buffer))
+        if used + size > self.limit:
+            raise TooLong(bytes(buffer[: self.limit - used]))
+        data = bytes(buffer[:size])
+        del buffer[:size]
+        self._searched = 0
+        return data
+
+    async def _receive(self, room: int) -> None:
+        try:
+            data = await self.stream.receive_some(room)
+        except OSError as error:
+            raise self.fault("recv() failed", error) from error
+        if not data:
+            raise self.fault
+        self._buffer += data
+
+    async def send(self, data: bytes) -> None:
+        """Send `data`; it is on its way, or in the kernel, when this returns.
+
+        Raises:
+          SessionError: of class `fault`: the connection broke.
+        """
+        try:
+            await self.stream.send_all(data)
+        except OSError as error:
+            raise self.fault("send() failed", error) from error
+
+    @property
+    def buffered(self) -> bool:
+        """Whether something was received that nobody has read."""
+        return bool(self._buffer)
+
+    def take_rest(self) -> bytes:
+        """What was received and not read; it is gone from here."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        self._searched = 0
+        return rest

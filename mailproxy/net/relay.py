@@ -1,0 +1,454 @@
+"""Relay: moves the bytes of all sessions after their login.
+
+A relayed session costs no work of its own task, which is parked in `carry`; the
+engine calls the ends that are ready. For each direction this is the whole theory:
+
+    recv into the worker's one buffer -> send to the peer
+      all sent      -> read on, until the kernel says "would block"
+      part sent     -> the rest is kept with the receiving end (`pending`), and the
+                       sending end is not read until the rest is gone: back-pressure
+      nothing left  -> the other way round it starts again with the next event
+
+Large transfers in clear text do not pass through the process at all: a read that
+fills the buffer switches its direction to splice(2) through a pipe, until the
+socket runs dry. Pipes are few (`PIPES`), and copying is the fallback.
+
+With edge triggering nothing is reported twice, so the relay starts with a try at
+both ends. A read shorter than asked for has emptied the socket, and what comes later
+is a new event (epoll(7)); only a peer's FIN that arrived before the read has been
+reported already, so it is remembered (`hung_up`). TLS has no such rule: it is read
+until OpenSSL would block, because what stays inside it is never reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import ssl
+from collections.abc import Iterable
+from typing import Final, Literal
+
+import outcome
+import trio
+
+from mailproxy.net.engine import HUNG_UP, READABLE, WRITABLE, Engine
+from mailproxy.net.wire import Wire
+
+KIB: Final = 1024
+BUFFER: Final = 128 * KIB
+"""Octets of the one receive buffer of a worker."""
+PIPES: Final = 32
+"""How many pipes a worker opens at the most; their memory is limited per user."""
+PIPE_SIZE: Final = 256 * KIB
+ROUNDS: Final = 4
+"""Reads of one end in one go, before others have their turn."""
+
+Reason = Literal["done", "timeout", "shutdown", "broken"]
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Ended:
+    """How a relayed session ended.
+
+    Attributes:
+      reason: "done": one side closed and everything from it was delivered;
+        "timeout": no traffic for `proxy_timeout`; "shutdown": `Relay.shutdown`;
+        "broken": writing failed.
+      error: what recv() or send() said, None for an ordinary end.
+      action: what was done as `error` came, in nginx's words.
+    """
+
+    __slots__ = ("action", "error", "reason")
+
+    def __init__(
+        self, reason: Reason, error: OSError | None = None, action: str = "proxying"
+    ) -> None:
+        self.reason: Reason = reason
+        self.error = error
+        self.action = action
+
+
+class Pipe:
+    """A pipe of the pool, empty whenever it is in the pool."""
+
+    __slots__ = ("read_end", "write_end")
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # Over the user's soft limit the default size has to do.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+
+    def close(self) -> None:
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
+class _End:
+    """One of the two connections of a relayed session."""
+
+    __slots__ = (
+        "fd",
+        "hung_up",
+        "in_pipe",
+        "name",
+        "peer",
+        "pending",
+        "pipe",
+        "queued",
+        "session",
+        "socket",
+        "tls",
+    )
+
+    peer: _End
+
+    def __init__(self, session: _Session, wire: Wire, name: str, pending: bytes):
+        self.session = session
+        self.socket = wire.socket
+        self.fd = wire.socket.fileno()
+        self.tls = wire.tls is not None
+        self.name = name
+        self.pending = pending
+        """Bytes to be written to this end before anything else."""
+        self.pipe: Pipe | None = None
+        """Carries what is read from this end, while splicing."""
+        self.in_pipe = 0
+        self.hung_up = False
+        self.queued = False
+
+    def ready(self, events: int) -> None:
+        """The engine's handler."""
+        session = self.session
+        if not session.alive:
+            return
+        session.last = session.relay.engine.now
+        if events & HUNG_UP:
+            self.hung_up = True
+        try:
+            if events & WRITABLE:
+                if self.pending:
+                    if self.flush():
+                        self.peer.pump()
+                elif self.peer.in_pipe:
+                    self.peer.pump()
+            if events & READABLE or self.tls:
+                # In TLS, a read may have waited for room to write.
+                self.pump()
+        except Exception as error:  # noqa: BLE001 - a bug ends its session, not the worker
+            session.finish(outcome.Error(error))
+
+    def work(self) -> None:
+        """Go on with an end that had more to do than fits into one go."""
+        self.queued = False
+        self.ready(READABLE)
+
+    def flush(self) -> bool:
+        """Write `pending`; whether all of it is gone."""
+        try:
+            sent = self.socket.send(self.pending)
+        except _WOULD_BLOCK:
+            return False
+        except OSError as error:
+            self.session.broken(self, error)
+            return False
+        self.pending = self.pending[sent:]
+        return not self.pending
+
+    def pump(self) -> None:
+        """Move what has arrived at this end to its peer."""
+        session = self.session
+        if not session.alive:
+            return
+        if self.pipe is not None:
+            self._splice()
+        else:
+            self._copy()
+
+    def _copy(self) -> None:
+        relay = self.session.relay
+        peer = self.peer
+        bound = self.session.bound
+        view = relay.buffer[:bound]
+        for _ in range(ROUNDS):
+            if peer.pending:
+                return
+            error = None
+            size = 0
+            try:
+                if self.tls:
+                    size = self._receive_tls(view)
+                else:
+                    size = self.socket.recv_into(view)
+            except _WOULD_BLOCK:
+                return
+            except OSError as raised:
+                error = raised
+            if not size:
+                self.session.end_of(self, error)
+                return
+            try:
+                sent = peer.socket.send(view[:size])
+            except _WOULD_BLOCK:
+                sent = 0
+            except OSError as raised:
+                self.session.broken(peer, raised)
+                return
+            if sent < size:
+                peer.pending = bytes(view[sent:size])
+                return
+            if size < bound and not self.tls and not self.hung_up:
+                return
+            if size == BUFFER and not (self.tls or peer.tls) and relay.lend(self):
+                self._splice()
+                return
+        self._later()
+
+    def _receive_tls(self, view: memoryview) -> int:
+        """Read records until the buffer is full or OpenSSL has no more of them."""
+        size = 0
+        while size < len(view):
+            try:
+                got = self.socket.recv_into(view[size:])
+            except _WOULD_BLOCK:
+                if size:
+                    return size
+                raise
+            except OSError:
+                if size:
+                    return size  # it will be said again by the next read
+                raise
+            if not got:
+                return size
+            size += got
+        return size
+
+    def _splice(self) -> None:
+        pipe = self.pipe
+        assert pipe is not None
+        peer = self.peer
+        for _ in range(ROUNDS):
+            if not self.in_pipe:
+                try:
+                    self.in_pipe = os.splice(
+                        self.fd, pipe.write_end, PIPE_SIZE, flags=_SPLICE
+                    )
+                except BlockingIOError:
+                    self.session.relay.take_back(self)
+                    return
+                except OSError as error:
+                    self.session.end_of(self, error)
+                    return
+                if not self.in_pipe:
+                    self.session.end_of(self, None)
+                    return
+            try:
+                self.in_pipe -= os.splice(
+                    pipe.read_end, peer.fd, self.in_pipe, flags=_SPLICE
+                )
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.session.broken(peer, error)
+                return
+        self._later()
+
+    def _later(self) -> None:
+        if not self.queued:
+            self.queued = True
+            self.session.relay.engine.again(self.work)
+
+
+_SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+
+
+class _Session:
+    """A parked session and its two ends."""
+
+    __slots__ = ("alive", "bound", "ends", "last", "relay", "result", "task", "timeout")
+
+    def __init__(
+        self,
+        relay: Relay,
+        client: Wire,
+        backend: Wire,
+        to_client: bytes,
+        to_backend: bytes,
+        timeout: float,
+        bound: int,
+    ) -> None:
+        self.relay = relay
+        self.alive = True
+        self.result: outcome.Outcome[Ended] | None = None
+        self.task: trio.lowlevel.Task | None = None
+        self.timeout = timeout
+        self.bound = bound
+        self.last = trio.current_time()
+        one = _End(self, client, "client", to_client)
+        two = _End(self, backend, "upstream", to_backend)
+        one.peer, two.peer = two, one
+        self.ends: tuple[_End, ...] = (one, two)
+
+    def start(self) -> None:
+        """Try everything once: what has happened before is not reported again."""
+        for end in self.ends:
+            if end.pending and self.alive:
+                end.flush()
+        for end in self.ends:
+            end.pump()
+
+    def end_of(self, end: _End, error: OSError | None) -> None:
+        """`end` has no more bytes; nginx takes a broken connection for a closed one."""
+        action = f"proxying and reading from {end.name}"
+        self.finish(outcome.Value(Ended("done", error, action)))
+
+    def broken(self, end: _End, error: OSError) -> None:
+        """Bytes cannot be written to `end`."""
+        action = f"proxying and sending to {end.name}"
+        self.finish(outcome.Value(Ended("broken", error, action)))
+
+    def finish(self, result: outcome.Outcome[Ended]) -> None:
+        """Stop moving bytes, and wake the parked task, if it is parked yet."""
+        if not self.alive:
+            return
+        self.leave()
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task, result)
+        else:
+            self.result = result
+
+    def leave(self) -> None:
+        """Give back what is lent, and break the circles that would keep memory."""
+        self.alive = False
+        self.relay.forget(self)
+        for end in self.ends:
+            if end.pipe is not None:
+                self.relay.take_back(end)
+            del end.peer
+        self.ends = ()
+
+
+class Relay:
+    """All relayed sessions of a worker.
+
+    Args:
+      engine: the worker's engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.buffer = memoryview(bytearray(BUFFER))
+        self._sessions: set[_Session] = set()
+        self._pipes: list[Pipe] = []
+        self._opened = 0
+        self._sweep = trio.CancelScope()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def carry(
+        self,
+        client: Wire,
+        backend: Wire,
+        *,
+        to_client: bytes = b"",
+        to_backend: bytes = b"",
+        idle_limit: float,
+        bound: int | None = None,
+    ) -> Ended:
+        """Move bytes both ways until one side is done.
+
+        Both wires stay open; the caller closes them.
+
+        Args:
+          to_client: bytes that go to the client first (the backend's answer).
+          to_backend: bytes that go to the backend first (what the client sent
+            behind its login).
+          idle_limit: seconds without traffic in either direction (`proxy_timeout`).
+          bound: octets that one direction may hold (`proxy_buffer`), if set.
+        """
+        session = _Session(
+            self,
+            client,
+            backend,
+            to_client,
+            to_backend,
+            idle_limit,
+            min(bound or BUFFER, BUFFER),
+        )
+        self._sessions.add(session)
+        for end in session.ends:
+            self.engine.hand_over(end.fd, end.ready)
+        expiry = session.last + idle_limit
+        if expiry < self._sweep.deadline:
+            self._sweep.deadline = expiry
+        session.start()
+        if session.result is not None:
+            return session.result.unwrap()
+        session.task = trio.lowlevel.current_task()
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            session.leave()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        ended: Ended = await trio.lowlevel.wait_task_rescheduled(abort)
+        return ended
+
+    def forget(self, session: _Session) -> None:
+        self._sessions.discard(session)
+
+    def lend(self, end: _End) -> bool:
+        """Give `end` a pipe; whether there was one."""
+        if self._pipes:
+            end.pipe = self._pipes.pop()
+        elif self._opened < PIPES:
+            try:
+                end.pipe = Pipe()
+            except OSError:
+                return False  # no descriptors left: copying needs none
+            self._opened += 1
+        return end.pipe is not None
+
+    def take_back(self, end: _End) -> None:
+        """Take the pipe of `end` into the pool; one with bytes in it is thrown away."""
+        assert end.pipe is not None
+        if end.in_pipe:
+            end.pipe.close()
+            end.in_pipe = 0
+            self._opened -= 1
+        else:
+            self._pipes.append(end.pipe)
+        end.pipe = None
+
+    def shutdown(self) -> None:
+        """End all relayed sessions (`worker_shutdown_timeout`)."""
+        self._end(list(self._sessions), "shutdown")
+
+    async def expire(self) -> None:
+        """End sessions without traffic for their `timeout`, until cancelled.
+
+        One sweep over all sessions at the earliest moment one of them may be due,
+        but not more often than every 50 ms.
+        """
+        while True:
+            with trio.CancelScope() as self._sweep:
+                now = trio.current_time()
+                due = [s for s in self._sessions if now - s.last >= s.timeout]
+                self._end(due, "timeout")
+                left = min(
+                    (s.last + s.timeout - now for s in self._sessions), default=None
+                )
+                if left is not None:
+                    self._sweep.deadline = now + max(left, 0.05)
+                await trio.sleep_forever()
+
+    def _end(self, sessions: Iterable[_Session], reason: Reason) -> None:
+        for session in sessions:
+            session.finish(outcome.Value(Ended(reason)))
+
+    def close(self) -> None:
+        """Close the pipes; all sessions have ended."""
+        for pipe in self._pipes:
+            pipe.close()
+        self._pipes.clear()

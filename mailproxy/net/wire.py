@@ -1,0 +1,132 @@
+"""Wire: a non-blocking socket on the engine; receive, send, TLS in place, close.
+
+This is the one place that owns the rule of edge triggering: try until the kernel
+(or OpenSSL) says that it would block, and only then wait. A `Wire` belongs to one
+task, which does one thing at a time with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+
+from mailproxy.net.engine import READABLE, WRITABLE, Engine, Readiness
+
+_CHUNK = 16 * 1024
+
+
+class Wire:
+    """One connected (or connecting) socket.
+
+    Attributes:
+      socket: the socket, an `ssl.SSLSocket` after `start_tls`.
+      tls: the same `ssl.SSLSocket`, or None while in clear text.
+    """
+
+    __slots__ = ("_readiness", "closed", "engine", "socket", "tls")
+
+    def __init__(self, engine: Engine, connection: socket.socket) -> None:
+        self.engine = engine
+        self.socket = connection
+        self.tls: ssl.SSLSocket | None = None
+        self.closed = False
+        self._readiness = Readiness()
+        engine.register(connection.fileno(), self._readiness.ready)
+
+    @classmethod
+    def connect(
+        cls, engine: Engine, family: int, address: tuple[str, int] | str
+    ) -> Wire:
+        """Begin to connect; the first receive or send waits for the result.
+
+        That is what nginx does: a refused connection shows as a failed recv().
+
+        Raises:
+          OSError: connect() failed at once, or `worker_connections` are in use.
+        """
+        connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            failed = connection.connect_ex(address)
+            if failed not in (0, errno.EINPROGRESS):
+                raise OSError(failed, os.strerror(failed))
+            if family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return cls(engine, connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What has arrived, at most `max_bytes` (16 KiB); b"" when the peer is done.
+
+        Raises:
+          OSError: what recv() says, `ssl.SSLError` among it.
+        """
+        while True:
+            try:
+                return self.socket.recv(max_bytes or _CHUNK)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await self._readiness.wait(READABLE)
+            except ssl.SSLWantWriteError:
+                await self._readiness.wait(WRITABLE)
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send everything, waiting for room where needed.
+
+        Raises:
+          OSError: what send() says, `ssl.SSLError` among it.
+        """
+        while data:
+            try:
+                sent = self.socket.send(data)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await self._readiness.wait(WRITABLE)
+            except ssl.SSLWantReadError:
+                await self._readiness.wait(READABLE)
+            else:
+                if sent == len(data):
+                    return
+                data = memoryview(data)[sent:]
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Do the server's side of a TLS handshake on this connection.
+
+        The caller drops what arrived in clear text before.
+
+        Raises:
+          OSError: the handshake failed; `ssl.SSLError` if TLS is the reason.
+        """
+        self.tls = context.wrap_socket(
+            self.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self.socket = self.tls
+        while True:
+            try:
+                return self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._readiness.wait(READABLE)
+            except ssl.SSLWantWriteError:
+                await self._readiness.wait(WRITABLE)
+
+    def close(self, *, notify: bool = True) -> None:
+        """Close the connection; a second call does nothing.
+
+        Args:
+          notify: in TLS, send close_notify first (RFC 8446, section 6.1); the
+            peer's is not waited for.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        self.engine.unregister(self.socket.fileno())
+        if self.tls is not None and notify:
+            # The peer may be gone or slow: this is a courtesy, not a condition.
+            with contextlib.suppress(OSError, ValueError):
+                self.tls.unwrap()
+        self.socket.close()
+
+    async def aclose(self) -> None:
+        self.close()
