@@ -1,0 +1,108 @@
+# make help    what can be made, in one line each
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint types docs bench lock build install uninstall clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+## Development ------------------------------------------------------------------
+
+env: $(BIN)/mailproxy  ## the environment in .venv, from requirements-dev.txt
+
+# The stamp is the installed command itself; a changed lock file or project file renews it.
+$(BIN)/mailproxy: requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("mailproxy needs Python 3.11 or newer, this is %d.%d; try: make PYTHON=python3.13" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: env  ## a whole mail site on this machine, with the proxy in front of it
+	@$(BIN)/mailproxy demo $(DEMO)
+
+test: lint types  ## everything that has to be green: lint, types, all tests
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: env  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: env  ## mypy, strict
+	$(BIN)/mypy
+
+docs: env  ## docs/directives.md and the table in README.md, from the code
+	$(BIN)/python docs/generate.py
+
+bench: env  ## measure beside nginx: make bench BENCH="run -c S1"
+	MAILPROXY_CMD=$(CURDIR)/$(BIN)/mailproxy $(BIN)/python bench/bench.py $(or $(BENCH),list)
+
+# uv resolves once for all supported Pythons; pip installs what it wrote.
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make lock" pyproject.toml
+
+lock: env  ## requirements*.txt anew, with the newest versions
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOCK) --output-file requirements.txt
+	$(LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(BIN)/python -m pip uninstall --quiet --yes uv
+
+build: env  ## sdist and wheel in dist/
+	$(BIN)/python -m build --no-isolation
+
+## Installation -----------------------------------------------------------------
+# make install PREFIX=/usr DESTDIR=$$PWD/debian/tmp DEPENDENCIES=system
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+DEPENDENCIES ?= bundled
+
+SBINDIR = $(DESTDIR)$(PREFIX)/sbin
+LIBDIR = $(DESTDIR)$(PREFIX)/lib/mailproxy
+SHAREDIR = $(DESTDIR)$(PREFIX)/share
+UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
+SYSUSERSDIR = $(DESTDIR)$(PREFIX)/lib/sysusers.d
+LOGROTATEDIR = $(DESTDIR)$(SYSCONFDIR)/logrotate.d
+
+install:  ## the program, manual, completion, units; PREFIX, DESTDIR, DEPENDENCIES=system
+	install -d $(LIBDIR) $(SBINDIR)
+ifeq ($(DEPENDENCIES),bundled)
+	$(PYTHON) -m venv build/pip
+	build/pip/bin/pip install --quiet --disable-pip-version-check --require-hashes --upgrade \
+		--target $(LIBDIR) -r requirements.txt
+	rm -rf $(LIBDIR)/bin
+endif
+	rm -rf $(LIBDIR)/mailproxy
+	cp -RL mailproxy $(LIBDIR)/
+	$(PYTHON) -m compileall -q -f -s $(DESTDIR)/ -p / $(LIBDIR)/mailproxy
+	sed 's|@PYTHON@|$(shell command -v $(PYTHON))|' system/mailproxy.in > build/mailproxy
+	install -m 755 build/mailproxy $(SBINDIR)/mailproxy
+	install -D -m 644 system/mailproxy.8 $(SHAREDIR)/man/man8/mailproxy.8
+	install -D -m 644 system/completion.bash $(SHAREDIR)/bash-completion/completions/mailproxy
+	install -D -m 644 system/completion.zsh $(SHAREDIR)/zsh/site-functions/_mailproxy
+	sed 's|@SBINDIR@|$(PREFIX)/sbin|' system/mailproxy.service > build/mailproxy.service
+	install -D -m 644 build/mailproxy.service $(UNITDIR)/mailproxy.service
+	install -D -m 644 system/mailproxy.socket $(UNITDIR)/mailproxy.socket
+	install -D -m 644 system/sysusers.conf $(SYSUSERSDIR)/mailproxy.conf
+	install -D -m 644 system/logrotate.conf $(LOGROTATEDIR)/mailproxy
+	install -d $(SHAREDIR)/doc/mailproxy/examples
+	install -m 644 README.md CHANGELOG.md LICENSE docs/*.md $(SHAREDIR)/doc/mailproxy
+	install -m 644 conf.d/* $(SHAREDIR)/doc/mailproxy/examples
+
+uninstall:  ## remove what `make install` put there
+	rm -rf $(LIBDIR) $(SHAREDIR)/doc/mailproxy
+	rm -f $(SBINDIR)/mailproxy $(SHAREDIR)/man/man8/mailproxy.8 \
+		$(SHAREDIR)/bash-completion/completions/mailproxy \
+		$(SHAREDIR)/zsh/site-functions/_mailproxy \
+		$(UNITDIR)/mailproxy.service $(UNITDIR)/mailproxy.socket \
+		$(SYSUSERSDIR)/mailproxy.conf $(LOGROTATEDIR)/mailproxy
+
+clean:  ## remove what was made
+	rm -rf $(VENV) build dist *.egg-info demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
