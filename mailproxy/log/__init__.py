@@ -1,0 +1,242 @@
+"""The error log: structlog underneath, nginx's levels, lines and targets on top.
+
+`lines`      one event as a line of text or JSON; `MailContext`
+`logger`     `Logger`: what the rest of the program calls
+`directive`  `ErrorLog`: the arguments of `error_log`
+`targets`    files, stderr, syslog, memory; rate limits
+
+Here: which logger writes to which targets, and what happens to all of them.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from structlog.typing import Processor
+
+from mailproxy.log.directive import (
+    ErrorLog,
+    File,
+    Memory,
+    Stderr,
+    Syslog,
+    parse_error_log,
+)
+from mailproxy.log.lines import (
+    ALERT,
+    LEVELS,
+    NOTICE,
+    WARN,
+    Fault,
+    MailContext,
+    Record,
+    escape,
+)
+from mailproxy.log.logger import Logger, Outlet, make_logger
+from mailproxy.log.targets import (
+    FileSink,
+    MemorySink,
+    RateLimit,
+    Sink,
+    SyslogSink,
+    Target,
+)
+
+__all__ = [
+    "LEVELS",
+    "ErrorLog",
+    "Fault",
+    "Logger",
+    "Logs",
+    "MailContext",
+    "Outlet",
+    "Record",
+    "escape",
+    "make_logger",
+    "open_logs",
+    "open_startup_log",
+    "parse_error_log",
+]
+
+
+class Logs:
+    """The open logs of a configuration, shared by master and workers.
+
+    They are opened once, before anybody forks: workers inherit the descriptors.
+    """
+
+    main: Logger
+    """For everything that is not a session."""
+
+    def __init__(
+        self,
+        main: Sequence[ErrorLog],
+        others: Iterable[Sequence[ErrorLog]],
+        copy_as: str | None,
+        clock: Callable[[], float],
+        processors: Sequence[Processor],
+    ) -> None:
+        self.copy_as = copy_as
+        self.console = FileSink("")
+        self._clock = clock
+        self._processors = processors
+        self._files: dict[str, FileSink] = {}
+        self._others: list[SyslogSink | MemorySink] = []
+        self._loggers: dict[tuple[ErrorLog, ...], Logger] = {}
+        self._keep_stderr = False
+        outlet = _Outlet(self)
+        # It is there before its targets are: they complain in it.
+        self.main = make_logger(outlet, _level(main), processors)
+        try:
+            outlet.targets = self._targets(main)
+            for directives in others:
+                self.logger(directives)
+        except OSError:
+            self.close()
+            raise
+        self._first = next(
+            target.sink
+            for target in outlet.targets
+            if isinstance(target.sink, FileSink)
+        )
+
+    def logger(self, directives: Sequence[ErrorLog]) -> Logger:
+        """The logger of a server: to its logs, or to the main ones if it has none."""
+        key = tuple(directives)
+        if not key:
+            return self.main
+        if key not in self._loggers:
+            outlet = _Outlet(self)
+            outlet.targets = self._targets(key)
+            self._loggers[key] = make_logger(outlet, _level(key), self._processors)
+        return self._loggers[key]
+
+    def reopen(self, owner: int | None = None) -> None:
+        """Open all files by name again; what goes wrong is logged.
+
+        Args:
+          owner: uid of the workers, if they are to be able to reopen the files, too.
+        """
+        for file in self._files.values():
+            file.reopen(self.main, owner)
+
+    def redirect_stderr(self) -> None:
+        """Lead descriptor 2 to the first file, unless `error_log stderr` is used."""
+        if not self._keep_stderr and self._first.fd != 2:
+            os.dup2(self._first.fd, 2)
+
+    def stop_copying(self) -> None:
+        """The process has started: severe lines go to the logs only."""
+        self.copy_as = None
+
+    @property
+    def memories(self) -> list[MemorySink]:
+        """The buffers of `error_log memory:SIZE`, in the order of the directives."""
+        return [sink for sink in self._others if isinstance(sink, MemorySink)]
+
+    def close(self) -> None:
+        """Close every file and socket."""
+        for sink in (*self._files.values(), *self._others):
+            sink.close()
+
+    def _targets(self, directives: Sequence[ErrorLog]) -> tuple[Target, ...]:
+        return tuple(
+            Target(
+                directive,
+                self._sink(directive.target),
+                RateLimit(directive.rate, directive.level, self._clock)
+                if directive.rate
+                else None,
+            )
+            for directive in directives
+        )
+
+    def _sink(self, target: File | Stderr | Syslog | Memory) -> Sink:
+        sink: SyslogSink | MemorySink
+        match target:
+            case File(path):
+                if path not in self._files:
+                    self._files[path] = FileSink(path)
+                return self._files[path]
+            case Stderr(redirect):
+                self._keep_stderr |= not redirect
+                return self.console
+            case Syslog():
+                sink = SyslogSink(target, self.main, self._clock)
+            case Memory(size):
+                sink = MemorySink(size)
+        self._others.append(sink)
+        return sink
+
+
+class _Outlet:
+    """Hands the events of one logger to its targets."""
+
+    def __init__(self, logs: Logs) -> None:
+        self.targets: tuple[Target, ...] = ()
+        self._logs = logs
+
+    def write(self, record: Record) -> None:
+        logs = self._logs
+        seen = False
+        for target in self.targets:
+            if target.write(record) and target.sink is logs.console:
+                seen = True
+        if logs.copy_as is not None and record.level <= WARN and not seen:
+            logs.console.write(record.console_line(logs.copy_as), record.level)
+
+
+def _level(directives: Iterable[ErrorLog]) -> int:
+    return max(directive.level for directive in directives)
+
+
+def open_logs(
+    main: Sequence[ErrorLog],
+    others: Iterable[Sequence[ErrorLog]] = (),
+    *,
+    default: str,
+    copy_as: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    processors: Sequence[Processor] = (),
+) -> Logs:
+    """Open the logs of a configuration.
+
+    Args:
+      main: the `error_log` directives of the main context.
+      others: those of every server, with what they inherit from `mail`.
+      default: the file that is used, at level error, if `main` names no file; empty
+        or `stderr` for descriptor 2.
+      copy_as: the program's name; lines down to level warn are copied to stderr
+        behind it until `stop_copying()`.
+      clock: seconds, never going back.
+      processors: structlog's, run for every event that some log wants.
+
+    Raises:
+      OSError: a file cannot be opened; `filename` says which.
+    """
+    if not any(isinstance(log.target, (File, Stderr)) for log in main):
+        stderr = default in {"", "stderr"}
+        main = [*main, ErrorLog(Stderr() if stderr else File(default))]
+    return Logs(main, others, copy_as, clock, processors)
+
+
+def open_startup_log(path: str, name: str = "nginx", level: int = NOTICE) -> Logs:
+    """Open the log that there is before a configuration names its own.
+
+    Args:
+      path: the argument of `-e` or what is built in; empty or `stderr` for stderr,
+        which is also used if the file cannot be opened.
+      name: the name that the program was called by.
+      level: info for a test of the configuration, else notice.
+    """
+    stderr = ErrorLog(Stderr(), level)
+    if path in {"", "stderr"}:
+        return open_logs([stderr], default="")
+    try:
+        return open_logs([ErrorLog(File(path), level)], default="", copy_as=name)
+    except OSError as error:
+        logs = open_logs([stderr], default="")
+        text = f'could not open error log file: open() "{path}" failed'
+        failure = Record(ALERT, text, error=error)
+        logs.console.write(failure.console_line(name), failure.level)
+        return logs

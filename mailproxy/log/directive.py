@@ -1,0 +1,299 @@
+"""The arguments of `error_log`, checked and with nginx's texts for what is wrong."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mailproxy.log.lines import DEBUG, ERROR, LEVELS, Record
+
+DEBUG_PARTS = ("core", "alloc", "mutex", "event", "http", "mail", "stream")
+"""The X of nginx's debug_X."""
+
+FACILITIES = [
+    "kern",
+    "user",
+    "mail",
+    "daemon",
+    "auth",
+    "intern",
+    "lpr",
+    "news",
+    "uucp",
+    "clock",
+    "authpriv",
+    "ftp",
+    "ntp",
+    "audit",
+    "alert",
+    "cron",
+    "local0",
+    "local1",
+    "local2",
+    "local3",
+    "local4",
+    "local5",
+    "local6",
+    "local7",
+]
+"""syslog's facilities under nginx's names; the index is the number in packets."""
+
+PROPERTIES = frozenset(
+    # Those of mail, then those that a configuration shared with http may name.
+    [
+        "action",
+        "client",
+        "server",
+        "starttls",
+        "login",
+        "upstream",
+        "peer",
+        "request",
+        "host",
+        "referrer",
+        "subrequest",
+    ]
+)
+"""What `filter=PROPERTY:…` may name."""
+
+Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | str, str]
+"""Family, socket address, and text for the log."""
+
+FindAddress = Callable[[str, int], Address]
+"""Makes an address of text and default port; ValueError says why it cannot."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that lines are appended to."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Stderr:
+    """File descriptor 2."""
+
+    redirect: bool = False
+    """`error_log ""`: descriptor 2 may be led to the first file, as it usually is."""
+
+
+@dataclass(frozen=True)
+class Syslog:
+    """A syslog server that takes datagrams."""
+
+    address: Address
+    facility: int = FACILITIES.index("local7")
+    tag: str = "nginx"
+    hostname: bool = True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The last lines, in a buffer of so many bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Only lines in which something matches are written (Angie)."""
+
+    kind: str
+    """`logline`, `message`, `tag`, or the name of a property."""
+    pattern: str
+    how: Literal["contains", "exact", "regex"]
+
+    def __post_init__(self) -> None:
+        if self.how == "regex":
+            re.compile(self.pattern)
+
+    def _matches(self, text: str) -> bool:
+        if self.how == "contains":
+            return self.pattern in text
+        if self.how == "exact":
+            return self.pattern == text
+        return re.search(self.pattern, text) is not None
+
+    def admits(self, record: Record, json: bool) -> bool:
+        """Whether a log in that format takes the event."""
+        if self.kind == "logline":
+            return self._matches(record.text())
+        if self.kind == "message":
+            return self._matches(record.json_message() if json else record.message())
+        if self.kind == "tag":
+            tags = () if record.context is None else record.context.all_tags
+            return any(map(self._matches, tags))
+        value = record.properties().get(self.kind)
+        return value is not None and self._matches(value)
+
+
+@dataclass(frozen=True)
+class ErrorLog:
+    """One `error_log` directive."""
+
+    target: File | Stderr | Syslog | Memory
+    level: int = ERROR
+    parts: frozenset[str] = frozenset()
+    """The debug_X that it wants; empty at level debug: all of them."""
+    json: bool = False
+    filters: tuple[Filter, ...] = ()
+    rate: int = 0
+    """Lines per second; 0 is no limit.
+
+    Angie and freenginx limit to 1000 where nothing is said, nginx does not: to lose
+    lines is something that a configuration has to ask for.
+    """
+
+
+def parse_error_log(
+    args: Sequence[str],
+    *,
+    path: Callable[[str], str],
+    address: FindAddress,
+    file: str = "",
+    line: int = 0,
+) -> ErrorLog:
+    """The value of an `error_log` directive.
+
+    Args:
+      args: its arguments.
+      path: makes the full path of a file name.
+      address: makes the address of a syslog server.
+      file: the configuration file it stands in,
+      line: and where: two of nginx's texts and limits depend on them.
+
+    Raises:
+      ValueError: with nginx's (or Angie's) text.
+    """
+    target = _target(args[0], path, address, file)
+    level = 0
+    parts: set[str] = set()
+    json: str | None = None
+    filters: list[Filter] = []
+    rate = 0
+    for word in args[1:]:
+        if word in LEVELS[1:]:
+            if level or parts:
+                raise ValueError(f'duplicate log level "{word}"')
+            level = LEVELS.index(word)
+        elif word.startswith("debug_") and word[6:] in DEBUG_PARTS:
+            if level:
+                raise ValueError(f'invalid log level "{word}"')
+            parts.add(word[6:])
+        elif word.startswith("format="):
+            if json is not None:
+                raise ValueError(f'duplicate format= parameter ("{word}")')
+            json = word[7:]
+            if json not in {"json", "default"}:
+                raise ValueError(f'unknown log format "{json}"')
+        elif word.startswith("filter="):
+            filters.append(_filter(word[7:], file, line))
+        elif word.startswith("rate="):
+            number = word[5:].removesuffix("m/s")
+            if not (number.isascii() and number.isdigit()):
+                raise ValueError(f'invalid rate "{word}"')
+            rate = int(number)
+        else:
+            raise ValueError(f'invalid log level "{word}"')
+    return ErrorLog(
+        target=target,
+        level=DEBUG if parts else level or ERROR,
+        parts=frozenset(parts),
+        json=json == "json",
+        filters=tuple(filters),
+        rate=rate,
+    )
+
+
+def _target(
+    word: str, path: Callable[[str], str], address: FindAddress, file: str
+) -> File | Stderr | Syslog | Memory:
+    if word == "stderr":
+        return Stderr()
+    if word == "":
+        return Stderr(redirect=True)
+    if word.startswith("memory:"):
+        return Memory(_size(word[7:], file))
+    if word.startswith("syslog:"):
+        return _syslog(word[7:], address)
+    return File(path(word))
+
+
+def _size(text: str, file: str) -> int:
+    found = re.fullmatch(r"([0-9]+)([kKmM]?)", text, re.ASCII)
+    units = {"": 1, "k": 1 << 10, "m": 1 << 20}
+    size = int(found[1]) * units[found[2].lower()] if found else 0
+    # nginx begins the buffer with a head line that names the file.
+    if not 2099 + len(file.encode("utf-8", "surrogateescape")) <= size < 1 << 63:
+        raise ValueError(f'invalid buffer size "{text}"')
+    return size
+
+
+def _syslog(text: str, address: FindAddress) -> Syslog:
+    values: dict[str, str] = {}
+    server: Address | None = None
+    hostname = True
+    for word in text.split(","):
+        name, equals, value = word.partition("=")
+        if word == "nohostname":
+            hostname = False
+            continue
+        if not equals or name not in {"server", "facility", "severity", "tag"}:
+            raise ValueError(f'unknown syslog parameter "{word}"')
+        if name in values:
+            raise ValueError(f'duplicate syslog "{name}"')
+        values[name] = value
+        if name == "server":
+            try:
+                server = address(value, 514)
+            except ValueError as error:
+                raise ValueError(f'{error} in syslog server "{value}"') from error
+        elif name == "facility" and value not in FACILITIES:
+            raise ValueError(f'unknown syslog facility "{value}"')
+        elif name == "severity" and value not in LEVELS[1:]:
+            raise ValueError(f'unknown syslog severity "{value}"')
+        elif name == "tag":
+            if len(value) > 32:
+                raise ValueError("syslog tag length exceeds 32")
+            if not re.fullmatch(r"[0-9A-Za-z_]*", value):
+                raise ValueError(
+                    'syslog "tag" only allows alphanumeric characters and underscore'
+                )
+    if server is None:
+        raise ValueError("no syslog server specified")
+    return Syslog(
+        address=server,
+        facility=FACILITIES.index(values.get("facility", "local7")),
+        tag=values.get("tag", "nginx"),
+        hostname=hostname,
+    )
+
+
+def _filter(text: str, file: str, line: int) -> Filter:
+    kind, colon, pattern = text.partition(":")
+    if not colon:
+        raise ValueError(f'missing filter type in "{text}"')
+    how: Literal["contains", "exact", "regex"] = "contains"
+    if pattern.startswith("="):
+        how, pattern = "exact", pattern[1:]
+    elif pattern.startswith("~"):
+        how, pattern = "regex", pattern[1:]
+    if not pattern:
+        raise ValueError(f'empty filter pattern "{text}"')
+    if kind == "sourcefile":
+        raise ValueError(
+            '"error_log" directive source file filtering requires debug build'
+        )
+    if kind not in PROPERTIES and kind not in {"logline", "message", "tag"}:
+        raise ValueError(
+            f"error_log directive at {file}:{line} has filter "
+            f'with unknown property "{kind}"'
+        )
+    try:
+        return Filter(kind, pattern, how)
+    except re.error as error:
+        raise ValueError(
+            f'pcre2_compile() failed: {error.msg} in "{pattern}"'
+            f' at "{pattern[error.pos or 0 :]}"'
+        ) from error

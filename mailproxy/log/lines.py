@@ -1,0 +1,414 @@
+"""One event of the error log, as nginx's text line or as Angie's JSON line.
+
+Both forms are cut at 2048 bytes. nginx cuts the end of the line and so loses what
+tells one client from another; here the message is cut and the context stays.
+
+What clients and backends sent stands in a line only as an argument of a message or
+as a property of the context, and is escaped there: nobody outside writes a line of
+their own, or closes a quote that they did not open.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LEVELS = ("", "emerg", "alert", "crit", "error", "warn", "notice", "info", "debug")
+"""Names of nginx's levels; the index is nginx's number."""
+
+EMERG, ALERT, CRIT, ERROR, WARN, NOTICE, INFO, DEBUG = range(1, 9)
+
+LINE_LIMIT = 2048
+"""Bytes of a line, its line feed included (NGX_MAX_ERROR_STR)."""
+
+_PROPERTY_LIMIT = 256
+"""Characters of a property in a line that would otherwise be too long."""
+
+Fault = OSError | tuple[int, str]
+"""The system error behind an event: the exception, or its number and text."""
+
+
+@dataclass(slots=True)
+class MailContext:
+    """Who an event of a session is about; one session owns and changes it."""
+
+    connection: int
+    """Number of the client's connection."""
+    client: str
+    """Address of the client without port, `unix:` for a unix socket."""
+    client_port: int | None = None
+    server: str = ""
+    """Text of the `listen` address."""
+    action: str | None = "sending client greeting line"
+    """What the session is doing, as it reads behind "while"."""
+    starttls: bool = False
+    """A STARTTLS handshake has begun."""
+    login: bytes = b""
+    upstream: str | None = None
+    """Address of the backend, once the connection to it has been started."""
+    tags: tuple[str, ...] = ()
+    """Values of `error_log_user_tag`."""
+    peer: str = ""
+    """Address and port at the other end of the socket: the client, or a proxy."""
+
+    def properties(self) -> dict[str, str]:
+        """The session as Angie's JSON lines and filters know it; nothing is empty."""
+        properties = {
+            "action": self.action,
+            "client": self.client_address,
+            "server": self.server,
+            "starttls": "true" if self.starttls else None,
+            "login": self.login.decode("utf-8", "surrogateescape"),
+            "upstream": self.upstream,
+        }
+        if self.peer != properties["client"]:
+            properties["peer"] = self.peer
+        return {name: value for name, value in properties.items() if value}
+
+    @property
+    def client_address(self) -> str:
+        """Address and port of the client."""
+        if self.client_port is None:
+            return self.client
+        if ":" in self.client:
+            return f"[{self.client}]:{self.client_port}"
+        return f"{self.client}:{self.client_port}"
+
+    @property
+    def all_tags(self) -> tuple[str, ...]:
+        """`mail`, then those of the configuration, each once."""
+        return tuple(dict.fromkeys(("mail", *self.tags)))
+
+
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f"\\]')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_JSON_UNSAFE = re.compile('[\x00-\x1f"\\\\\udc80-\udcff]')
+_JSON_SHORT = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+    "\b": "\\b",
+    "\f": "\\f",
+}
+
+
+def escape(value: object) -> str:
+    r"""What somebody else sent, fit to stand between quotes in a line of text.
+
+    Control bytes, `"` and `\` become `\xHH`; other bytes stay as they are.
+    """
+    text = _decode(value)
+    return _UNSAFE.sub(_hex, text) if _UNSAFE.search(text) else text
+
+
+def _hex(match: re.Match[str]) -> str:
+    return f"\\x{ord(match[0]):02X}"
+
+
+def _json_escape(text: str) -> str:
+    if not _JSON_UNSAFE.search(text):
+        return text
+    return _JSON_UNSAFE.sub(
+        # A byte that is not UTF-8 is written as if it were Latin-1: raw, as Angie
+        # does it, it would make the whole line unreadable for a JSON parser.
+        lambda match: _JSON_SHORT.get(match[0]) or f"\\u{ord(match[0]) & 0xFF:04X}",
+        text,
+    )
+
+
+def _decode(value: object) -> str:
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode("utf-8", "surrogateescape")
+    return str(value)
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace")
+
+
+def _fault(error: Fault) -> tuple[int, str] | None:
+    """Number and text of a system error; None if it has no number."""
+    if isinstance(error, tuple):
+        return error
+    if error.errno is None:
+        return None
+    if error.errno <= 0:  # getaddrinfo() counts its own errors below zero
+        return error.errno, error.strerror or ""
+    return error.errno, os.strerror(error.errno)
+
+
+class Record:
+    """One event; each of its forms is made when it is first asked for, and once."""
+
+    __slots__ = (
+        "_json",
+        "_line",
+        "args",
+        "connection",
+        "context",
+        "error",
+        "event",
+        "forced",
+        "level",
+        "part",
+        "suffix",
+    )
+
+    def __init__(
+        self,
+        level: int,
+        event: str,
+        args: tuple[object, ...] = (),
+        error: Fault | None = None,
+        context: MailContext | None = None,
+        connection: int | None = None,
+        part: str = "",
+        suffix: str = "",
+        forced: bool = False,
+    ) -> None:
+        """Args:
+        event: the message, with a `%s` for each of `args`.
+        part: the part of the program a debug line belongs to.
+        suffix: stands behind the error.
+        forced: every log takes it, whatever its level (`debug_connection`).
+        """
+        self.level = level
+        self.event = event
+        self.args = args
+        self.error = error
+        self.context = context
+        self.connection = connection
+        self.part = part
+        self.suffix = suffix
+        self.forced = forced
+        self._line: bytes | None = None
+        self._json: bytes | None = None
+
+    def message(self) -> str:
+        """The message alone, escaped for a text line."""
+        event = self.event
+        if self.args:
+            event %= tuple(map(escape, self.args))
+        return _CONTROL.sub(_hex, event) if _CONTROL.search(event) else event
+
+    def raw_message(self) -> str:
+        """The message alone, as it is."""
+        event = self.event
+        if self.args:
+            event %= tuple(map(_decode, self.args))
+        return event + self.suffix
+
+    def text(self) -> str:
+        """A text line from the message to its end, uncut."""
+        return self.message() + self._tail()
+
+    def _tail(self, limit: int | None = None, /) -> str:
+        tail = ""
+        if self.error is not None:
+            fault = _fault(self.error)
+            if fault is not None:
+                tail = f" ({fault[0]}: {fault[1]})"
+        tail += self.suffix
+        context = self.context
+        if context is None or self.level == DEBUG:
+            return tail
+        if context.action is not None:
+            tail += f" while {context.action}"
+        tail += f", client: {context.client}"
+        if context.starttls:
+            tail += " using starttls"
+        tail += f", server: {context.server}"
+        if context.login:
+            tail += f', login: "{escape(context.login)[:limit]}"'
+        if context.upstream is not None:
+            tail += f", upstream: {escape(context.upstream)[:limit]}"
+        return tail
+
+    def properties(self) -> dict[str, str]:
+        """The session as Angie's JSON lines and filters know it; nothing is empty."""
+        return {} if self.context is None else self.context.properties()
+
+    def _number(self) -> str:
+        if self.context is not None:
+            return f"*{self.context.connection} "
+        return "" if self.connection is None else f"*{self.connection} "
+
+    def text_line(self) -> bytes:
+        """The whole line in nginx's form, line feed included."""
+        if self._line is None:
+            prefix = _clock.prefix(self.level) + self._number()
+            line = _encode(f"{prefix}{self.text()}\n")
+            if len(line) > LINE_LIMIT:
+                tail = _encode(self._tail(_PROPERTY_LIMIT)) + b"\n"
+                head = _encode(prefix + self.message())
+                line = _cut(head, LINE_LIMIT - len(tail)) + tail
+            self._line = line
+        return self._line
+
+    def console_line(self, name: str) -> bytes:
+        """The line as it is copied to the terminal while `name` starts."""
+        prefix = f"{name}: [{LEVELS[self.level]}] {self._number()}"
+        return _cut(_encode(prefix + self.text()), LINE_LIMIT - 1) + b"\n"
+
+    def json_line(self) -> bytes:
+        """The whole line in Angie's `format=json`, line feed included."""
+        if self._json is None:
+            line = self._json_line(self.raw_message())
+            if len(line) > LINE_LIMIT:
+                line = self._cut_json_line()
+            self._json = line
+        return self._json
+
+    def json_message(self) -> str:
+        """The message alone, escaped for a JSON line."""
+        return _json_escape(self.raw_message())
+
+    def _cut_json_line(self) -> bytes:
+        message = self.raw_message()[:LINE_LIMIT]
+        while True:
+            line = self._json_line(message, _PROPERTY_LIMIT)
+            over = len(line) - LINE_LIMIT
+            if over <= 0 or not message:
+                return line
+            # An escaped character takes six bytes at most.
+            message = message[: -max(over // 6, 1)]
+
+    def _json_line(self, message: str, limit: int | None = None) -> bytes:
+        pid = _clock.pid
+        line = (
+            f'{{"time":"{_clock.iso()}","level":"{LEVELS[self.level]}"'
+            f',"pid":{pid},"tid":{pid}'
+        )
+        context = self.context
+        number = context.connection if context is not None else self.connection
+        if number is not None:
+            line += f',"connection":{number}'
+        line += f',"message":"{_json_escape(message)}"'
+        fault = None if self.error is None else _fault(self.error)
+        if fault is not None:
+            line += (
+                f',"error":{{"code":{fault[0]},"message":"{_json_escape(fault[1])}"}}'
+            )
+        if context is not None:
+            if self.level != DEBUG:
+                members = ",".join(
+                    f'"{name}":"{_json_escape(value[:limit])}"'
+                    for name, value in self.properties().items()
+                )
+                line += f',"mail":{{{members}}}'
+            if limit is None:
+                line += f',"tags":[{_strings(context.all_tags)}]'
+        return _encode(line + ("}\n" if limit is None else ',"truncated":true}\n'))
+
+
+class Connected(Record):
+    """The first event of a session: nginx and Angie have different words for it."""
+
+    __slots__ = ()
+
+    def message(self) -> str:
+        context = self.context
+        assert context is not None
+        return f"client {context.client_address} connected to {context.server}"
+
+    def _tail(self, _limit: int | None = None, /) -> str:
+        return ""
+
+    def properties(self) -> dict[str, str]:
+        return super().properties() | {"action": "initializing session"}
+
+
+def _strings(values: Iterable[str]) -> str:
+    return ",".join(f'"{_json_escape(value)}"' for value in values)
+
+
+_BROKEN_END = re.compile(rb"(?:\\x?[0-9A-F]?|[\xC0-\xFF][\x80-\xBF]{0,2})\Z")
+
+
+def _cut(text: bytes, size: int) -> bytes:
+    """At most `size` bytes of `text`, with no half of an escape or character."""
+    if len(text) <= size:
+        return text
+    text = text[: max(size, 0)]
+    return _BROKEN_END.sub(b"", text)
+
+
+_MONTHS = [
+    "Jan",
+    "Feb",
+    "Mar",
+    "Apr",
+    "May",
+    "Jun",
+    "Jul",
+    "Aug",
+    "Sep",
+    "Oct",
+    "Nov",
+    "Dec",
+]
+
+
+class _Clock:
+    """What lines say about time and process, made once a second.
+
+    Month names are English whatever the locale is, as syslog wants them.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.pid = os.getpid()
+        self._second = -1
+
+    def _refresh(self, second: int) -> None:
+        self._second = second
+        here = time.localtime(second)
+        when = time.strftime("%Y/%m/%d %H:%M:%S", here)
+        self._prefixes = [
+            f"{when} [{level}] {self.pid}#{self.pid}: " for level in LEVELS
+        ]
+        self._syslog = (
+            f"{_MONTHS[here.tm_mon - 1]} {here.tm_mday:2} "
+            f"{here.tm_hour:02}:{here.tm_min:02}:{here.tm_sec:02}"
+        )
+        self._iso = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+    def prefix(self, level: int) -> str:
+        """Time, level and process, as text lines begin."""
+        second = int(time.time())
+        if second != self._second:
+            self._refresh(second)
+        return self._prefixes[level]
+
+    def syslog(self) -> str:
+        """The time as syslog packets begin (RFC 3164, section 4.1.2)."""
+        second = int(time.time())
+        if second != self._second:
+            self._refresh(second)
+        return self._syslog
+
+    def iso(self) -> str:
+        """The time in UTC with milliseconds; a whole second shows none."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._refresh(second)
+        milliseconds = int((now - second) * 1000)
+        return f"{self._iso}.{milliseconds:03}Z" if milliseconds else f"{self._iso}Z"
+
+
+_clock = _Clock()
+os.register_at_fork(after_in_child=_clock.forget)
+
+
+def syslog_time() -> str:
+    """The time as syslog packets begin."""
+    return _clock.syslog()

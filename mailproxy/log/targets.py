@@ -1,0 +1,261 @@
+"""Where lines of the error log go: files, stderr, syslog, memory.
+
+A session must not end because its log cannot be written: no `write` here raises.
+"""
+
+import errno
+import os
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from mailproxy.log.directive import ErrorLog, Syslog
+from mailproxy.log.lines import DEBUG, Record, syslog_time
+from mailproxy.log.logger import Logger
+
+
+class Sink(Protocol):
+    """Takes lines, of any number of `error_log` directives."""
+
+    def write(self, line: bytes, level: int, /) -> None:
+        """Write a line, its line feed included."""
+
+    def close(self) -> None:
+        """Give back what is open."""
+
+
+class FileSink:
+    """A file that lines are appended to, or stderr; one write(2) for each line."""
+
+    def __init__(self, path: str) -> None:
+        """Open `path`; an empty one is stderr.
+
+        Raises:
+          OSError: the file cannot be opened.
+        """
+        self.path = path
+        self.fd = _open(path) if path else 2
+        self._full_second = 0
+
+    def write(self, line: bytes, _level: int, /) -> None:
+        # A full disk is left alone for the rest of the second.
+        if self._full_second and self._full_second == int(time.time()):
+            return
+        try:
+            os.write(self.fd, line)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                self._full_second = int(time.time())
+
+    def reopen(self, log: Logger, owner: int | None) -> None:
+        """Open the file by its name again, after somebody has renamed it.
+
+        What goes wrong is logged, and the old file stays in use.
+
+        Args:
+          log: where to complain.
+          owner: the user that workers run as; the file is made theirs, so that they
+            can open it, too.
+        """
+        if not self.path:
+            return
+        try:
+            if owner is not None and owner != os.geteuid():
+                _refuse_link_of(owner, self.path)
+            fd = _open(self.path)
+        except OSError as error:
+            log.emerg('open() "%s" failed', self.path, error=error)
+            return
+        if owner is not None and not self._give(fd, owner, log):
+            os.close(fd)
+            return
+        old, self.fd = self.fd, fd
+        os.close(old)
+
+    def _give(self, fd: int, owner: int, log: Logger) -> bool:
+        found = os.fstat(fd)
+        if found.st_uid != owner:
+            try:
+                os.fchown(fd, owner, -1)
+            except OSError as error:
+                log.emerg('chown("%s", %s) failed', self.path, owner, error=error)
+                return False
+        wanted = stat.S_IRUSR | stat.S_IWUSR
+        if found.st_mode & wanted != wanted:
+            try:
+                os.fchmod(fd, stat.S_IMODE(found.st_mode) | wanted)
+            except OSError as error:
+                log.emerg('chmod() "%s" failed', self.path, error=error)
+                return False
+        return True
+
+    def close(self) -> None:
+        if self.path:
+            # The number may soon be that of a client's socket.
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+
+def _refuse_link_of(user: int, path: str) -> None:
+    """Do not follow a link that `user` has planted.
+
+    It may lead to any file of the system, which would then be given to them
+    (CVE-2016-1247).
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode) and found.st_uid == user:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+class SyslogSink:
+    """A syslog server (RFC 3164): a datagram for each line, and nobody waits.
+
+    A datagram that cannot be sent is lost; the next line tries again. Complaints go
+    to the process's other logs, one in a second at most.
+    """
+
+    def __init__(
+        self, syslog: Syslog, complaints: Logger, clock: Callable[[], float]
+    ) -> None:
+        """Args:
+        complaints: where it says that it cannot send; may contain this sink.
+        clock: seconds, never going back.
+        """
+        self._family, self._address, self._name = syslog.address
+        self._priority = syslog.facility * 8
+        host = f"{socket.gethostname().lower()} " if syslog.hostname else ""
+        self._head = f" {host}{syslog.tag}: ".encode("utf-8", "surrogateescape")
+        self._complaints = complaints.bind(
+            suffix=f" while logging to syslog, server: {self._name}"
+        )
+        self._clock = clock
+        self._quiet_until = 0.0
+        self._complaining = False
+        self._socket: socket.socket | None = None
+
+    def write(self, line: bytes, level: int, /) -> None:
+        if self._complaining:
+            return
+        what = "alert", "connect() failed"
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(
+                    self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+                )
+                self._socket.connect(self._address)
+            what = "error", "send() failed"
+            packet = b"<%d>%s" % (self._priority + level - 1, syslog_time().encode())
+            self._socket.send(packet + self._head + line.rstrip(b"\n"))
+        except BlockingIOError:
+            pass  # the server does not keep up: nginx loses the line, too
+        except OSError as error:
+            self.close()
+            self._complain(*what, error)
+
+    def _complain(self, level: str, what: str, error: OSError) -> None:
+        now = self._clock()
+        if now < self._quiet_until:
+            return
+        self._quiet_until = now + 1
+        self._complaining = True
+        try:
+            self._complaints.log(level, what, error=error)
+        finally:
+            self._complaining = False
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class MemorySink:
+    """The last lines, as many as fit, for who looks into the process."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._used = 0
+        self._lines: deque[bytes] = deque()
+
+    def write(self, line: bytes, _level: int, /) -> None:
+        self._lines.append(line)
+        self._used += len(line)
+        while self._used > self._size:
+            self._used -= len(self._lines.popleft())
+
+    def lines(self) -> list[bytes]:
+        """The lines, oldest first."""
+        return list(self._lines)
+
+    def close(self) -> None:
+        self._lines.clear()
+        self._used = 0
+
+
+class RateLimit:
+    """How many lines a second a log takes: a leaking bucket, deeper for worse news."""
+
+    def __init__(self, rate: int, level: int, clock: Callable[[], float]) -> None:
+        self._rate = rate
+        self._level = level
+        self._clock = clock
+        self._last = clock()
+        self._excess = 0.0
+
+    def admits(self, level: int) -> bool | None:
+        """Whether to write a line; None: no, and that is to be said first."""
+        now = self._clock()
+        excess = max(self._excess - self._rate * (now - self._last), 0.0)
+        burst = self._rate * (self._level - level + 1)
+        if excess + 1 <= burst:
+            self._excess, self._last = excess + 1, now
+            return True
+        if self._excess <= burst:
+            self._excess += 1
+            return None
+        return False
+
+
+class Target:
+    """What one `error_log` directive asks for."""
+
+    def __init__(
+        self, directive: ErrorLog, sink: Sink, limit: RateLimit | None
+    ) -> None:
+        self.sink = sink
+        self._level = directive.level
+        self._parts = directive.parts
+        self._json = directive.json
+        self._filters = directive.filters
+        self._limit = limit if directive.level < DEBUG else None
+
+    def write(self, record: Record) -> bool:
+        """Write the line if it is wanted; says whether it was."""
+        level = record.level
+        if not record.forced:
+            if level > self._level:
+                return False
+            if level == DEBUG and self._parts and record.part not in self._parts:
+                return False
+        for rule in self._filters:
+            if not rule.admits(record, self._json):
+                return False
+        if self._limit is not None:
+            admitted = self._limit.admits(level)
+            if admitted is None:
+                record = Record(level, "too many log messages, limiting")
+            elif not admitted:
+                return False
+        line = record.json_line() if self._json else record.text_line()
+        self.sink.write(line, level)
+        return True
