@@ -24,6 +24,11 @@ from mailproxy.log.directive import (
 )
 from mailproxy.log.lines import (
     ALERT,
+    CRIT,
+    DEBUG,
+    EMERG,
+    ERROR,
+    INFO,
     LEVELS,
     NOTICE,
     WARN,
@@ -43,7 +48,15 @@ from mailproxy.log.targets import (
 )
 
 __all__ = [
+    "ALERT",
+    "CRIT",
+    "DEBUG",
+    "EMERG",
+    "ERROR",
+    "INFO",
     "LEVELS",
+    "NOTICE",
+    "WARN",
     "ErrorLog",
     "Fault",
     "Logger",

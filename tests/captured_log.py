@@ -1,0 +1,17 @@
+"""A log for tests that assert what a session says."""
+
+from mailproxy.log import DEBUG, LEVELS, Logger, Record, make_logger
+
+
+class CapturedLog:
+    """Keeps events as (level, text line from the message to its end)."""
+
+    log: Logger
+    """Logs into `events`; bind a context to it as to any logger."""
+
+    def __init__(self, level: int = DEBUG) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.log = make_logger(self, level)
+
+    def write(self, record: Record) -> None:
+        self.events.append((LEVELS[record.level], record.text()))
