@@ -1,0 +1,148 @@
+"""One end of a connection with the proxy: what arrives is kept until it is asked for."""
+
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+PATIENCE = 10.0
+"""Seconds after which an awaited byte counts as missing."""
+
+CLOSE = "⟨close⟩"
+
+
+class Mismatch(Exception):
+    """The proxy did something else than the script says."""
+
+
+class Channel:
+    """A connection of a script, with a task (`pump`) that receives."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.socket = stream
+        self.stream: trio.abc.Stream = stream
+        self.buffer = bytearray()
+        self.events: list[str] = []
+        self.ended = False
+        self.told = False
+        """Whether the script knows that it has ended, or ended it itself."""
+        self.answered = False
+        """Whether something was sent on it (auth server)."""
+        self._changed = trio.Event()
+        self._pumping = trio.CancelScope()
+
+    async def pump(self) -> None:
+        """Receive until the end of the connection, or until TLS starts."""
+        with trio.CancelScope() as self._pumping:
+            try:
+                while data := await self.stream.receive_some(65536):
+                    self.buffer += data
+                    self._change()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # a reset is a close here: which of them it is depends on timing
+            self.ended = True
+            self._change()
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for bytes or the end of the connection.
+
+        Raises:
+          Mismatch: `condition` does not come true in time.
+        """
+        with trio.move_on_after(PATIENCE):
+            while not condition():
+                await self._changed.wait()
+            return
+        raise Mismatch(f"waited {PATIENCE:.0f} s for {what}")
+
+    async def take_line(self) -> bytes | str:
+        """The next line, or the name of an event."""
+        await self.wait_until(
+            lambda: b"\n" in self.buffer or bool(self.events) or self.ended, "a line"
+        )
+        if self.buffer:
+            return self._take(self.buffer.find(b"\n") + 1 or len(self.buffer))
+        return self._event()
+
+    async def take_exactly(self, size: int) -> bytes | str:
+        """The next `size` bytes, or fewer before an event."""
+        await self.wait_until(
+            lambda: len(self.buffer) >= size or bool(self.events) or self.ended, f"{size} bytes"
+        )
+        return self._take(size) if self.buffer else self._event()
+
+    async def take_request(self) -> bytes | str:
+        """All up to and with an empty line, or the name of an event."""
+        await self.wait_until(
+            lambda: b"\r\n\r\n" in self.buffer or self.ended, "an auth request"
+        )
+        if not self.buffer:
+            return self._event()
+        return self._take(self.buffer.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in self.buffer else len(self.buffer))
+
+    def _event(self) -> str:
+        if self.events:
+            return self.events.pop(0)
+        self.told = True
+        return CLOSE
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return data
+
+    async def send(self, data: bytes, *, bytewise: bool = False) -> None:
+        """Send a segment, or its bytes one by one."""
+        pieces = [data[i : i + 1] for i in range(len(data))] if bytewise else [data]
+        try:
+            for piece in pieces:
+                await self.stream.send_all(piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the proxy has closed already; the script tells whether it may
+
+    def finish_sending(self) -> None:
+        """Send a FIN."""
+        self.told = True
+        try:
+            self.socket.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it is closed already
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close, with a RST where asked for."""
+        self.told = self.ended = True
+        if reset and self.socket.socket.fileno() >= 0:
+            linger = struct.pack("ii", 1, 0)
+            self.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._pumping.cancel()
+        self.socket.socket.close()
+
+    async def start_tls(self, arguments: dict[str, str], directory: Path) -> None:
+        """Shake hands as a client; the result becomes an event. `pump` has to be started again."""
+        self._pumping.cancel()
+        context = ssl.create_default_context(cafile=directory / "ca.pem")
+        context.check_hostname = False
+        if version := arguments.get("version"):
+            context.maximum_version = ssl.TLSVersion[f"TLSv1_{version[2:]}"]
+        if alpn := arguments.get("alpn"):
+            context.set_alpn_protocols(alpn.split(","))
+        if certificate := arguments.get("cert"):
+            context.load_cert_chain(directory / f"{certificate}.pem")
+        stream = trio.SSLStream(
+            self.socket, context, server_hostname="mx.test", https_compatible=True
+        )
+        try:
+            with trio.fail_after(PATIENCE):
+                await stream.do_handshake()
+        except (trio.BrokenResourceError, ssl.SSLError):
+            self.events.append("⟨no tls⟩")
+        else:
+            self.stream = stream
+            self.events.append("⟨tls⟩")

@@ -1,0 +1,45 @@
+"""Auth requests in the short form of scripts: `Q: plain u p`."""
+
+import re
+
+_EMPTY = '""'
+_NAMES = {"plain", "apop", "cram-md5", "external", "none", "xoauth2", "oauthbearer"}
+
+
+def expand(text: str, protocol: str, attempt: int) -> list[str]:
+    """The lines of the request that a `Q:` line means, the last (empty) one left out.
+
+    `METHOD USER PASSWORD [salt] [tls]`; `""` is an empty value. `salt` adds
+    Auth-Salt, `tls` what is said of a client in TLS. Other texts are lines themselves.
+    """
+    method, *words = text.split(" ")
+    if method not in _NAMES:
+        return [text]
+    user, password, *more = ("" if word == _EMPTY else word for word in words)
+    return [
+        "GET /auth HTTP/1.0",
+        "Host: 127.0.0.1",
+        f"Auth-Method: {method}",
+        f"Auth-User: {user}",
+        f"Auth-Pass: {password}",
+        *(["Auth-Salt: <⟨salt⟩@mx.test>"] if "salt" in more else []),
+        f"Auth-Protocol: {protocol}",
+        f"Auth-Login-Attempt: {attempt}",
+        "Client-IP: 127.0.0.1",
+        *(["Client-Host: [UNAVAILABLE]"] if protocol == "smtp" else []),
+        *(_TLS if "tls" in more else []),
+    ]
+
+
+_TLS = ["Auth-SSL: on", "Auth-SSL-Protocol: TLSv1.3", "Auth-SSL-Cipher: TLS_AES_256_GCM_SHA384"]
+
+
+def shorten(lines: list[str], protocol: str, attempt: int) -> list[str]:
+    """The short form of a request where there is one, else the lines themselves."""
+    values = dict(re.findall(r"^([A-Za-z-]+): (.*)$", "\n".join(lines), re.MULTILINE))
+    names = ("Auth-Method", "Auth-User", "Auth-Pass")
+    words = [values.get(name, "") or _EMPTY for name in names]
+    words += ["salt"] if "Auth-Salt" in values else []
+    words += ["tls"] if "Auth-SSL" in values else []
+    short = " ".join(words)
+    return [short] if expand(short, protocol, attempt) == lines else lines

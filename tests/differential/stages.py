@@ -1,0 +1,82 @@
+"""Starts a proxy with a server block for each script."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import trio
+
+from tests.differential.player import Playback, Player, Stage
+from tests.differential.script import NGINX, Script
+from tests.processes import free_port, load_modules, mailproxy_command, nginx_command, running
+
+AT_ONCE = 24
+"""Scripts that are played at the same time."""
+
+
+@contextmanager
+def staged(proxy: str, scripts: Sequence[Script], directory: Path) -> Iterator[list[Stage]]:
+    """`proxy` running in `directory`, with a server for each of `scripts`, in their order."""
+    log = directory / "error.log"
+    ready = free_port()
+    stages = [_stage(proxy, script, directory, log) for script in scripts]
+    servers = "\n".join(map(_server, scripts, stages))
+    (directory / "nginx.conf").write_text(
+        f"""{load_modules()}
+worker_processes 1;
+pid {directory}/pid;
+error_log {log} info;
+events {{ worker_connections 8192; }}
+mail {{
+    server_name mx.test;
+    server {{ listen 127.0.0.1:{ready}; protocol imap; auth_http 127.0.0.1:1; }}
+{servers}
+}}
+"""
+    )
+    command = nginx_command(directory) if proxy == NGINX else mailproxy_command(directory)
+    assert command is not None
+    with running(command, directory, ready):
+        yield stages
+
+
+def _stage(proxy: str, script: Script, directory: Path, log: Path) -> Stage:
+    port = free_port()
+    if script.address == "unix":
+        listen = f"unix:{directory}/listen{port}"
+    else:
+        listen = f"[{script.address}]:{port}" if ":" in script.address else f"{script.address}:{port}"
+    return Stage(proxy, directory, log, listen, port, free_port(), free_port())
+
+
+def _server(script: Script, stage: Stage) -> str:
+    if script.auth == "unix":
+        auth = f"unix:{stage.directory}/auth{stage.auth_port}:/auth"
+    elif script.auth == "closed":
+        auth = f"127.0.0.1:{stage.closed_port}/auth"
+    else:
+        auth = f"127.0.0.1:{stage.auth_port}{script.auth}"
+    listen = f"listen {stage.listen} {script.listen}".rstrip()
+    directives = script.directives(stage.proxy)
+    return f"    server {{ {listen}; protocol {script.protocol}; auth_http {auth}; {directives} }}"
+
+
+def play_all(
+    scripts: Sequence[Script], stages: Sequence[Stage], *, bytewise: bool = False, record: bool = False
+) -> list[Playback]:
+    """Play each script on its stage, many at the same time."""
+    playbacks: dict[int, Playback] = {}
+    limit = trio.CapacityLimiter(AT_ONCE)
+
+    async def play(index: int) -> None:
+        async with limit:
+            player = Player(scripts[index], stages[index], bytewise=bytewise, record=record)
+            playbacks[index] = await player.play()
+
+    async def play_them() -> None:
+        async with trio.open_nursery() as nursery:
+            for index in range(len(scripts)):
+                nursery.start_soon(play, index)
+
+    trio.run(play_them)
+    return [playbacks[index] for index in range(len(scripts))]

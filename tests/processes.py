@@ -1,0 +1,173 @@
+"""Real programs for tests: started, watched, waited for, stopped.
+
+Nothing here sleeps blindly. Who waits says for what (`wait_for`), and a program
+that dies meanwhile ends the waiting at once, with what it printed.
+"""
+
+import itertools
+import os
+import random
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PATIENCE = 20.0
+"""Seconds after which something that should have happened counts as missing."""
+
+_TICK = 0.01
+
+
+def require_peers() -> bool:
+    """Whether a missing program (nginx, Dovecot, ...) is a failure, not a skip."""
+    return os.environ.get("MAILPROXY_REQUIRE_PEERS") == "1"
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program, looked for in /usr/sbin too."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    return shutil.which(name, path=path)
+
+
+def wait_for(
+    condition: Callable[[], bool], what: str, process: "Process | None" = None
+) -> None:
+    """Return as soon as `condition` holds.
+
+    Raises:
+      AssertionError: it does not within `PATIENCE`, or `process` ended before.
+    """
+    deadline = time.monotonic() + PATIENCE
+    waker = select.poll()
+    if process is not None:
+        waker.register(process.pidfd, select.POLLIN)
+    while not condition():
+        ended = waker.poll(_TICK * 1000)
+        if ended and not condition():
+            assert process is not None
+            raise AssertionError(f"ended while waiting for {what}:\n{process.story()}")
+        if time.monotonic() > deadline:
+            story = process.story() if process is not None else ""
+            raise AssertionError(f"waited {PATIENCE:.0f} s for {what}\n{story}")
+
+
+_lowest, _beyond = 12000, 32000  # below the ports the kernel gives to outgoing connections
+_ports = itertools.cycle(range(_lowest, _beyond))
+for _ in range(random.randrange(_beyond - _lowest)):
+    next(_ports)
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port nobody listens on, and which no outgoing connection will take."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    for port in itertools.islice(_ports, _beyond - _lowest):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
+def answers(port: int, address: str = "127.0.0.1") -> bool:
+    """Whether someone accepts connections there."""
+    try:
+        socket.create_connection((address, port), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+class Process:
+    """A program that runs until it is told to stop."""
+
+    def __init__(
+        self, command: Sequence[str], directory: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        self.command = list(command)
+        self.directory = directory
+        self.output = directory / "output.txt"
+        with self.output.open("ab") as output:
+            self.popen = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        self.pidfd = os.pidfd_open(self.popen.pid)
+
+    def story(self) -> str:
+        """The command, how it ended, and the end of what it printed and logged."""
+        files = [self.output, *sorted(self.directory.glob("*.log"))]
+        parts = [f"$ {' '.join(self.command)}  -> {self.popen.poll()}"]
+        parts += [
+            f"--- {file.name}\n{file.read_text(errors='replace')[-3000:]}"
+            for file in files
+            if file.exists()
+        ]
+        return "\n".join(parts)
+
+    def wait_for_port(self, port: int, address: str = "127.0.0.1") -> None:
+        """Return when the program accepts connections on `port`."""
+        wait_for(lambda: answers(port, address), f"{address}:{port} to answer", self)
+
+    def wait_for_text(self, file: Path, text: str) -> None:
+        """Return when `text` is in `file`, a log for example."""
+        wait_for(
+            lambda: file.exists() and text in file.read_text(errors="replace"),
+            f"{text!r} in {file.name}",
+            self,
+        )
+
+    def stop(self) -> int:
+        """SIGTERM, then, without an end in `PATIENCE`, SIGKILL; returns the exit code."""
+        if self.pidfd >= 0:
+            self.popen.terminate()
+            if not select.select([self.pidfd], [], [], PATIENCE)[0]:
+                self.popen.kill()
+            os.close(self.pidfd)
+            self.pidfd = -1
+        return self.popen.wait()
+
+
+def nginx_command(directory: Path) -> list[str] | None:
+    """How nginx is started on `directory`/nginx.conf, or None where it is missing."""
+    nginx = find_program("nginx")
+    return None if nginx is None else [nginx, *_arguments(directory)]
+
+
+def mailproxy_command(directory: Path) -> list[str]:
+    """How mailproxy is started on `directory`/nginx.conf."""
+    return [sys.executable, "-m", "mailproxy", *_arguments(directory)]
+
+
+def _arguments(directory: Path) -> list[str]:
+    foreground = "daemon off; master_process off;"
+    return ["-p", f"{directory}/", "-c", "nginx.conf", "-e", "startup.log", "-g", foreground]
+
+
+@contextmanager
+def running(
+    command: Sequence[str], directory: Path, port: int, environment: dict[str, str] | None = None
+) -> Iterator[Process]:
+    """A program that accepts connections on `port`, for the length of the block."""
+    process = Process(command, directory, environment)
+    try:
+        process.wait_for_port(port)
+        yield process
+    finally:
+        process.stop()
+
+
+def load_modules() -> str:
+    """What nginx.conf has to begin with where nginx's mail module is a file of its own."""
+    module = Path("/usr/lib/nginx/modules/ngx_mail_module.so")
+    return f"load_module {module};\n" if module.exists() else ""
