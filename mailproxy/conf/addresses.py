@@ -1,0 +1,277 @@
+"""Addresses and networks as nginx reads them (src/core/ngx_inet.c).
+
+Names are resolved when the configuration is read, so a running proxy never waits
+for them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+from mailproxy.conf.directive import Scope
+from mailproxy.conf.syntax import ConfigError, Directive, Word
+from mailproxy.conf.values import c_string, lower, parse_number
+
+SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
+"""What bind() and connect() take; a path for unix sockets."""
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_UNIX_PATH_LIMIT = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One socket address."""
+
+    family: int
+    sockaddr: SocketAddress
+    text: str
+    """For logs: "127.0.0.1:143", "[::1]:143", "unix:/path"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An address argument, taken apart and resolved."""
+
+    host: str
+    """As written, IPv6 in brackets; the path of a unix socket."""
+    port: int
+    """The first of a range, or the default."""
+    last_port: int
+    uri: str
+    addresses: tuple[Address, ...]
+    """At least one; the first port's come before the second's."""
+
+
+class AddressError(ValueError):
+    """nginx's reason: "no host", "invalid port", "host not found" …"""
+
+
+def ipv4(text: str) -> str | None:
+    """A dotted quad in its usual form, or None if nginx takes it for a name."""
+    octets = text.split(".")
+    if len(octets) != 4:
+        return None
+    values = []
+    for octet in octets:
+        if octet and not (octet.isascii() and octet.isdigit()):
+            return None
+        value = int(octet[:8] or "0") if len(octet) < 8 else _octet(octet)
+        if value > 255:
+            return None
+        values.append(value)
+    quad = ".".join(map(str, values))
+    return None if quad == "255.255.255.255" else quad
+
+
+def _octet(digits: str) -> int:
+    return int(digits.lstrip("0")[:4] or "0")
+
+
+def ipv6(text: str) -> str | None:
+    """An IPv6 address in its usual form, or None."""
+    try:
+        return socket.inet_ntop(
+            socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text)
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def _at(family: int, host: str, port: int) -> Address:
+    if family == socket.AF_INET6:
+        return Address(family, (host, port, 0, 0), f"[{host}]:{port}")
+    return Address(family, (host, port), f"{host}:{port}")
+
+
+def lookup(host: str, *, listen: bool = False) -> list[tuple[int, str]]:
+    """The addresses of a name, as (family, text), without duplicates.
+
+    Raises:
+      AddressError: there are none.
+    """
+    name = c_string(host).encode("utf-8", "surrogateescape")
+    flags = socket.AI_ADDRCONFIG | (socket.AI_PASSIVE if listen else 0)
+    try:
+        answers = socket.getaddrinfo(
+            name, None, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, flags
+        )
+    except (OSError, UnicodeError):
+        raise AddressError("host not found") from None
+    found = {
+        (int(family), str(sockaddr[0]).partition("%")[0]): None
+        for family, _, _, _, sockaddr in answers
+        if family in (socket.AF_INET, socket.AF_INET6)
+    }
+    if not found:
+        raise AddressError("host not found")
+    return list(found)
+
+
+def parse_url(
+    text: str, default_port: int = 0, *, listen: bool = False, uri: bool = False
+) -> Url:
+    """Take an address argument apart, and resolve it (ngx_parse_url).
+
+    Args:
+      text: the argument.
+      default_port: where none is written.
+      listen: allow a port alone, a range of ports, and ``*``.
+      uri: allow ``/path`` and ``?args`` behind it (``:path`` for unix sockets).
+
+    Raises:
+      AddressError: why it is no address.
+    """
+    if lower(text[:5]) == "unix:":
+        return _parse_unix(text[5:], uri=uri)
+    rest, path = text, ""
+    bracket = text.find("]") if text.startswith("[") else 0
+    if bracket < 0:
+        raise AddressError("invalid host")
+    cut = min(
+        (at for mark in "/?" if (at := text.find(mark, bracket)) >= 0), default=-1
+    )
+    if cut >= 0:
+        if listen or not uri:
+            raise AddressError("invalid host")
+        rest, path = text[:cut], text[cut:]
+    if text.startswith("["):
+        return _parse_ipv6(rest, bracket, default_port, path, listen=listen)
+    return _parse_ipv4_or_name(rest, default_port, path, listen=listen)
+
+
+def _parse_unix(path: str, *, uri: bool) -> Url:
+    rest = ""
+    if uri:
+        path, _, rest = path.partition(":")
+    if not path:
+        raise AddressError("no path in the unix domain socket")
+    if len(path.encode("utf-8", "surrogateescape")) > _UNIX_PATH_LIMIT:
+        raise AddressError("too long path in the unix domain socket")
+    address = Address(socket.AF_UNIX, path, f"unix:{path}")
+    return Url(path, 0, 0, rest, (address,))
+
+
+def _parse_ports(text: str, *, listen: bool) -> tuple[int, int]:
+    """A port, or a range of ports where one listens."""
+    first, dash, last = text.partition("-") if listen else (text, "", "")
+    high = _port(last) if dash else 0
+    low = _port(first)
+    if high and low > high:
+        raise AddressError("invalid port range")
+    return low, high or low
+
+
+def _port(text: str) -> int:
+    try:
+        port = parse_number(text)
+    except ValueError:
+        port = 0
+    if not 1 <= port <= 65535:
+        raise AddressError("invalid port")
+    return port
+
+
+def _parse_ipv6(
+    text: str, bracket: int, default_port: int, uri: str, *, listen: bool
+) -> Url:
+    rest = text[bracket + 1 :]
+    ports = (default_port, default_port)
+    if rest:
+        if not rest.startswith(":"):
+            raise AddressError("invalid host")
+        ports = _parse_ports(rest[1:], listen=listen)
+    if bracket == 1:
+        raise AddressError("no host")
+    host = ipv6(text[1:bracket])
+    if host is None:
+        raise AddressError("invalid IPv6 address")
+    return _url(text[: bracket + 1], ports, uri, [(socket.AF_INET6, host)])
+
+
+def _parse_ipv4_or_name(text: str, default_port: int, uri: str, *, listen: bool) -> Url:
+    host, colon, port = text.partition(":")
+    ports = (default_port, default_port)
+    if colon:
+        ports = _parse_ports(port, listen=listen)
+    elif listen and not uri:
+        alone = _port_alone(host)
+        if alone is not None:
+            return _url("", alone, "", [(socket.AF_INET, "0.0.0.0")])  # noqa: S104 - what is written
+    if not host:
+        raise AddressError("no host")
+    if listen and host == "*":
+        return _url(host, ports, uri, [(socket.AF_INET, "0.0.0.0")])  # noqa: S104 - what is written
+    quad = ipv4(host)
+    found = [(int(socket.AF_INET), quad)] if quad else lookup(host, listen=listen)
+    return _url(host, ports, uri, found)
+
+
+def _port_alone(text: str) -> tuple[int, int] | None:
+    """``143`` or ``143-145``; None where it must be a name."""
+    first, dash, last = text.partition("-")
+    numbers = [first, last] if dash else [first]
+    if dash and last.isascii() and last.isdigit():
+        _port(last)
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        return None
+    return _parse_ports(text, listen=True)
+
+
+def _url(
+    host: str, ports: tuple[int, int], uri: str, found: list[tuple[int, str]]
+) -> Url:
+    first, last = ports
+    addresses = tuple(
+        _at(family, address, port)
+        for port in range(first, last + 1)
+        for family, address in found
+    )
+    return Url(host, first, last, uri, addresses)
+
+
+def cidr(
+    found: Directive, scope: Scope, *, unix: bool = True
+) -> tuple[Network | str, ...]:
+    """The networks that one argument means: CIDR, address, name, or ``unix:``.
+
+    Raises:
+      ConfigError: it is a name without addresses.
+    """
+    word = found.words[1]
+    if unix and c_string(word.value) == "unix:":
+        return ("unix:",)
+    network = _network(word, scope)
+    if network is not None:
+        return (network,)
+    try:
+        return tuple(ipaddress.ip_network(host) for _, host in lookup(word.value))
+    except AddressError as error:
+        raise ConfigError(
+            f'{error} in {found.name} "{word.value}"',
+            word,
+            "a network is like 10.0.0.0/8 or fd00::/8",
+        ) from None
+
+
+def _network(word: Word, scope: Scope) -> Network | None:
+    host, slash, mask = word.value.partition("/")
+    address = ipv4(host) or ipv6(host)
+    if address is None:
+        return None
+    if not slash:
+        return ipaddress.ip_network(address)
+    try:
+        bits = parse_number(mask)
+    except ValueError:
+        return None
+    if bits > (128 if ":" in address else 32):
+        return None
+    network = ipaddress.ip_network(f"{address}/{bits}", strict=False)
+    if network.network_address != ipaddress.ip_address(address):
+        scope.warn(
+            f"low address bits of {word.value} are meaningless", word, f"{network}"
+        )
+    return network

@@ -1,0 +1,312 @@
+"""A directive is a typed field of a frozen settings class.
+
+    @dataclass(frozen=True, kw_only=True)
+    class ProxySettings(Settings):
+        proxy_timeout: float = directive(duration, default=24 * HOUR)
+        '''Idle time after which a relayed session is closed, in seconds.'''
+
+The field's name is the directive's. `Value` says how its arguments become the
+field's value; contexts, repetition and state are beside it. Inheritance needs no
+code: a block is read into ``{name: Given}`` with only what is written in it, and
+what a server uses is the union of main, mail and server, the inner ones winning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, Self, TypeVar, cast
+
+from mailproxy.conf.syntax import ConfigError, Directive, Position, Word
+
+T = TypeVar("T")
+S = TypeVar("S")
+T_co = TypeVar("T_co", covariant=True)
+
+Repeats = Literal["duplicate", "add", "last"]
+"""A second one in the same block: is an error, adds up, or takes the first's place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value(Generic[T_co]):
+    """How the arguments of a directive become a value."""
+
+    parse: Callable[[Directive, Scope], T_co]
+    """Raises ValueError("invalid value") for nginx's `"X" directive invalid value`,
+    ConfigError (with the wrong word) where nginx has a text of its own."""
+    usage: str
+    """The arguments as a manual shows them: "on | off", "time"."""
+    least: int = 1
+    """Fewest arguments."""
+    most: int | None = 1
+    """Most arguments; None for any number."""
+    remedy: str = ""
+    """For people: what is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What is known about a directive, apart from its field's type."""
+
+    name: str
+    value: Value[object]
+    contexts: tuple[str, ...]
+    repeats: Repeats
+    effect: str
+    """Empty when it works; else a word on what is missing, for a warning of -t."""
+    obsolete: str
+    """A warning for who still uses it; empty for most."""
+    origin: str
+    """Which of nginx, Angie, freenginx know it."""
+    default: str = ""
+    """The default as a manual shows it."""
+
+
+def directive(
+    value: Value[T],
+    *,
+    default: T,
+    contexts: str = "mail server",
+    repeats: Repeats = "duplicate",
+    shown: str | None = None,
+    effect: str = "",
+    obsolete: str = "",
+    origin: str = "nginx",
+) -> T:
+    """A settings field that the directive of the same name sets.
+
+    Args:
+      value: how arguments become the field's value.
+      default: the field's value when nothing is written.
+      contexts: where it may stand: "main", "events", "mail", "server".
+      repeats: what a second one in the same block means. With "add", tuples are
+        joined and sets united.
+      shown: the default as the manual shows it, where `default` does not tell.
+      effect: "none yet" makes -t warn that the directive has no effect yet.
+      obsolete: the text of a warning for each use.
+      origin: the products that know the directive.
+    """
+    declaration = Declaration(
+        name="",
+        value=value,
+        contexts=tuple(contexts.split()),
+        repeats=repeats,
+        effect=effect,
+        obsolete=obsolete,
+        origin=origin,
+        default=_shown(default) if shown is None else shown,
+    )
+    # To a type checker this is the default, as it is for any dataclasses.field.
+    return dataclasses.field(default=default, metadata={"directive": declaration})
+
+
+def _shown(value: object) -> str:
+    """A default in the configuration language."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, tuple | frozenset):
+        parts = map(_shown, value)
+        return " ".join(parts if isinstance(value, tuple) else sorted(parts))
+    if isinstance(value, float):
+        return _shown_time(value)
+    return "" if value is None else str(value)
+
+
+def _shown_time(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("m", 60), ("s", 1)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds * 1000:.0f}ms" if seconds else "0"
+
+
+_declarations: dict[type[Settings], dict[str, Declaration]] = {}
+
+
+def declarations(settings: type[Settings]) -> dict[str, Declaration]:
+    """The directives of a settings class, by name, in order of declaration."""
+    if settings in _declarations:
+        return _declarations[settings]
+    found = _declarations[settings] = {}
+    for field in dataclasses.fields(settings):
+        declaration = field.metadata.get("directive")
+        if isinstance(declaration, Declaration):
+            found[field.name] = dataclasses.replace(declaration, name=field.name)
+    return found
+
+
+def documented(settings: type[Settings]) -> dict[str, str]:
+    """The string literals under the fields of a settings class, by field name.
+
+    Read from the source, which a type keeps no trace of.
+    """
+    import ast  # only the generated table needs it
+
+    tree = ast.parse(textwrap.dedent(inspect.getsource(settings)))
+    body = cast("ast.ClassDef", tree.body[0]).body
+    found = {}
+    for field, doc in itertools.pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(doc, ast.Expr)
+            and isinstance(doc.value, ast.Constant)
+            and isinstance(doc.value.value, str)
+        ):
+            found[field.target.id] = inspect.cleandoc(doc.value.value)
+    return found
+
+
+class Given:
+    """What a block says for one directive."""
+
+    __slots__ = ("directive", "value")
+
+    def __init__(self, value: object, directive: Directive) -> None:
+        self.value = value
+        self.directive = directive
+        """The statement; the last one where several add up."""
+
+    @property
+    def position(self) -> Position:
+        """Where the statement stands."""
+        return self.directive.position
+
+
+class Block:
+    """What is written in one block, and the blocks around and inside it."""
+
+    __slots__ = (
+        "_values",
+        "blocks",
+        "context",
+        "directive",
+        "failed",
+        "given",
+        "parent",
+    )
+
+    def __init__(
+        self,
+        context: str,
+        parent: Block | None = None,
+        directive: Directive | None = None,
+    ) -> None:
+        self.context = context
+        self.parent = parent
+        self.directive = directive
+        """The statement that opened it; None for the main context."""
+        self.given: dict[str, Given] = {}
+        self.failed: set[str] = set()
+        """Directives that were written, but wrong."""
+        self.blocks: list[Block] = []
+        """The blocks inside it, in file order."""
+        self._values: dict[type[Settings], dict[str, object]] = {}
+
+    @property
+    def position(self) -> Position | None:
+        """Where the block was opened."""
+        return None if self.directive is None else self.directive.position
+
+    def around(self) -> Iterator[Block]:
+        """The block itself, then those around it, inside out."""
+        block: Block | None = self
+        while block is not None:
+            yield block
+            block = block.parent
+
+    def find(self, name: str) -> Given | None:
+        """What applies here for a directive, inherited or not; None: its default."""
+        for block in self.around():
+            given = block.given.get(name)
+            if given is not None:
+                return given
+        return None
+
+    def written(self, name: str) -> bool:
+        """Whether a directive applies here, even a wrong one."""
+        return any(name in b.given or name in b.failed for b in self.around())
+
+    def sets(self, settings: type[Settings]) -> bool:
+        """Whether a directive of the class is written in this very block."""
+        return not self.given.keys().isdisjoint(declarations(settings))
+
+    def values(self, settings: type[Settings]) -> dict[str, object]:
+        """The fields of the class for which something applies here."""
+        found = self._values.get(settings)
+        if found is None:
+            found = {} if self.parent is None else dict(self.parent.values(settings))
+            known = declarations(settings)
+            for name, given in self.given.items():
+                if name in known:
+                    found[name] = given.value
+            if self.blocks:  # asked for again by each of them
+                self._values[settings] = found
+        return found
+
+
+class Scope:
+    """What a value parser may ask about the configuration that is being read."""
+
+    __slots__ = ("_shared", "block", "directory", "name", "prefix", "warnings")
+
+    def __init__(self, prefix: str = "", directory: str = "", name: str = "mailproxy"):
+        self.prefix = prefix
+        """P/, which logs and the pid file are relative to; ends in a slash."""
+        self.directory = directory
+        """C/, of the main file, which certificates and includes are relative to."""
+        self.name = name
+        """What the program was called as: nginx, angie, mailproxy."""
+        self.block = Block("main")
+        """The block that is being read."""
+        self.warnings: list[ConfigError] = []
+        self._shared: dict[type[object], object] = {}
+
+    def in_prefix(self, path: str) -> str:
+        """A file name that is relative to P/, complete."""
+        return path if path.startswith("/") else self.prefix + path
+
+    def in_directory(self, path: str) -> str:
+        """A file name that is relative to C/, complete."""
+        return path if path.startswith("/") else self.directory + path
+
+    def warn(
+        self,
+        message: str,
+        position: Position | Word | Directive | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        """Say something that does not stop the start."""
+        self.warnings.append(ConfigError(message, position, remedy, level="warn"))
+
+    def shared(self, kind: type[S]) -> S:
+        """The one object of a class in this run, made when first asked for.
+
+        For what concerns several statements: addresses that are taken, zones.
+        """
+        if kind not in self._shared:
+            self._shared[kind] = kind()
+        return cast("S", self._shared[kind])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all settings classes have in common."""
+
+    @classmethod
+    def make(cls, block: Block, scope: Scope) -> Self:  # noqa: ARG003 # for subclasses
+        """The settings that apply in a block.
+
+        Override it where several directives must be seen together: start from
+        `block.values(cls)` and `block.find(name)`, check, then make the object.
+
+        Raises:
+          ConfigError: the directives do not fit together. The first is reported
+            for each block.
+        """
+        return cls(**block.values(cls))

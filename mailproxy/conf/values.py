@@ -1,0 +1,258 @@
+"""Words of the configuration -> values, with nginx's limits and messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from mailproxy.conf.directive import Scope, Value
+from mailproxy.conf.syntax import ConfigError, Directive, Word
+
+T = TypeVar("T")
+
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+KIB = 1024
+MIB = 1024 * KIB
+LIMIT = 2**63 - 1
+"""The largest number there is."""
+
+_LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
+
+
+def lower(text: str) -> str:
+    """In lower case as C does it: ASCII letters only."""
+    return text.translate(_LOWER)
+
+
+def c_string(text: str) -> str:
+    """What C sees of a word: up to a NUL."""
+    return text.partition("\0")[0] if "\0" in text else text
+
+
+def one(parse: Callable[[str], T], usage: str, remedy: str = "") -> Value[T]:
+    """A value of exactly one argument, from its text."""
+    return Value(lambda found, _: parse(found.words[1].value), usage, remedy=remedy)
+
+
+def _flag(found: Directive, _: Scope) -> bool:
+    word = found.words[1]
+    text = lower(c_string(word.value))
+    if text == "on":
+        return True
+    if text == "off":
+        return False
+    raise ConfigError(
+        f'invalid value "{c_string(word.value)}" in "{found.name}" directive, '
+        'it must be "on" or "off"',
+        word,
+    )
+
+
+flag: Value[bool] = Value(_flag, "on | off")
+"""``on`` or ``off``."""
+
+
+def parse_number(text: str) -> int:
+    """Decimal digits, nothing else (ngx_atoi).
+
+    Raises:
+      ValueError: anything else, or more than a 63-bit number.
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("invalid number")
+    if len(text) > 18 and (len(text) > 4000 or int(text) > LIMIT):
+        raise ValueError("invalid number")
+    return int(text)
+
+
+number: Value[int] = one(parse_number, "number", "a number has digits only")
+"""0 to 2^63 - 1, decimal."""
+
+_SIZE = re.compile(r"([0-9]+)([kKmMgG]?)")
+_SCALES = {"": 1, "k": KIB, "m": MIB, "g": 1024 * MIB}
+
+
+def _parse_scaled(text: str, units: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in units:
+        raise ValueError("invalid value")
+    try:
+        size = parse_number(match[1]) * _SCALES[match[2].lower()]
+    except ValueError:
+        size = LIMIT + 1
+    if size > LIMIT:
+        raise ValueError("invalid value")
+    return size
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes, with ``k`` or ``m`` if wanted.
+
+    Raises:
+      ValueError: it is none.
+    """
+    return _parse_scaled(text, "km")
+
+
+size: Value[int] = one(parse_size, "size", "a size is like 4096, 8k or 1m")
+"""Bytes."""
+offset: Value[int] = one(
+    lambda text: _parse_scaled(text, "kmg"), "size", "a size is like 8k, 1m or 2g"
+)
+"""Bytes, of a file."""
+
+# Units in the order in which they must come: name, seconds.
+_UNITS = {
+    "y": (1, 365 * 86400),
+    "M": (2, 30 * 86400),
+    "w": (3, 7 * 86400),
+    "d": (4, 86400),
+    "h": (5, 3600),
+    "m": (6, 60),
+    "s": (7, 1),
+}
+_MONTH, _MSEC, _LAST = 2, 8, 9
+_PLAIN_TIME = re.compile(r"([0-9]{1,9})([smhd]?)")
+_TIME_PART = re.compile(r"([0-9]*)(ms|[yMwdhms ])(\ *)")
+
+
+def parse_milliseconds(text: str) -> int:
+    """A time, as milliseconds: ``1h30m``, ``500ms``, ``60``.
+
+    Raises:
+      ValueError: it is none.
+    """
+    return _parse_time(text, milli=True)
+
+
+def parse_seconds(text: str) -> int:
+    """A time in whole seconds: ``1y``, ``1M``, ``1h30m``, ``60``.
+
+    Raises:
+      ValueError: it is none.
+    """
+    return _parse_time(text, milli=False)
+
+
+def _parse_time(text: str, *, milli: bool) -> int:
+    scale = 1000 if milli else 1
+    plain = _PLAIN_TIME.fullmatch(text)
+    if plain is not None:
+        return int(plain[1]) * _UNITS[plain[2] or "s"][1] * scale
+    step = _MONTH if milli else 0
+    total = at = 0
+    part = _TIME_PART.match(text)
+    while part is not None:
+        unit = part[2]
+        if unit == "ms":
+            rank, factor = (_MSEC, 1) if milli else (0, 1)
+        elif unit == " ":
+            rank, factor = _LAST, scale
+        else:
+            rank, factor = _UNITS[unit][0], _UNITS[unit][1] * scale
+        if rank <= step:
+            raise ValueError("invalid value")
+        step = rank
+        total += (parse_number(part[1]) if part[1] else 0) * factor
+        at = part.end()
+        part = _TIME_PART.match(text, at)
+    rest = text[at:]
+    if rest:
+        total += parse_number(rest) * scale
+    if total > LIMIT or not any("0" <= byte <= "9" for byte in text):
+        raise ValueError("invalid value")
+    return total
+
+
+def _time(parse: Callable[[str], int], per: int) -> Callable[[str], float]:
+    def seconds_of(text: str) -> float:
+        try:
+            return parse(text) / per
+        except ValueError:
+            raise ValueError("invalid value") from None
+
+    return seconds_of
+
+
+duration: Value[float] = one(
+    _time(parse_milliseconds, 1000),
+    "time",
+    "a time is like 30s, 1h30m or 500ms; units are ms s m h d w, largest first",
+)
+"""Seconds, written with a resolution of milliseconds."""
+seconds: Value[float] = one(
+    _time(parse_seconds, 1),
+    "time",
+    "a time is like 30s, 1h30m or 1d; units are s m h d w M y, largest first",
+)
+"""Seconds."""
+
+text: Value[str] = one(str, "string")
+"""Any word."""
+octets: Value[bytes] = Value(lambda found, _: found.words[1].octets, "string")
+"""Any word, as it goes on the wire."""
+words: Value[tuple[bytes, ...]] = Value(
+    lambda found, _: tuple(word.octets for word in found.args), "string ...", most=None
+)
+"""One word or more, as they go on the wire."""
+pair: Value[tuple[tuple[bytes, bytes], ...]] = Value(
+    lambda found, _: ((found.words[1].octets, found.words[2].octets),),
+    "name value",
+    least=2,
+    most=2,
+)
+"""A name and a value; adds up."""
+in_prefix: Value[str] = Value(
+    lambda found, scope: scope.in_prefix(found.words[1].value), "file"
+)
+"""A file name, relative to P/."""
+in_directory: Value[str] = Value(
+    lambda found, scope: scope.in_directory(found.words[1].value), "file"
+)
+"""A file name, relative to C/."""
+
+
+def choice(*accepted: str) -> Value[str]:
+    """One of some words, in any case; the value is as listed here."""
+    known = {lower(word): word for word in accepted}
+
+    def parse(found: Directive, _: Scope) -> str:
+        word = found.words[1]
+        try:
+            return known[lower(word.value)]
+        except KeyError:
+            raise _not_accepted(word, accepted) from None
+
+    return Value(parse, " | ".join(accepted))
+
+
+def choices(*accepted: str) -> Value[frozenset[str]]:
+    """A set of words out of some, in any case; adds up."""
+    known = {lower(word): word for word in accepted}
+
+    def parse(found: Directive, scope: Scope) -> frozenset[str]:
+        given = scope.block.given.get(found.name)
+        chosen: set[str] = set()
+        if given is not None and isinstance(given.value, frozenset):
+            chosen.update(given.value)
+        for word in found.args:
+            value = known.get(lower(word.value))
+            if value is None:
+                raise _not_accepted(word, accepted)
+            if value in chosen:
+                scope.warn(f'duplicate value "{c_string(word.value)}"', word)
+            chosen.add(value)
+        return frozenset(chosen)
+
+    return Value(parse, f"{' | '.join(accepted)} ...", most=None)
+
+
+def _not_accepted(word: Word, accepted: tuple[str, ...]) -> ConfigError:
+    return ConfigError(
+        f'invalid value "{c_string(word.value)}"',
+        word,
+        f"accepted are {', '.join(accepted)}",
+    )

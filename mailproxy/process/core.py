@@ -1,0 +1,441 @@
+"""The core and event modules: https://nginx.org/en/docs/ngx_core_module.html."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+from dataclasses import dataclass, replace
+from typing import Self
+
+from mailproxy.conf.addresses import Network, cidr
+from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.syntax import ConfigError, Directive
+from mailproxy.conf.values import (
+    c_string,
+    choice,
+    duration,
+    flag,
+    in_prefix,
+    number,
+    offset,
+    parse_number,
+    text,
+)
+from mailproxy.log.directive import ErrorLog
+from mailproxy.mail.core import error_log
+
+DEFAULT_USER = "nobody"
+"""Whose rights workers have when the master is root and no `user` is written."""
+_CPU_LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """The account that workers run as."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """The `worker_cpu_affinity` directive."""
+
+    auto: bool
+    """Spread the workers over the CPUs, one each."""
+    masks: tuple[frozenset[int], ...]
+    """CPUs of each worker, the last for all others; with `auto`, CPUs to use."""
+
+
+def _parse_user(found: Directive, scope: Scope) -> User | None:
+    if os.geteuid() != 0:
+        scope.warn(
+            'the "user" directive makes sense only if the master process runs '
+            "with super-user privileges, ignored",
+            found,
+        )
+        return None
+    name = found.words[1]
+    group = found.words[-1]
+    try:
+        account = pwd.getpwnam(c_string(name.value))
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f'getpwnam("{c_string(name.value)}") failed', name, "no such user"
+        ) from None
+    try:
+        gid = grp.getgrnam(c_string(group.value)).gr_gid
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f'getgrnam("{c_string(group.value)}") failed',
+            group,
+            "no such group; the group is the second argument",
+        ) from None
+    return User(account.pw_name, account.pw_uid, gid)
+
+
+def online_cpus() -> int:
+    """How many CPUs are online, which `worker_processes auto` means."""
+    return max(1, os.sysconf("SC_NPROCESSORS_ONLN"))
+
+
+def _parse_processes(found: Directive, _: Scope) -> int:
+    value = found.words[1].value
+    if c_string(value) == "auto":
+        return online_cpus()
+    try:
+        return parse_number(value)
+    except ValueError:
+        raise ValueError("invalid value") from None
+
+
+def _parse_priority(found: Directive, scope: Scope) -> int:
+    given = scope.block.given.get(found.name)
+    if given is not None and given.value != 0:
+        raise ValueError("is duplicate")
+    value = found.words[1].value
+    if value.startswith("-"):
+        return -parse_number(value[1:])
+    return parse_number(value.removeprefix("+"))
+
+
+def _parse_affinity(found: Directive, _: Scope) -> Affinity:
+    words = found.args
+    auto = c_string(words[0].value) == "auto"
+    if auto:
+        if len(words) > 2:
+            raise ConfigError(
+                f'invalid number of arguments in "{found.name}" directive', words[2]
+            )
+        words = words[1:]
+    masks = []
+    for word in words:
+        if len(word.octets) > _CPU_LIMIT:
+            raise ConfigError(
+                f'"worker_cpu_affinity" supports up to {_CPU_LIMIT} CPUs only', word
+            )
+        bits = word.value.replace(" ", "")[::-1]
+        for bit in bits:
+            if bit not in "01":
+                shown = bit.encode("utf-8", "surrogateescape")[-1:]
+                raise ConfigError(
+                    f'invalid character "{shown.decode("utf-8", "surrogateescape")}" '
+                    'in "worker_cpu_affinity"',
+                    word,
+                    "a mask has a 0 or 1 for each CPU, the first CPU last",
+                )
+        masks.append(frozenset(cpu for cpu, bit in enumerate(bits) if bit == "1"))
+    return Affinity(auto, tuple(masks))
+
+
+def _parse_pid(found: Directive, scope: Scope) -> str | None:
+    name = found.words[1].value
+    return None if name == "off" else scope.in_prefix(name)
+
+
+def _parse_thread_pool(found: Directive, _: Scope) -> tuple[str, ...]:
+    for word in found.words[2:]:
+        name, equals, value = word.value.partition("=")
+        if name not in ("threads", "max_queue") or not equals:
+            raise ConfigError(f'invalid parameter "{word.value}"', word)
+        try:
+            good = parse_number(value) > 0 or name == "max_queue"
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigError(f'invalid {name} value "{word.value}"', word)
+    if not any(word.value.startswith("threads=") for word in found.words[2:]):
+        name = found.words[1].value
+        raise ConfigError(
+            f'"{found.name}" directive requires "threads" parameter for pool "{name}"',
+            found,
+        )
+    return (found.words[1].value,)
+
+
+def _parse_engine(found: Directive, _: Scope) -> str:
+    raise ConfigError(
+        f'ENGINE_by_id("{found.words[1].value}") failed',
+        found.words[1],
+        "engines are gone from OpenSSL; Python cannot use them",
+    )
+
+
+def _parse_env(found: Directive, _: Scope) -> tuple[tuple[str, str | None], ...]:
+    name, equals, value = found.words[1].value.partition("=")
+    return ((name, value if equals else None),)
+
+
+def _parse_connections(found: Directive, scope: Scope) -> int:
+    if scope.block.given.keys() & {"worker_connections", "connections"}:
+        raise ValueError("is duplicate")
+    word = found.words[1]
+    try:
+        return parse_number(word.value)
+    except ValueError:
+        raise ConfigError(f'invalid number "{word.value}"', word) from None
+
+
+_EVENT_METHODS = ("epoll", "kqueue", "poll", "select", "eventport", "/dev/poll")
+
+
+def _parse_use(found: Directive, _: Scope) -> str:
+    word = found.words[1]
+    if word.value not in _EVENT_METHODS:
+        raise ConfigError(
+            f'invalid event type "{word.value}"',
+            word,
+            f"nginx has {', '.join(_EVENT_METHODS)}",
+        )
+    return word.value
+
+
+user: Value[User | None] = Value(_parse_user, "user [group]", most=2)
+processes: Value[int] = Value(_parse_processes, "number | auto")
+priority: Value[int] = Value(_parse_priority, "number")
+affinity: Value[Affinity] = Value(_parse_affinity, "auto [mask] | mask ...", most=None)
+pid: Value[str | None] = Value(_parse_pid, "file | off")
+thread_pool: Value[tuple[str, ...]] = Value(
+    _parse_thread_pool, "name threads=number [max_queue=number]", least=2, most=3
+)
+engine: Value[str] = Value(_parse_engine, "device")
+env: Value[tuple[tuple[str, str | None], ...]] = Value(_parse_env, "name[=value]")
+connections: Value[int] = Value(_parse_connections, "number")
+use: Value[str] = Value(_parse_use, "method")
+clients: Value[tuple[Network | str, ...]] = Value(cidr, "address | CIDR | unix:")
+anything: Value[str] = Value(lambda found, _: str(found), "...", least=1, most=7)
+
+_GONE = "is gone since nginx 1.9.0, ignored"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MainSettings(Settings):
+    """The main context: processes, files, rights."""
+
+    user: User | None = directive(
+        user, default=None, contexts="main", shown=DEFAULT_USER
+    )
+    """The account of the workers; None: that of the master, which is not root."""
+
+    worker_processes: int = directive(processes, default=1, contexts="main")
+    """How many workers serve clients."""
+
+    worker_priority: int = directive(
+        priority, default=0, contexts="main", repeats="last"
+    )
+    """The nice value of workers."""
+
+    worker_cpu_affinity: Affinity | None = directive(
+        affinity, default=None, contexts="main"
+    )
+    """The CPUs that each worker may run on."""
+
+    worker_rlimit_nofile: int | None = directive(number, default=None, contexts="main")
+    """Open files that a worker may have."""
+
+    worker_rlimit_core: int | None = directive(offset, default=None, contexts="main")
+    """Size of a worker's core file, in bytes."""
+
+    worker_shutdown_timeout: float = directive(duration, default=0.0, contexts="main")
+    """Seconds that sessions of a leaving worker may go on; 0: without limit."""
+
+    daemon: bool = directive(flag, default=True, contexts="main")
+    """Whether to go into the background."""
+
+    master_process: bool = directive(flag, default=True, contexts="main")
+    """Whether workers have processes of their own."""
+
+    pid: str | None = directive(pid, default="", contexts="main", shown="/run/NAME.pid")
+    """The file with the number of the master; None: there is none."""
+
+    lock_file: str = directive(
+        in_prefix, default="", contexts="main", shown="logs/nginx.lock"
+    )
+    """Without effect, as in nginx on Linux."""
+
+    working_directory: str | None = directive(text, default=None, contexts="main")
+    """The directory that workers change to."""
+
+    env: tuple[tuple[str, str | None], ...] = directive(
+        env, default=(), contexts="main", repeats="add", shown="TZ"
+    )
+    """Environment variables that workers keep, or are given."""
+
+    error_log: tuple[ErrorLog, ...] = directive(
+        error_log, default=(), contexts="main", repeats="add", shown="the start-up log"
+    )
+    """Where messages of the processes go, and of sessions without a log of their own."""
+
+    timer_resolution: float = directive(duration, default=0.0, contexts="main")
+    """Accepted; time is always read when it is needed."""
+
+    debug_points: str = directive(choice("stop", "abort"), default="", contexts="main")
+    """Accepted; there are no debug points."""
+
+    pcre_jit: bool = directive(flag, default=False, contexts="main")
+    """Accepted; no directive of mail has regular expressions."""
+
+    thread_pool: tuple[str, ...] = directive(
+        thread_pool, default=(), contexts="main", repeats="add", shown=""
+    )
+    """Accepted; nothing in mail uses thread pools."""
+
+    ssl_engine: str = directive(engine, default="", contexts="main")
+    """Always an error: Python's OpenSSL has no engines."""
+
+    ssl_object_cache_inheritable: bool = directive(flag, default=True, contexts="main")
+    """Accepted; each configuration reads its certificates afresh."""
+
+    quic_bpf: bool = directive(flag, default=False, contexts="main")
+    """Accepted; there is no QUIC in mail."""
+
+    google_perftools_profiles: str = directive(text, default="", contexts="main")
+    """Accepted; it is for nginx's own code."""
+
+    worker_threads: str = directive(
+        anything,
+        default="",
+        contexts="main",
+        obsolete=f'the "worker_threads" directive {_GONE}',
+    )
+    """Ignored."""
+
+    thread_stack_size: str = directive(
+        anything,
+        default="",
+        contexts="main",
+        obsolete=f'the "thread_stack_size" directive {_GONE}',
+    )
+    """Ignored."""
+
+    worker_rlimit_sigpending: str = directive(
+        anything,
+        default="",
+        contexts="main",
+        obsolete=f'the "worker_rlimit_sigpending" directive {_GONE}',
+    )
+    """Ignored."""
+
+    @classmethod
+    def make(cls, block: Block, scope: Scope) -> Self:
+        """The settings of the main context; what depends on the machine is filled in.
+
+        Raises:
+          ConfigError: the master is root, and there is no account for workers.
+        """
+        settings = super().make(block, scope)
+        changes: dict[str, object] = {}
+        if "user" not in block.given and os.geteuid() == 0:
+            changes["user"] = _default_user()
+        if settings.pid == "":
+            changes["pid"] = f"/run/{scope.name}.pid"
+        masks = settings.worker_cpu_affinity
+        workers = block.given.get("worker_processes")
+        auto = workers is not None and workers.directive.words[1].value == "auto"
+        if (
+            masks is not None
+            and not masks.auto
+            and not auto
+            and len(masks.masks) not in (1, settings.worker_processes)
+        ):
+            scope.warn(
+                'the number of "worker_processes" is not equal to the number of '
+                '"worker_cpu_affinity" masks, using last mask for remaining worker '
+                "processes"
+            )
+        return replace(settings, **changes)  # type: ignore[arg-type] # they are fields
+
+
+def _default_user() -> User:
+    try:
+        account = pwd.getpwnam(DEFAULT_USER)
+    except KeyError:
+        raise ConfigError(
+            f'getpwnam("{DEFAULT_USER}") failed',
+            remedy="name an account: user NAME GROUP;",
+            error=OSError(errno.ENOENT, ""),
+        ) from None
+    return User(account.pw_name, account.pw_uid, account.pw_gid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventsSettings(Settings):
+    """The events context: connections."""
+
+    worker_connections: int = directive(connections, default=512, contexts="events")
+    """Connections that a worker may have, listening sockets included."""
+
+    connections: int = directive(
+        connections,
+        default=512,
+        contexts="events",
+        obsolete='the "connections" directive is deprecated, '
+        'use the "worker_connections" directive instead',
+    )
+    """Old name of `worker_connections`."""
+
+    use: str = directive(use, default="epoll", contexts="events")
+    """Accepted; epoll is always used."""
+
+    multi_accept: bool = directive(flag, default=False, contexts="events")
+    """Accept all waiting connections at once."""
+
+    accept_mutex: bool = directive(flag, default=False, contexts="events")
+    """Accepted; workers accept in parallel."""
+
+    accept_mutex_delay: float = directive(duration, default=0.5, contexts="events")
+    """Seconds for which accepting pauses when there are no descriptors left."""
+
+    debug_connection: tuple[Network | str, ...] = directive(
+        clients, default=(), contexts="events", repeats="add", shown=""
+    )
+    """Clients that are logged at level debug, whatever the level of the log."""
+
+    epoll_events: int = directive(number, default=512, contexts="events")
+    """Accepted."""
+
+    worker_aio_requests: int = directive(number, default=32, contexts="events")
+    """Accepted."""
+
+    rtsig_signo: str = directive(
+        anything,
+        default="",
+        contexts="events",
+        obsolete=f'the "rtsig_signo" directive {_GONE}',
+    )
+    """Ignored."""
+
+    rtsig_overflow_events: str = directive(
+        anything,
+        default="",
+        contexts="events",
+        obsolete=f'the "rtsig_overflow_events" directive {_GONE}',
+    )
+    """Ignored."""
+
+    rtsig_overflow_test: str = directive(
+        anything,
+        default="",
+        contexts="events",
+        obsolete=f'the "rtsig_overflow_test" directive {_GONE}',
+    )
+    """Ignored."""
+
+    rtsig_overflow_threshold: str = directive(
+        anything,
+        default="",
+        contexts="events",
+        obsolete=f'the "rtsig_overflow_threshold" directive {_GONE}',
+    )
+    """Ignored."""
+
+    @classmethod
+    def make(cls, block: Block, scope: Scope) -> Self:
+        """The settings of the events context, old names taken for the new."""
+        settings = super().make(block, scope)
+        if "connections" in block.given:
+            settings = replace(settings, worker_connections=settings.connections)
+        return settings
