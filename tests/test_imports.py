@@ -18,7 +18,7 @@ ALLOWED = {
     "mail": {"conf", "errors", "log", "net"},
     "process": {"conf", "errors", "log", "mail", "net"},
     "cli": {"conf", "demo", "errors", "log", "mail", "process"},
-    "demo": {"errors", "mail"},
+    "demo": {"errors", "mail", "net"},
     "__main__": {"cli"},
 }
 """Each room (or single file) and what it may import besides itself."""

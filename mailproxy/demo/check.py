@@ -1,0 +1,102 @@
+"""`mailproxy demo --check`: logs in through every port of the proxy, as clients do."""
+
+import imaplib
+import poplib
+import smtplib
+import ssl
+from collections.abc import Callable
+
+from mailproxy.demo.mailbox import PASSWORD, USER
+from mailproxy.demo.site import HOST, Door
+
+TIMEOUT = 20
+
+LETTER = b"""\
+From: alice@example.com\r
+To: alice@example.com\r
+Subject: sent through the proxy\r
+\r
+Hello.\r
+"""
+
+REFUSALS = (OSError, imaplib.IMAP4.error, poplib.error_proto, smtplib.SMTPException)
+"""What the clients of the standard library raise when something is not as it should be."""
+
+
+def check_imap(door: Door, context: ssl.SSLContext, password: str) -> None:
+    """Log in and fetch the first letter."""
+    if door.tls:
+        client: imaplib.IMAP4 = imaplib.IMAP4_SSL(
+            HOST, door.port, ssl_context=context, timeout=TIMEOUT
+        )
+    else:
+        client = imaplib.IMAP4(HOST, door.port, timeout=TIMEOUT)
+    with client:
+        if not door.tls:
+            client.starttls(context)
+        client.login(USER.decode(), password)
+        client.select("INBOX", readonly=True)
+        _, found = client.fetch("1", "(RFC822)")
+        expect_welcome(repr(found))
+
+
+def check_pop3(door: Door, context: ssl.SSLContext, password: str) -> None:
+    """Log in and retrieve the first letter."""
+    if door.tls:
+        client: poplib.POP3 = poplib.POP3_SSL(
+            HOST, door.port, context=context, timeout=TIMEOUT
+        )
+    else:
+        client = poplib.POP3(HOST, door.port, timeout=TIMEOUT)
+        client.stls(context)
+    client.user(USER.decode())
+    client.pass_(password)
+    expect_welcome(repr(client.retr(1)))
+    client.quit()
+
+
+def check_smtp(door: Door, context: ssl.SSLContext, password: str) -> None:
+    """Log in and send a letter."""
+    name = "client.example.com"
+    if door.tls:
+        client: smtplib.SMTP = smtplib.SMTP_SSL(
+            HOST, door.port, name, context=context, timeout=TIMEOUT
+        )
+    else:
+        client = smtplib.SMTP(HOST, door.port, name, timeout=TIMEOUT)
+    with client:
+        if not door.tls:
+            client.starttls(context=context)
+        client.login(USER.decode(), password)
+        client.sendmail("alice@example.com", ["alice@example.com"], LETTER)
+
+
+def expect_welcome(text: str) -> None:
+    """See that this is the letter which is first in the mailbox."""
+    if "Subject: Welcome" not in text:
+        raise OSError(f"this is not the first letter of the mailbox: {text[:200]}")
+
+
+CHECKS: dict[str, Callable[[Door, ssl.SSLContext, str], None]] = {
+    "imap": check_imap,
+    "pop3": check_pop3,
+    "smtp": check_smtp,
+}
+
+
+def check(door: Door, context: ssl.SSLContext) -> str | None:
+    """Log in with the right password, and be refused with a wrong one.
+
+    Returns:
+      What failed, or None.
+    """
+    log_in = CHECKS[door.protocol]
+    try:
+        log_in(door, context, PASSWORD.decode())
+    except REFUSALS as error:
+        return str(error)
+    try:
+        log_in(door, context, "a wrong password")
+    except REFUSALS:
+        return None
+    return "a wrong password was accepted"

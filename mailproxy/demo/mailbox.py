@@ -1,0 +1,120 @@
+"""The account of the demo, and the mailbox that its three mail servers share."""
+
+import email.utils
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from mailproxy.errors import BackendError, SessionError
+from mailproxy.net.lines import LineStream, TooLong
+
+USER = b"alice"
+PASSWORD = b"wonderland"
+
+KIB = 1024
+LINE_LIMIT = 1024 * KIB
+
+WELCOME = """\
+From: The proxy <proxy@example.com>
+To: Alice <alice@example.com>
+Subject: Welcome
+Date: {date}
+Message-ID: <welcome@example.com>
+
+This letter came to you through mailproxy. Your client talked to the proxy; the
+proxy asked an auth_http server whether your password is good and where your
+mailbox is, logged in there for you, and passes the bytes since.
+"""
+
+HOW_TO = """\
+From: The proxy <proxy@example.com>
+To: Alice <alice@example.com>
+Subject: Three things to try
+Date: {date}
+Message-ID: <how-to@example.com>
+
+1. Log in with a wrong password, and look at the log.
+2. Send yourself a letter through the SMTP port; it arrives in this mailbox.
+3. Edit nginx.conf in the demo's directory, and reload.
+"""
+
+
+@dataclass(eq=False)
+class Message:
+    """One letter.
+
+    Attributes:
+      uid: its number for ever (RFC 3501, section 2.3.1.1).
+      data: header and text, lines ended by CR LF.
+      flags: IMAP flags without the backslash, e.g. "Seen".
+      received: seconds since the epoch.
+    """
+
+    uid: int
+    data: bytes = field(repr=False)
+    flags: set[str] = field(default_factory=set)
+    received: float = field(default_factory=time.time)
+
+    @property
+    def header(self) -> bytes:
+        """The header with the empty line that ends it."""
+        return self.data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+
+    @property
+    def text(self) -> bytes:
+        """What follows the header."""
+        return self.data.partition(b"\r\n\r\n")[2]
+
+
+class Mailbox:
+    """The letters of the one account, for IMAP, POP3 and SMTP alike."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.arrival = trio.Condition()
+        self._next_uid = 1
+        for letter in (WELCOME, HOW_TO):
+            text = letter.format(date=email.utils.formatdate(localtime=True))
+            self._append(text.replace("\n", "\r\n").encode())
+
+    def _append(self, data: bytes) -> None:
+        self.messages.append(Message(self._next_uid, data))
+        self._next_uid += 1
+
+    async def deliver(self, data: bytes) -> None:
+        """Append a letter and wake who waits for one."""
+        self._append(data)
+        async with self.arrival:
+            self.arrival.notify_all()
+
+    def remove(self, uids: set[int]) -> None:
+        """Delete the letters with these numbers."""
+        self.messages = [
+            message for message in self.messages if message.uid not in uids
+        ]
+
+
+Session = Callable[[LineStream], Awaitable[None]]
+"""What a server does with one connection."""
+
+
+async def serve(
+    session: Session,
+    *,
+    port: int = 0,
+    task_status: trio.TaskStatus[int],
+) -> None:
+    """Serve `session` on a port of the loopback; tells the port when it listens."""
+    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    task_status.started(listeners[0].socket.getsockname()[1])
+    await trio.serve_listeners(partial(_one, session), listeners)
+
+
+async def _one(session: Session, stream: trio.SocketStream) -> None:
+    try:
+        await session(LineStream(stream, LINE_LIMIT, BackendError))
+    except* (SessionError, TooLong, trio.BrokenResourceError, IndexError, ValueError):
+        pass  # the peer left, or sent nonsense: this session ends, no other

@@ -1,0 +1,173 @@
+"""The demo's own servers, and what it writes."""
+
+import base64
+import socket
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+from trio.testing import (
+    MemoryReceiveStream,
+    MemorySendStream,
+    memory_stream_pair,
+    wait_all_tasks_blocked,
+)
+
+from mailproxy.demo import mail_servers
+from mailproxy.demo.auth import auth_session
+from mailproxy.demo.mailbox import Mailbox, Session
+from mailproxy.demo.site import free_port, make_certificates
+from mailproxy.errors import BackendError
+from mailproxy.net.lines import LineStream, Stream
+
+MemoryStream = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
+
+
+def line_stream(stream: MemoryStream) -> LineStream:
+    """What the demo's servers read from."""
+    # The type of memory streams allows a bytearray; what they give is bytes.
+    return LineStream(cast(Stream, stream), 65536, BackendError)
+
+
+async def talk(session: Session, said: bytes) -> bytes:
+    """Everything that a session answers to what is sent at once; it must end by itself."""
+    client, server = memory_stream_pair()
+    await client.send_all(said)
+    await session(line_stream(server))
+    await server.aclose()
+    return b"".join([data async for data in client])
+
+
+async def letters(mailbox: Mailbox) -> list[bytes]:
+    """The letters that POP3 shows."""
+    heard = await talk(
+        mail_servers(mailbox)["pop3"],
+        b"USER alice\r\nPASS wonderland\r\n"
+        + b"".join(
+            b"RETR %d\r\n" % (number + 1) for number in range(len(mailbox.messages))
+        )
+        + b"QUIT\r\n",
+    )
+    return heard.split(b"+OK\r\n")[2:]
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        b"alice wonderland",
+        b'"alice" "wonderland"',
+        b"{5}\r\nalice {10}\r\nwonderland",
+        b"{5+}\r\nalice {10+}\r\nwonderland",
+    ],
+)
+async def test_imap_takes_a_login_in_every_form(login: bytes) -> None:
+    said = b"a LOGIN " + login + b"\r\nb LOGOUT\r\n"
+    heard = await talk(mail_servers(Mailbox())["imap"], said)
+    assert b"a OK LOGIN\r\n" in heard
+    assert heard.count(b"+ go on\r\n") == login.count(b"}\r\n") - login.count(b"+}")
+
+
+async def test_imap_refuses_a_wrong_password_and_what_needs_a_login() -> None:
+    said = b"a LOGIN alice oops\r\nb SELECT INBOX\r\nc LOGOUT\r\n"
+    heard = await talk(mail_servers(Mailbox())["imap"], said)
+    assert b"a NO wrong password\r\nb BAD log in first\r\n* BYE" in heard
+
+
+async def test_imap_shows_letters_in_parts() -> None:
+    heard = await talk(
+        mail_servers(Mailbox())["imap"],
+        b"a LOGIN alice wonderland\r\nb SELECT INBOX\r\n"
+        b"c FETCH 1 (UID BODY.PEEK[HEADER.FIELDS (SUBJECT)])\r\n"
+        b"d UID FETCH 2:* (FLAGS BODY[TEXT]<0.2>)\r\n"
+        b"e STORE 1 +FLAGS (\\Deleted)\r\nf SEARCH UNSEEN\r\ng EXPUNGE\r\nh LOGOUT\r\n",
+    )
+    assert b"* 2 EXISTS\r\n" in heard
+    field = b"Subject: Welcome\r\n\r\n"
+    assert (
+        b"* 1 FETCH (UID 1 BODY[HEADER.FIELDS (SUBJECT)] {%d}\r\n%s)"
+        % (len(field), field)
+        in heard
+    )
+    assert b"* 2 FETCH (UID 2 FLAGS () BODY[TEXT]<0> {2}\r\n1.)\r\nd OK" in heard
+    assert b"* 1 FETCH (FLAGS (\\Deleted))\r\ne OK" in heard
+    assert b"* SEARCH 1\r\nf OK" in heard
+    assert b"* 1 EXPUNGE\r\ng OK" in heard
+
+
+async def test_imap_idle_tells_of_a_letter_that_smtp_took() -> None:
+    mailbox = Mailbox()
+    servers = mail_servers(mailbox)
+    client, server = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(servers["imap"], line_stream(server))
+        await client.send_all(
+            b"a LOGIN alice wonderland\r\nb SELECT INBOX\r\nc IDLE\r\n"
+        )
+        await wait_all_tasks_blocked()
+        heard = await talk(
+            servers["smtp"],
+            b"EHLO x\r\nXCLIENT ADDR=127.0.0.1 LOGIN=alice\r\nEHLO x\r\n"
+            b"AUTH PLAIN " + base64.b64encode(b"\0alice\0wonderland") + b"\r\n"
+            b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\n"
+            b"DATA\r\nSubject: x\r\n\r\n..dot\r\n.\r\nQUIT\r\n",
+        )
+        assert b"235 " in heard
+        await wait_all_tasks_blocked()
+        assert b"+ idling\r\n* 3 EXISTS\r\n" in await client.receive_some()
+        await client.send_all(b"DONE\r\nd LOGOUT\r\n")
+    assert (await letters(mailbox))[
+        2
+    ] == b"Subject: x\r\n\r\n..dot\r\n.\r\n+OK see you\r\n"
+
+
+async def test_pop3_deletes_at_quit() -> None:
+    mailbox = Mailbox()
+    heard = await talk(
+        mail_servers(mailbox)["pop3"],
+        b"STAT\r\nUSER alice\r\nPASS oops\r\nPASS wonderland\r\n"
+        b"UIDL\r\nDELE 1\r\nLIST 1\r\nUIDL 2\r\nTOP 2 1\r\nQUIT\r\n",
+    )
+    assert b"-ERR log in first\r\n+OK\r\n-ERR wrong password\r\n" in heard
+    assert (
+        b"+OK\r\n1 1\r\n2 2\r\n.\r\n+OK\r\n-ERR no such letter or command\r\n+OK 2 2\r\n"
+        in heard
+    )
+    assert [message.uid for message in mailbox.messages] == [2]
+
+
+@pytest.mark.parametrize(
+    ("credentials", "wanted"),
+    [
+        (b"Auth-User: alice\r\nAuth-Pass: wonderland\r\n", b"Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 7\r\n"),
+        (b"Auth-User: al%69ce\r\nAuth-Pass: wonderland\r\n", b"Auth-Status: OK\r\n"),
+        (b"Auth-User: alice\r\nAuth-Pass: oops\r\n", b"Auth-Status: Invalid login or password\r\nAuth-Wait: 1\r\n"),
+        (b"Auth-User: \r\nAuth-Pass: \r\n", b"Auth-Status: Invalid login or password\r\n"),
+    ],
+)  # fmt: skip
+async def test_auth_server_decides(credentials: bytes, wanted: bytes) -> None:
+    request = (
+        b"GET /auth HTTP/1.0\r\nHost: x\r\n"
+        + credentials
+        + b"Auth-Protocol: imap\r\n\r\n"
+    )
+    heard = await talk(lambda client: auth_session(client, {"imap": 7}), request)
+    assert heard.startswith(b"HTTP/1.0 200 OK\r\n")
+    assert wanted in heard
+    assert b"Connection: close\r\n" in heard
+
+
+def test_a_port_that_is_taken_is_not_chosen() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert free_port(port) != port
+    assert free_port(port) == port
+
+
+def test_certificates_are_made_once(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    before = (tmp_path / "server.pem").read_bytes()
+    make_certificates(tmp_path)
+    assert (tmp_path / "server.pem").read_bytes() == before
