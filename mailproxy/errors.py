@@ -4,18 +4,30 @@
 class SessionError(Exception):
     """Why a session cannot go on.
 
-    The text of the exception is the message of the log line; an empty text logs
-    nothing. `error` is the system error behind it, which the log shows as
-    ``(104: Connection reset by peer)``.
+    Attributes:
+      event, values: message of the log line, as the methods of a `Logger` take it;
+        an empty one logs nothing.
+      error: the system error behind it, which the log shows as
+        ``(104: Connection reset by peer)``.
+      level: nginx's name of the log level.
     """
 
+    level = "info"
+
     def __init__(
-        self, message: str = "", error: OSError | None = None, level: str = "info"
+        self,
+        event: str = "",
+        *values: object,
+        error: OSError | None = None,
+        level: str = "",
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        # The values may come from outside, and are not part of the text on purpose.
+        super().__init__(event)
+        self.event = event
+        self.values = values
         self.error = error
-        self.level = level
+        if level:
+            self.level = level
 
 
 class ClientError(SessionError):
@@ -23,8 +35,31 @@ class ClientError(SessionError):
 
 
 class BackendError(SessionError):
-    """The mail server cannot be reached, or does not let the client in."""
+    """The mail server cannot be reached, or does not let the client in.
+
+    Attributes:
+      reply: what the backend answered, whole lines, if that is the reason; it may
+        be passed on to the client (`proxy_pass_error_message`).
+      action: what was done, in nginx's words, as it happened.
+    """
+
+    level = "error"
+
+    def __init__(
+        self,
+        event: str = "",
+        *values: object,
+        error: OSError | None = None,
+        level: str = "",
+        reply: bytes = b"",
+        action: str | None = "reading response from upstream",
+    ) -> None:
+        super().__init__(event, *values, error=error, level=level)
+        self.reply = reply
+        self.action = action
 
 
 class AuthError(SessionError):
     """The auth source gave no usable answer."""
+
+    level = "error"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mailproxy.conf.directive import Settings, directive
 from mailproxy.conf.values import choices, size, words
-from mailproxy.errors import BackendError, ClientError
 from mailproxy.mail import sasl
 from mailproxy.mail.protocol import (
     BadCommand,
@@ -40,6 +39,7 @@ _ARGUMENT = re.compile(
             | (?P<atom>[^ "{][^ ]*) )""",
     re.VERBOSE | re.DOTALL,
 )
+_BLANK = re.compile(rb" *")
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 
 
@@ -70,8 +70,7 @@ def split_arguments(text: bytes, room: int) -> tuple[list[bytes], Literal | None
     """
     arguments: list[bytes] = []
     place = 0
-    text = text.rstrip(b" ")
-    while place < len(text):
+    while not _BLANK.fullmatch(text, place):
         match = _ARGUMENT.match(text, place)
         if match is None or len(arguments) == room:
             raise BadCommand(counted=True)
@@ -121,8 +120,14 @@ class _Reader:
         self._revealing = name in (b"LOGIN", b"AUTHENTICATE")
         return name, await self._read_arguments(text, text[command.end() :])
 
-    async def read_answer(self) -> bytes:
-        """The first word of the line that answers a challenge."""
+    async def ask(self, challenge: bytes) -> bytes:
+        """Send a SASL challenge; returns the first word of the answer.
+
+        Raises:
+          BadCommand: the answer is not a line of words.
+          ClientError: the client left.
+        """
+        await self._client.send(b"+ %s\r\n" % challenge)
         self._revealing = True
         text = await self._read_text()
         arguments = await self._read_arguments(text, text)
@@ -152,10 +157,11 @@ class _Reader:
         """A line without its end."""
         line = await self._client.read_line(self._used, secret=self._revealing)
         self._used += len(line)
-        text = line[:-1]
-        # nginx takes any number of CR behind the brace of a literal, else one.
-        text = text.rstrip(b"\r") if text.rstrip(b"\r")[-1:] == b"}" else text.removesuffix(b"\r")
+        text = line[:-1].removesuffix(b"\r")
         if b"\r" in text:
+            # nginx takes any number of CR behind the brace of a literal.
+            text = text.rstrip(b"\r")
+        if b"\r" in text or (not text.endswith(b"}") and line[-3:] == b"\r\r\n"):
             raise self._bad(text)
         return text
 
@@ -223,7 +229,9 @@ class ImapSettings(Settings):
                         await client.send(reader.tag + b"OK completed\r\n")
                     case b"CAPABILITY":
                         await client.send(
-                            self._capabilities(client) + reader.tag + b"OK completed\r\n"
+                            self._capabilities(client)
+                            + reader.tag
+                            + b"OK completed\r\n"
                         )
                     case b"LOGOUT":
                         await client.send(
@@ -242,11 +250,7 @@ class ImapSettings(Settings):
                         if not client.may_log_in:
                             raise BadCommand
                         return await sasl.authenticate(
-                            _Asking(client, reader),
-                            client,
-                            arguments,
-                            self.imap_auth,
-                            reader.tag,
+                            client, arguments, self.imap_auth, reader.ask, reader.tag
                         )
             except BadCommand as bad:
                 await client.answer_bad(bad, reader.tag + b"BAD invalid command\r\n")
@@ -271,7 +275,7 @@ class ImapSettings(Settings):
         return b" ".join(words) + b"\r\n"
 
     async def challenge(self, client: Client, text: bytes) -> bytes:
-        return await _Asking(client, _Reader(client))(text)
+        return await _Reader(client).ask(text)
 
     def invalid(self, login: Login) -> bytes:
         return login.tag + b"BAD invalid command\r\n"
@@ -302,7 +306,9 @@ class ImapSettings(Settings):
         return await _expect_tagged(backend, login.tag)
 
 
-_LITERAL_PLUS = re.compile(rb"\[CAPABILITY [^\]]*(?<= )LITERAL\+(?=[ \]])", re.IGNORECASE)
+_LITERAL_PLUS = re.compile(
+    rb"\[CAPABILITY [^\]]*(?<= )LITERAL\+(?=[ \]])", re.IGNORECASE
+)
 
 
 async def _expect(backend: LineStream, start: bytes) -> bytes:

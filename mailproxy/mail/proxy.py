@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mailproxy.conf.directive import Settings, directive
 from mailproxy.conf.values import HOUR, choice, duration, flag, size
+from mailproxy.errors import BackendError
+
+if TYPE_CHECKING:
+    from mailproxy.mail.auth.source import Granted
+    from mailproxy.net.network import Network
+    from mailproxy.net.wire import Wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +41,31 @@ class ProxySettings(Settings):
 
     proxy_protocol: str = directive(choice("off", "on", "v2"), default="off")
     """Whether backends get a PROXY header, and of which version: off, on (1), v2."""
+
+    @property
+    def reply_limit(self) -> int:
+        """Octets that one reply of a backend may have before the relay starts."""
+        if self.proxy_buffer is None:
+            return resource.getpagesize()
+        return self.proxy_buffer
+
+
+_REFUSED = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+
+
+def connect(network: Network, granted: Granted) -> Wire:
+    """Begin to connect to a backend.
+
+    Raises:
+      BackendError: connect() failed at once, or `worker_connections` are in use.
+    """
+    try:
+        return network.connect(granted.family, granted.address)
+    except OSError as error:
+        raise BackendError(
+            "connect() to %s failed",
+            granted.name,
+            error=error,
+            level="error" if error.errno in _REFUSED else "crit",
+            action=None,
+        ) from None

@@ -119,19 +119,25 @@ class Engine:
 
 
 class Readiness:
-    """Lets one task at a time wait for a registered descriptor."""
+    """Lets one task at a time wait for a registered descriptor.
 
-    __slots__ = ("_mask", "_task")
+    Attributes:
+      events: what ended the last wait.
+    """
+
+    __slots__ = ("_mask", "_task", "events")
 
     def __init__(self) -> None:
         self._task: trio.lowlevel.Task | None = None
         self._mask = 0
+        self.events = 0
 
     def ready(self, events: int) -> None:
         """The handler to register."""
         task = self._task
         if task is not None and events & self._mask:
             self._task = None
+            self.events = events
             trio.lowlevel.reschedule(task)
 
     async def wait(self, mask: int) -> None:

@@ -39,14 +39,22 @@ class LineStream:
       stream: where bytes come from and go to.
       limit: octets that one command may have, its literals included.
       fault: the class of exception that a vanished or broken peer raises.
+      gone: what the log says of a peer that closes where more is expected.
     """
 
-    __slots__ = ("_buffer", "_searched", "fault", "limit", "stream")
+    __slots__ = ("_buffer", "_searched", "fault", "gone", "limit", "stream")
 
-    def __init__(self, stream: Stream, limit: int, fault: type[SessionError]) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        limit: int,
+        fault: type[SessionError],
+        gone: str = "",
+    ) -> None:
         self.stream = stream
         self.limit = limit
         self.fault = fault
+        self.gone = gone
         self._buffer = bytearray()
         self._searched = 0
 
@@ -97,9 +105,9 @@ class LineStream:
         try:
             data = await self.stream.receive_some(room)
         except OSError as error:
-            raise self.fault("recv() failed", error) from error
+            raise self.fault("recv() failed", error=error) from error
         if not data:
-            raise self.fault
+            raise self.fault(self.gone)
         self._buffer += data
 
     async def send(self, data: bytes) -> None:
@@ -111,7 +119,7 @@ class LineStream:
         try:
             await self.stream.send_all(data)
         except OSError as error:
-            raise self.fault("send() failed", error) from error
+            raise self.fault("send() failed", error=error) from error
 
     @property
     def buffered(self) -> bool:

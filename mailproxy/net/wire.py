@@ -13,9 +13,12 @@ import os
 import socket
 import ssl
 
-from mailproxy.net.engine import READABLE, WRITABLE, Engine, Readiness
+from mailproxy.net.engine import HUNG_UP, READABLE, WRITABLE, Engine, Readiness
 
 _CHUNK = 16 * 1024
+
+SockAddress = tuple[str, int] | tuple[str, int, int, int] | str
+"""What the socket module takes for AF_INET, AF_INET6, AF_UNIX."""
 
 
 class Wire:
@@ -37,9 +40,7 @@ class Wire:
         engine.register(connection.fileno(), self._readiness.ready)
 
     @classmethod
-    def connect(
-        cls, engine: Engine, family: int, address: tuple[str, int] | str
-    ) -> Wire:
+    def connect(cls, engine: Engine, family: int, address: SockAddress) -> Wire:
         """Begin to connect; the first receive or send waits for the result.
 
         That is what nginx does: a refused connection shows as a failed recv().
@@ -72,6 +73,31 @@ class Wire:
                 await self._readiness.wait(READABLE)
             except ssl.SSLWantWriteError:
                 await self._readiness.wait(WRITABLE)
+
+    async def peek(self, size: int, seen: int) -> bytes:
+        """What has arrived, left where it is: at most `size` octets.
+
+        For what must not be read too far, a header before TLS.
+
+        Args:
+          seen: returns only when there is more than this, or nothing more comes.
+
+        Raises:
+          OSError: what recv() says.
+        """
+        while True:
+            try:
+                data = self.socket.recv(size, socket.MSG_PEEK)
+            except BlockingIOError:
+                pass
+            else:
+                if len(data) > seen or not data or self._readiness.events & HUNG_UP:
+                    return data
+            await self._readiness.wait(READABLE)
+
+    def drop(self, size: int) -> None:
+        """Read away octets that `peek` has shown."""
+        self.socket.recv(size)
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Send everything, waiting for room where needed.
@@ -110,6 +136,10 @@ class Wire:
                 await self._readiness.wait(READABLE)
             except ssl.SSLWantWriteError:
                 await self._readiness.wait(WRITABLE)
+
+    def resume(self) -> None:
+        """Have the engine wake this wire again, after somebody else was called."""
+        self.engine.hand_over(self.socket.fileno(), self._readiness.ready)
 
     def close(self, *, notify: bool = True) -> None:
         """Close the connection; a second call does nothing.

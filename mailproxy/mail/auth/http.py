@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
 from mailproxy.conf.syntax import ConfigError, Directive
 from mailproxy.conf.values import MINUTE, duration, flag, pair
+from mailproxy.mail.auth import exchange
+
+if TYPE_CHECKING:
+    from mailproxy.mail.auth.source import Granted, Refused
+    from mailproxy.mail.protocol import Client, Login
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,3 +93,11 @@ class AuthHttpSettings(Settings):
                 "add: auth_http URL; to the server, or to mail {}",
             )
         return super().make(block, scope)
+
+    async def check(self, login: Login, client: Client) -> Granted | Refused:
+        """Ask the auth server.
+
+        Raises:
+          AuthError: it cannot be reached, or its answer is not a decision.
+        """
+        return await exchange.check(self, login, client)

@@ -1,0 +1,359 @@
+"""One question to an auth_http server, and what its answer means.
+
+The request is nginx's, byte for byte, but for one line: `Connection: keep-alive`.
+A server that does not know it closes, as it always did.
+
+The answer is HTTP as nginx reads it: the status code says nothing, the headers
+decide, the body is dropped. Where nginx lets a client in although nobody said OK,
+we do not: a proxy's error page must not authenticate.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from mailproxy.errors import AuthError
+from mailproxy.mail.auth.source import Granted, Refused
+from mailproxy.mail.protocol import FORBIDDEN
+from mailproxy.net import openssl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mailproxy.mail.auth.http import AuthHttpSettings
+    from mailproxy.mail.protocol import Client, Login
+    from mailproxy.net.wire import Wire
+
+HEADER_LIMIT = 16 * 1024
+"""Octets of status line and headers (nginx: 1 KiB, and then it waits in vain)."""
+BODY_LIMIT = 64 * 1024
+"""A longer body is not read; the connection is closed instead of kept."""
+MOST_WAITS = 100
+"""How often an auth server may put off its answer (`Auth-Status: WAIT`)."""
+
+_UNSAFE = re.compile(rb"[\x00-\x20%]")
+_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
+_REFUSED = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+
+
+async def check(
+    settings: AuthHttpSettings, login: Login, client: Client
+) -> Granted | Refused:
+    """Ask until there is a decision; see `AuthSource.check`."""
+    url = settings.auth_http
+    assert url is not None, "every server has one"
+    request = b"".join(_request(settings, login, client))
+    for _ in range(MOST_WAITS):
+        answer = await _ask(settings, request, client)
+        failures = [s for s in answer.statuses if s not in (b"OK", b"WAIT")]
+        if b"" in failures or not answer.statuses:
+            # nginx takes silence for consent; a decision has to be one.
+            raise AuthError("auth http server %s did not send a decision", url.text)
+        if failures:
+            return Refused(
+                failures[-1].replace(b"\0", b""),
+                answer.wait,
+                answer.fields.get(b"auth-error-code", b""),
+                answer.fields.get(b"auth-error-sasl", b""),
+            )
+        if b"WAIT" not in answer.statuses:
+            return _granted(answer.fields, login, client, url.text)
+        await trio.sleep(max(answer.wait, 1))
+    raise AuthError("auth http server %s put off its answer too often", url.text)
+
+
+def escape(text: bytes) -> bytes:
+    """A value as it stands in a request: octets up to space, and "%", as %XX."""
+    if _UNSAFE.search(text) is None:
+        return text
+    return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text)
+
+
+def _request(
+    settings: AuthHttpSettings, login: Login, client: Client
+) -> Iterator[bytes]:
+    """The request, in the order of nginx's lines."""
+    url = settings.auth_http
+    assert url is not None
+    protocol = client.server.protocol.name
+    yield b"GET %s HTTP/1.0\r\nHost: %s\r\nAuth-Method: %s\r\n" % (
+        url.uri,
+        url.host,
+        login.method.encode(),
+    )
+    yield b"Auth-User: %s\r\nAuth-Pass: %s\r\n" % (
+        escape(login.user),
+        escape(login.secret or b""),
+    )
+    if login.salt:
+        yield b"Auth-Salt: %s\r\n" % login.salt
+    yield b"Auth-Protocol: %s\r\nAuth-Login-Attempt: %d\r\nClient-IP: %s\r\n" % (
+        protocol.encode(),
+        client.attempts,
+        client.address.encode(),
+    )
+    if protocol == "smtp":
+        yield b"Client-Host: %s\r\n" % client.host
+    header = client.header
+    if header is not None and header.source is not None:
+        yield (
+            "Proxy-Protocol-Addr: %s\r\nProxy-Protocol-Port: %d\r\n"
+            "Proxy-Protocol-Server-Addr: %s\r\nProxy-Protocol-Server-Port: %d\r\n"
+            % (
+                header.source.address,
+                header.source.port,
+                header.destination.address,
+                header.destination.port,
+            )
+        ).encode()
+    if login.envelope is not None:
+        yield b"Auth-SMTP-Helo: %s\r\nAuth-SMTP-From: %s\r\nAuth-SMTP-To: %s\r\n" % (
+            client.helo,
+            login.envelope.mail,
+            login.envelope.rcpt,
+        )
+    if client.secure:
+        yield _tls_lines(settings, client)
+    for name, value in settings.auth_http_header:
+        yield b"%s: %s\r\n" % (name, value)
+    yield b"Connection: keep-alive\r\n\r\n"
+
+
+def _tls_lines(settings: AuthHttpSettings, client: Client) -> bytes:
+    """What the auth server is told about TLS and the client's certificate."""
+    tls = client.wire.tls
+    assert tls is not None
+    cipher = tls.cipher()
+    lines = [
+        "Auth-SSL: on",
+        f"Auth-SSL-Protocol: {tls.version()}",
+        f"Auth-SSL-Cipher: {cipher[0] if cipher else ''}",
+    ]
+    if client.server.ssl.ssl_verify_client != "off":
+        certificate = openssl.peer_certificate(tls)
+        code, reason = openssl.verify_result(tls)
+        if certificate is None:
+            lines.append("Auth-SSL-Verify: NONE")
+        else:
+            verdict = f"FAILED:{reason}" if code else "SUCCESS"
+            lines += [
+                f"Auth-SSL-Verify: {verdict}",
+                f"Auth-SSL-Subject: {certificate.subject}",
+                f"Auth-SSL-Issuer: {certificate.issuer}",
+                f"Auth-SSL-Serial: {certificate.serial}",
+                f"Auth-SSL-Fingerprint: {certificate.fingerprint}",
+            ]
+            if settings.auth_http_pass_client_cert:
+                pem = escape(certificate.pem.encode()).decode()
+                lines.append(f"Auth-SSL-Cert: {pem}")
+    return "".join(f"{line}\r\n" for line in lines).encode("utf-8", "surrogateescape")
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A response as far as it matters."""
+
+    statuses: list[bytes]
+    """Every value of Auth-Status."""
+    fields: dict[bytes, bytes]
+    """The other headers by lower-case name; of several, the last."""
+    keep: bool
+    """Whether the connection can be used again, once `body` octets are read."""
+    body: int
+
+    @property
+    def wait(self) -> int:
+        text = self.fields.get(b"auth-wait", b"")
+        return int(text[:9]) if text.isdigit() else 0
+
+
+async def _ask(settings: AuthHttpSettings, request: bytes, client: Client) -> _Answer:
+    """Send the request, on a kept connection if there is one, and read the answer."""
+    url = settings.auth_http
+    assert url is not None
+    network = client.network
+    key = (url.family, url.sockaddr)
+    with trio.move_on_after(settings.auth_http_timeout):
+        wire = network.take_idle(key)
+        if wire is not None:
+            try:
+                answer = await _exchange(wire, request, url.text)
+            except _StaleError:
+                wire.close()  # the server closed it as we asked: ask again
+            except BaseException:
+                wire.close()
+                raise
+            else:
+                _put_back(wire, answer, client, key)
+                return answer
+        try:
+            wire = network.connect(url.family, url.sockaddr)
+        except OSError as error:
+            level = "error" if error.errno in _REFUSED else "crit"
+            raise AuthError(
+                "connect() to %s failed", url.text, error=error, level=level
+            ) from None
+        try:
+            answer = await _exchange(wire, request, url.text)
+        except _StaleError as stale:
+            wire.close()
+            if stale.error is not None:
+                raise AuthError("recv() failed", error=stale.error) from None
+            raise AuthError(
+                "auth http server %s closed connection prematurely", url.text
+            ) from None
+        except BaseException:
+            wire.close()
+            raise
+        _put_back(wire, answer, client, key)
+        return answer
+    raise AuthError(
+        "auth http server %s timed out",
+        url.text,
+        error=OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)),
+    )
+
+
+class _StaleError(Exception):
+    """The connection ended before a byte of the answer came."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _put_back(wire: Wire, answer: _Answer, client: Client, key: object) -> None:
+    if answer.keep and answer.body == 0:
+        client.network.keep(key, wire)
+    else:
+        wire.close()
+
+
+async def _exchange(wire: Wire, request: bytes, server: str) -> _Answer:
+    """Send the request; read the headers, and as much of the body as came with them."""
+    received = b""
+    try:
+        await wire.send_all(request)
+        while True:
+            data = await wire.receive_some()
+            if not data:
+                if received:
+                    raise AuthError(
+                        "auth http server %s closed connection prematurely", server
+                    )
+                raise _StaleError
+            received += data
+            end = _END.search(received)
+            if end is not None and end.end() <= HEADER_LIMIT:
+                break
+            if len(received) > HEADER_LIMIT:
+                raise AuthError("auth http server %s sent too long header", server)
+        answer = parse(received[: end.start()], server)
+        answer.body -= len(received) - end.end()
+        while answer.keep and 0 < answer.body <= BODY_LIMIT:
+            data = await wire.receive_some()
+            if not data:
+                answer.keep = False
+            answer.body -= len(data)
+    except OSError as error:
+        if received:
+            raise AuthError("recv() failed", error=error) from None
+        raise _StaleError(error) from None
+    return answer
+
+
+_END = re.compile(rb"(?:\A|\n)\r?\n")
+
+
+def parse(header: bytes, server: str) -> _Answer:
+    """Status line and headers, without the empty line that ends them.
+
+    Raises:
+      AuthError: nginx would not read them either.
+    """
+    lines = header.split(b"\n")
+    framing = b""
+    if lines[0].startswith(b"HTTP/"):
+        framing = lines.pop(0).removesuffix(b"\r")
+        if b"\r" in framing:
+            raise AuthError("auth http server %s sent invalid response", server)
+    statuses: list[bytes] = []
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        text = line.removesuffix(b"\r")
+        name, colon, value = text.partition(b":")
+        if b"\r" in text or not _NAME.fullmatch(name):
+            raise AuthError(
+                "auth http server %s sent invalid header in response", server
+            )
+        if not colon:
+            continue
+        name = name.lower()
+        if name == b"auth-status":
+            statuses.append(value.strip(b" "))
+        else:
+            fields[name] = value.strip(b" ")
+    length = fields.get(b"content-length", b"")
+    words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
+    lasting = (
+        b"close" not in words
+        if framing.startswith(b"HTTP/1.1 ")
+        else framing.startswith(b"HTTP/1.0 ") and b"keep-alive" in words
+    )
+    bodyless = framing[9:13] in (b"204 ", b"204", b"304 ", b"304")
+    known = length.isdigit() and b"transfer-encoding" not in fields
+    return _Answer(
+        statuses,
+        fields,
+        keep=lasting and (known or bodyless),
+        body=int(length[:18]) if known and not bodyless else 0,
+    )
+
+
+def _granted(
+    fields: dict[bytes, bytes], login: Login, client: Client, server: str
+) -> Granted:
+    """Where to go, from an answer that says OK.
+
+    Raises:
+      AuthError: the answer does not tell, or what it tells is not usable.
+    """
+    host = fields.get(b"auth-server", b"")
+    port = fields.get(b"auth-port", b"")
+    if not host or not port:
+        raise AuthError("auth http server %s did not send server or port", server)
+    user = fields.get(b"auth-user", login.user)
+    secret = fields.get(b"auth-pass")
+    if secret is None and login.method not in ("apop", "cram-md5"):
+        secret = login.secret
+    if secret is None and client.server.protocol.name != "smtp":
+        raise AuthError("auth http server %s did not send password", server)
+    if not FORBIDDEN.isdisjoint(user + (secret or b"")):
+        raise AuthError("auth http server %s sent invalid user or password", server)
+    try:
+        address = ipaddress.ip_address(host.decode("ascii"))
+    except ValueError:
+        raise AuthError(
+            'auth http server %s sent invalid server address:"%s"', server, host
+        ) from None
+    number = int(port) if port.isdigit() and len(port) < 20 else 0
+    if not 1 <= number <= 65535:
+        raise AuthError(
+            'auth http server %s sent invalid server port:"%s"', server, port
+        )
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    return Granted(
+        family,
+        (str(address), number),
+        f"{host.decode()}:{port.decode()}",
+        user,
+        secret,
+    )

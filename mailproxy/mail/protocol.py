@@ -1,0 +1,371 @@
+"""What a mail protocol has to say, and what a dialogue knows of its client."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from mailproxy.errors import BackendError, ClientError
+from mailproxy.net import openssl
+from mailproxy.net.lines import LineStream, TooLong
+
+if TYPE_CHECKING:
+    from mailproxy.log import Logger, MailContext
+    from mailproxy.mail.core import Listen
+    from mailproxy.mail.modules import Server
+    from mailproxy.net.network import Network
+    from mailproxy.net.proxy_protocol import Header
+    from mailproxy.net.wire import Wire
+
+FORBIDDEN = frozenset(b"\r\n\0")
+"""Octets that no user name and no password may have: they end a line or a string
+in one of the protocols that carry them on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The SMTP commands of a client that does not log in (`smtp_auth none`).
+
+    Attributes:
+      mail: the whole ``MAIL FROM:…`` line, without line end.
+      rcpt: the whole ``RCPT TO:…`` line.
+    """
+
+    mail: bytes
+    rcpt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a client offered to log in.
+
+    Attributes:
+      method: the value of auth_http's ``Auth-Method``.
+      user: the user name; free of CR, LF and NUL.
+      secret: password, digest or token, free of the same; None if the method has none.
+      tag: IMAP: the tag of the command, with its space.
+      salt: what the client made its digest with.
+      envelope: SMTP: what the client wants instead of logging in.
+    """
+
+    method: str
+    user: bytes
+    secret: bytes | None = field(default=None, repr=False)
+    tag: bytes = b""
+    salt: bytes = b""
+    envelope: Envelope | None = None
+
+
+class BadCommand(Exception):  # noqa: N818 - an event of the dialogue, not a fault
+    """A command is answered with the protocol's line for invalid commands.
+
+    Attributes:
+      event, values: what the log says of it, if anything.
+      counted: it counts for `max_errors`: the parser rejected it. A well-formed
+        command which is refused does not count.
+      close: the session ends with the answer.
+    """
+
+    def __init__(
+        self,
+        event: str = "",
+        *values: object,
+        counted: bool = False,
+        close: bool = False,
+    ) -> None:
+        super().__init__(event)
+        self.event = event
+        self.values = values
+        self.counted = counted
+        self.close = close
+
+
+class MailProtocol(Protocol):
+    """A settings class of `mail/imap.py` and its like, as a session sees it."""
+
+    name: ClassVar[str]
+    certificate_error: ClassVar[bytes]
+    """Sent, before closing, to a client whose certificate does not verify."""
+    certificate_missing: ClassVar[bytes]
+    internal_error: ClassVar[bytes]
+    """Sent, before closing, when the auth source or the backend fails."""
+
+    @property
+    def client_buffer(self) -> int:
+        """Octets that one command of a client may have."""
+        ...
+
+    async def greet(self, client: Client) -> None:
+        """Say the first words, on a new connection."""
+        ...
+
+    async def read_login(self, client: Client) -> Login | None:
+        """Answer commands until one of them is a login; None: the client said goodbye.
+
+        Raises:
+          ClientError: the client left or broke a limit; it has been told.
+        """
+        ...
+
+    async def challenge(self, client: Client, text: bytes) -> bytes:
+        """Send a SASL challenge (base64, or empty) and return the answer's first word.
+
+        Raises:
+          BadCommand: the answer is not a line of words.
+        """
+        ...
+
+    def invalid(self, login: Login) -> bytes:
+        """The line that refuses `login` as an invalid command."""
+        ...
+
+    def refusal(self, login: Login, text: bytes, code: bytes) -> bytes:
+        """The line that says that `login` is not good."""
+        ...
+
+    async def enter(
+        self, backend: LineStream, login: Login, client: Client, sending: Naming
+    ) -> bytes:
+        """Log in at the backend; returns what the client is to see of its answer.
+
+        Args:
+          login: with the user and the secret for the backend.
+          sending: is called with what is sent next, in nginx's words, for the log.
+
+        Raises:
+          BackendError: the backend left, or answered something else.
+        """
+        ...
+
+
+class Naming(Protocol):
+    """Names the present action: ``sending("user name")``, for the log."""
+
+    def __call__(self, what: str, /) -> None: ...
+
+
+class Client:
+    """One client, from accept to the end of its login: what dialogues know of it.
+
+    Attributes:
+      wire: its connection.
+      lines: the same, line by line.
+      server, listen: who serves it, and which address it came to.
+      address, port: where it comes from, after `set_real_ip_from`; a client of a
+        unix socket has the address "unix:" and no port.
+      header: the PROXY header it came with, if any.
+      host: SMTP: its name in the DNS, or why there is none.
+      helo: SMTP: what it called itself.
+      esmtp: SMTP: its last greeting was EHLO.
+      attempts: how many logins it has tried.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        server: Server,
+        listen: Listen,
+        network: Network,
+        context: MailContext,
+        log: Logger,
+    ) -> None:
+        self.wire = wire
+        self.lines = LineStream(
+            wire, server.protocol.client_buffer, ClientError, "client closed connection"
+        )
+        self.server = server
+        self.listen = listen
+        self.network = network
+        self.context = context
+        self.log = log
+        self.address = context.client
+        self.port = context.client_port
+        self.header: Header | None = None
+        self.host = b"[UNAVAILABLE]"
+        self.helo = b""
+        self.esmtp = False
+        self.attempts = 0
+        self._errors = 0
+        self._commands = 0
+        self._salt = b""
+
+    @property
+    def secure(self) -> bool:
+        """Whether the connection is in TLS."""
+        return self.wire.tls is not None
+
+    @property
+    def may_log_in(self) -> bool:
+        """Whether logins are allowed as things are (`starttls only`)."""
+        return self.secure or self.server.ssl.starttls != "only"
+
+    @property
+    def may_start_tls(self) -> bool:
+        """Whether STARTTLS is allowed and announced."""
+        return not self.secure and self.server.ssl.starttls != "off"
+
+    @property
+    def salt(self) -> bytes:
+        """``<random.time@server_name>``, the same for the whole connection."""
+        if not self._salt:
+            self._salt = b"<%d.%d@%s>" % (
+                secrets.randbelow(1 << 31),
+                int(time.time()),
+                self.server.core.server_name,
+            )
+        return self._salt
+
+    @property
+    def known_salt(self) -> bytes:
+        """The salt, if the client has seen it."""
+        return self._salt
+
+    async def send(self, data: bytes) -> None:
+        """Send `data`.
+
+        Raises:
+          ClientError: the connection broke.
+        """
+        await self.lines.send(data)
+
+    async def read_line(self, used: int = 0, *, secret: bool = False) -> bytes:
+        """The next line, with its LF.
+
+        Args:
+          used: octets of the same command that were read before.
+          secret: the line may be a secret as a whole, so the log must not show it.
+
+        Raises:
+          BadCommand: it does not fit into the buffer; the session ends.
+          ClientError: the client left.
+        """
+        try:
+            return await self.lines.read_line(used)
+        except TooLong as too_long:
+            raise too_long_command(
+                b"..." if secret else redacted(too_long.received)
+            ) from None
+
+    def accepted(self) -> None:
+        """Count a command that the parser accepted.
+
+        Raises:
+          BadCommand: there were more than `max_commands`; the session ends.
+        """
+        self._commands += 1
+        if self._commands > self.server.core.max_commands:
+            raise BadCommand("client sent too many commands", close=True)
+
+    async def answer_bad(self, bad: BadCommand, line: bytes) -> None:
+        """Answer a bad command with `line`.
+
+        Raises:
+          ClientError: the session ends.
+        """
+        if bad.event:
+            self.log.info(bad.event, *bad.values)
+        await self.send(line)
+        if bad.counted:
+            self._errors += 1
+            if self._errors >= self.server.core.max_errors:
+                raise ClientError("client sent too many invalid commands")
+        if bad.close:
+            raise ClientError
+
+    async def start_tls(self, action: str) -> None:
+        """Do a TLS handshake, and check the client's certificate.
+
+        What arrived in clear text, and all that was said in it, is dropped.
+
+        Args:
+          action: the handshake in nginx's words, for the log.
+
+        Raises:
+          ClientError: the handshake failed, or the certificate is bad.
+        """
+        context = self.server.ssl.context
+        assert context is not None, "the configuration was checked for it"
+        self.lines.take_rest()
+        self.helo = b""
+        self.esmtp = False
+        self.context.login = b""
+        self.context.action = action
+        try:
+            await self.wire.start_tls(context)
+        except ssl.SSLEOFError:
+            raise ClientError("peer closed connection in SSL handshake") from None
+        except ssl.SSLError as error:
+            reason = openssl.error_text(error)
+            raise ClientError("SSL_do_handshake() failed (%s)", reason) from None
+        except OSError as error:
+            raise ClientError(
+                "peer closed connection in SSL handshake", error=error
+            ) from None
+        if self.server.ssl.ssl_verify_client != "off":
+            await self._check_certificate()
+
+    async def _check_certificate(self) -> None:
+        """Check after the handshake, as nginx does, so that the client hears why."""
+        tls = self.wire.tls
+        assert tls is not None
+        wanted = self.server.ssl.ssl_verify_client
+        protocol = self.server.protocol
+        code, text = openssl.verify_result(tls)
+        if code and not (wanted == "optional_no_ca" and code in openssl.UNTRUSTED):
+            openssl.remove_session(tls)
+            await self.send(protocol.certificate_error)
+            raise ClientError(
+                "client SSL certificate verify error: (%s:%s)", code, text
+            )
+        if wanted == "on" and not openssl.has_peer_certificate(tls):
+            openssl.remove_session(tls)
+            await self.send(protocol.certificate_missing)
+            raise ClientError("client sent no required SSL certificate")
+
+
+def redacted(command: bytes) -> bytes:
+    """A command as the log may show it: never with what may be a secret."""
+    words = command.split(b" ")
+    for place, word in enumerate(words[:2]):
+        if word.upper() in _REVEALING:
+            return b" ".join([*words[: place + 1], b"..."])
+    return command
+
+
+def too_long_command(shown: bytes) -> BadCommand:
+    """The buffer is full and the command is not complete; the session ends."""
+    return BadCommand('client sent too long command "%s"', shown, close=True)
+
+
+_REVEALING = frozenset((b"LOGIN", b"AUTHENTICATE", b"AUTH", b"PASS", b"APOP"))
+
+
+async def expect_line(backend: LineStream, used: int = 0) -> bytes:
+    """One line of a backend, with its LF.
+
+    Args:
+      used: octets of the same reply that were read before.
+
+    Raises:
+      BackendError: it left, or the reply is too long (`proxy_buffer`).
+    """
+    try:
+        return await backend.read_line(used)
+    except TooLong as too_long:
+        raise BackendError(
+            'upstream sent too long response line: "%s"', too_long.received
+        ) from None
+
+
+def invalid_reply(reply: bytes, shown: bytes | None = None) -> BackendError:
+    """The error for an answer that is not the expected one.
+
+    Args:
+      reply: the whole lines, for the client.
+      shown: the same for the log, where that differs.
+    """
+    text = (reply if shown is None else shown).rstrip(b"\r\n")
+    return BackendError('upstream sent invalid response: "%s"', text, reply=reply)

@@ -1,0 +1,199 @@
+"""SASL mechanisms, once for all protocols (RFC 4422).
+
+What a client sends is decoded here as nginx decodes it (base64 stops at the first
+"=", padding may be missing), and refused where nginx refuses it, with its texts.
+Beyond that, CR, LF and NUL are refused in user names and secrets: each of them ends
+a line or a string in a protocol that carries them on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+from mailproxy.mail.protocol import FORBIDDEN, BadCommand, Login
+
+if TYPE_CHECKING:
+    from mailproxy.mail.protocol import Client
+
+USER_CHALLENGE = base64.b64encode(b"Username:")
+PASSWORD_CHALLENGE = base64.b64encode(b"Password:")
+_ALPHABET = re.compile(rb"[A-Za-z0-9+/]*")
+_XOAUTH2 = re.compile(
+    rb"user=([^\x01]*)\x01auth=Bearer ([^\x01]*)\x01\x01", re.IGNORECASE
+)
+OAUTH = frozenset(("xoauth2", "oauthbearer"))
+
+ALWAYS = frozenset(("plain", "login"))
+"""Mechanisms that no directive switches off, as in nginx."""
+_WITHOUT_INITIAL_RESPONSE = frozenset(("cram-md5",))
+
+
+async def authenticate(
+    client: Client,
+    arguments: Sequence[bytes],
+    enabled: Collection[str],
+    ask: Callable[[bytes], Awaitable[bytes]],
+    tag: bytes = b"",
+) -> Login:
+    """Have the dialogue of one AUTH or AUTHENTICATE command.
+
+    Args:
+      arguments: of the command: the mechanism, perhaps an initial response.
+      enabled: mechanisms of the `*_auth` directive.
+      ask: sends a challenge (base64, or empty) and returns the answer.
+      tag: IMAP: the tag of the command.
+
+    Raises:
+      BadCommand: unknown or disabled mechanism, or an answer that cannot be read.
+    """
+    mechanism = arguments[0].decode("latin-1").lower() if arguments else ""
+    initial = arguments[1:]
+    client.context.login = b""
+    if mechanism not in _ORDER or (
+        mechanism not in enabled and mechanism not in ALWAYS
+    ):
+        raise BadCommand
+    if len(initial) > (mechanism not in _WITHOUT_INITIAL_RESPONSE):
+        raise BadCommand
+
+    name = mechanism.upper()
+    salt = b""
+    user: bytes
+    secret: bytes | None
+    match mechanism:
+        case "plain":
+            user, secret = parse_plain(initial[0] if initial else await ask(b""))
+        case "login":
+            first = initial[0] if initial else await ask(USER_CHALLENGE)
+            user = decode(first, name)
+            client.context.login = user
+            secret = decode(await ask(PASSWORD_CHALLENGE), name)
+        case "cram-md5":
+            salt = client.salt
+            user, secret = parse_cram_md5(await ask(base64.b64encode(salt)))
+        case "external":
+            first = initial[0] if initial else await ask(USER_CHALLENGE)
+            user, secret = decode(first, name), None
+        case "xoauth2":
+            user, secret = parse_xoauth2(initial[0] if initial else await ask(b""))
+        case _:
+            user, secret = parse_oauthbearer(initial[0] if initial else await ask(b""))
+    client.context.login = user
+    check_credentials(user, secret, f"AUTH {name}")
+    method = "plain" if mechanism == "login" else mechanism
+    return Login(method, user, secret, tag=tag, salt=salt)
+
+
+_ORDER = ("plain", "login", "cram-md5", "external", "xoauth2", "oauthbearer")
+
+
+def announced(enabled: Collection[str]) -> list[bytes]:
+    """The enabled mechanisms as capabilities list them, in nginx's order."""
+    return [each.upper().encode() for each in _ORDER if each in enabled]
+
+
+def check_credentials(user: bytes, secret: bytes | None, command: str) -> None:
+    """Refuse what could end a line or a string on its way to the backend.
+
+    Raises:
+      BadCommand: CR, LF or NUL is in it.
+    """
+    if not FORBIDDEN.isdisjoint(user):
+        raise _invalid("login", command)
+    if secret and not FORBIDDEN.isdisjoint(secret):
+        raise _invalid("password", command)
+
+
+def _invalid(what: str, command: str) -> BadCommand:
+    return BadCommand(f"client sent invalid {what} in {command} command")
+
+
+def decode(text: bytes, mechanism: str) -> bytes:
+    """Decode base64 (RFC 4648, section 4), stopping at the first "=".
+
+    Raises:
+      BadCommand: an octet outside the alphabet, or a length that cannot be.
+    """
+    digits = text.partition(b"=")[0]
+    if not _ALPHABET.fullmatch(digits) or len(digits) % 4 == 1:
+        raise _invalid("base64 encoding", f"AUTH {mechanism}")
+    try:
+        return binascii.a2b_base64(digits + b"=" * (-len(digits) % 4))
+    except binascii.Error as error:
+        raise _invalid("base64 encoding", f"AUTH {mechanism}") from error
+
+
+def parse_plain(response: bytes) -> tuple[bytes, bytes]:
+    """User and password of PLAIN (RFC 4616); the authorization identity is dropped.
+
+    Raises:
+      BadCommand: it is not "identity NUL user NUL password".
+    """
+    message = decode(response, "PLAIN")
+    _identity, nul, rest = message.partition(b"\0")
+    if not nul or not rest:
+        raise _invalid("login", "AUTH PLAIN")
+    user, nul, password = rest.partition(b"\0")
+    if not nul:
+        raise _invalid("password", "AUTH PLAIN")
+    return user, password
+
+
+def parse_cram_md5(response: bytes) -> tuple[bytes, bytes]:
+    """User and digest of CRAM-MD5 (RFC 2195).
+
+    Raises:
+      BadCommand: there is no digest of 32 octets behind the first space.
+    """
+    user, _, digest = decode(response, "CRAM-MD5").partition(b" ")
+    if len(digest) != 32:
+        raise _invalid("CRAM-MD5 hash", "AUTH CRAM-MD5")
+    return user, digest
+
+
+def parse_xoauth2(response: bytes) -> tuple[bytes, bytes]:
+    """User and token of XOAUTH2, in the one order Google documents.
+
+    Raises:
+      BadCommand: it is not "user=U^Aauth=Bearer T^A^A".
+    """
+    message = decode(response, "XOAUTH2")
+    if not message[:5].lower() == b"user=" or b"\x01" not in message:
+        raise _invalid("login", "AUTH XOAUTH2")
+    match = _XOAUTH2.fullmatch(message)
+    if match is None:
+        raise _invalid("token", "AUTH XOAUTH2")
+    return match[1], match[2]
+
+
+def parse_oauthbearer(response: bytes) -> tuple[bytes, bytes]:
+    """User and token of OAUTHBEARER (RFC 7628, section 3.1).
+
+    Raises:
+      BadCommand: the header has no "a=user", or no field is "auth=Bearer token".
+    """
+    header, *fields = decode(response, "OAUTHBEARER").split(b"\x01")
+    names = [n for n in header.split(b",")[1:-1] if n[:2].lower() == b"a=" and n[2:]]
+    user = _unescape(names[0][2:]) if names else None
+    if user is None:
+        raise _invalid("login", "AUTH OAUTHBEARER")
+    for field in fields[:-1]:
+        if field[:12].lower() == b"auth=bearer " and field[12:]:
+            return user, field[12:]
+    raise _invalid("token", "AUTH OAUTHBEARER")
+
+
+def _unescape(name: bytes) -> bytes | None:
+    """A saslname (RFC 5801, section 4) in clear; None if it has a stray "="."""
+    plain = name.replace(b"=2C", b",").replace(b"=2c", b",")
+    plain = plain.replace(b"=3D", b"\0").replace(b"=3d", b"\0")
+    return None if b"=" in plain else plain.replace(b"\0", b"=")
+
+
+def accepts_failure(method: str, answer: bytes) -> bool:
+    """Whether `answer` is what a client must say to Auth-Error-SASL (RFC 7628, 3.2.3)."""
+    return not answer if method == "xoauth2" else answer[:4] == b"AQ=="

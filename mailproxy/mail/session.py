@@ -1,0 +1,240 @@
+"""One client from accept to close: the order of things, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
+from mailproxy.mail import proxy, realip, sasl
+from mailproxy.mail.auth.source import Granted, Refused
+from mailproxy.mail.protocol import BadCommand, Client, Login
+from mailproxy.net import openssl
+from mailproxy.net.lines import LineStream
+
+if TYPE_CHECKING:
+    from mailproxy.log import Logger, MailContext
+    from mailproxy.mail.core import Listen
+    from mailproxy.mail.modules import Server
+    from mailproxy.net.network import Network
+    from mailproxy.net.relay import Ended
+    from mailproxy.net.wire import Wire
+
+
+async def run(
+    wire: Wire,
+    server: Server,
+    listen: Listen,
+    network: Network,
+    log: Logger,
+    context: MailContext,
+) -> None:
+    """Serve one client until it leaves; never raises but for cancellation.
+
+    Args:
+      wire: the accepted connection; it is closed here.
+      log: of the server.
+      context: who the client is; it changes as the session goes on.
+    """
+    log = log.bind(context=context)
+    log.client_connected()
+    backend: Wire | None = None
+    notify = True
+    try:
+        entered = await _log_in(
+            Client(wire, server, listen, network, context, log), log
+        )
+        if entered is not None:
+            backend, to_client, to_backend = entered
+            context.action = None
+            log.info("client logged in")
+            ended = await network.relay.carry(
+                wire,
+                backend,
+                to_client=to_client,
+                to_backend=to_backend,
+                idle_limit=server.proxy.proxy_timeout,
+                bound=server.proxy.proxy_buffer,
+            )
+            notify = ended.reason == "done"
+            _log_end(ended, context, log)
+    except SessionError as error:
+        notify = error.error is None or error.error.errno != errno.ETIMEDOUT
+        if error.event:
+            log.log(error.level, error.event, *error.values, error=error.error)
+    except Exception as error:  # noqa: BLE001 - a bug ends its session, not the worker
+        log.exception("session failed, this is a bug", exception=error)
+    finally:
+        wire.close(notify=notify)
+        if backend is not None:
+            backend.close()
+
+
+def timed_out() -> OSError:
+    return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+
+@contextmanager
+def within(
+    seconds: float, fault: type[SessionError], event: str, *values: object
+) -> Iterator[None]:
+    """Limit a phase; at its end `fault` is raised with `event`."""
+    with trio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise fault(event, *values, error=timed_out())
+
+
+async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
+    """Bring a new client to its backend.
+
+    Returns:
+      The backend, what the client is to get first, and what the backend is to get
+      first; None when the client said goodbye or was refused.
+    """
+    server = client.server
+    context = client.context
+    timeout = server.core.timeout
+    if client.listen.proxy_protocol:
+        context.action = "reading PROXY protocol"
+        with within(timeout, ClientError, "client timed out"):
+            await realip.read_header(client)
+    if client.listen.ssl:
+        with within(timeout, ClientError, "client timed out"):
+            await client.start_tls("SSL handshaking")
+    context.action = "sending client greeting line"
+    protocol = server.protocol
+    await protocol.greet(client)
+    context.action = "in auth state"
+    answer = b""
+    while True:
+        with within(timeout, ClientError, "client timed out"):
+            if answer:
+                await client.send(answer)
+            login = await protocol.read_login(client)
+        if login is None:
+            return None
+        client.attempts += 1
+        context.action = "in http auth state"
+        try:
+            verdict = await server.auth.check(login, client)
+            if isinstance(verdict, Granted):
+                return await _enter(client, login, verdict)
+        except (AuthError, BackendError) as error:
+            await _fail(client, error)
+            raise
+        log.info('client login failed: "%s"', verdict.text)
+        # nginx does not read the client meanwhile; neither do we.
+        await trio.sleep(verdict.wait)
+        context.action = "in auth state"
+        if verdict.sasl_error and login.method in sasl.OAUTH:
+            with within(timeout, ClientError, "client timed out"):
+                answer = await _explain(client, login, verdict)
+        else:
+            answer = protocol.refusal(login, verdict.text, verdict.code)
+        if not verdict.wait:
+            with within(timeout, ClientError, "client timed out"):
+                await client.send(answer)
+            return None
+
+
+async def _explain(client: Client, login: Login, verdict: Refused) -> bytes:
+    """Tell an OAuth client why, and return the final line (RFC 7628, section 3.2.3)."""
+    protocol = client.server.protocol
+    try:
+        answer = await protocol.challenge(client, verdict.sasl_error)
+    except BadCommand:
+        return protocol.invalid(login)
+    if sasl.accepts_failure(login.method, answer):
+        return protocol.refusal(login, verdict.text, verdict.code)
+    return protocol.invalid(login)
+
+
+async def _enter(
+    client: Client, login: Login, granted: Granted
+) -> tuple[Wire, bytes, bytes]:
+    """Connect to the backend and log in there.
+
+    Raises:
+      BackendError: it cannot be reached or does not let the client in.
+    """
+    context = client.context
+    context.login = granted.user
+    context.upstream = granted.name
+    context.action = "connecting to upstream"
+    backend = proxy.connect(client.network, granted)
+    try:
+        lines = LineStream(
+            backend,
+            client.server.proxy.reply_limit,
+            BackendError,
+            "upstream closed connection prematurely",
+        )
+
+        def sending(what: str) -> None:
+            context.action = f"sending {what} to upstream"
+
+        entering = replace(login, user=granted.user, secret=granted.secret)
+        with trio.move_on_after(client.server.core.timeout) as scope:
+            if client.server.proxy.proxy_protocol != "off":
+                sending("PROXY protocol header")
+                await proxy.send_header(client, backend)
+            answer = await client.server.protocol.enter(
+                lines, entering, client, sending
+            )
+        if scope.cancelled_caught:
+            raise BackendError(
+                "upstream timed out", error=timed_out(), level="info", action=None
+            )
+    except BaseException:
+        backend.close()
+        raise
+    return backend, answer + lines.take_rest(), client.lines.take_rest()
+
+
+async def _fail(client: Client, error: AuthError | BackendError) -> None:
+    """Tell the client that it is not its fault; the caller ends the session."""
+    answer = client.server.protocol.internal_error
+    if isinstance(error, BackendError):
+        if error.action is not None:
+            client.context.action = error.action
+        if error.reply and client.server.proxy.proxy_pass_error_message:
+            error.level = "info"
+            answer = error.reply
+    try:
+        with trio.move_on_after(client.server.core.timeout):
+            await client.send(answer)
+    except ClientError as left:
+        client.log.info(left.event, *left.values, error=left.error)
+
+
+def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:
+    """The last line of a relayed session."""
+    context.action = "proxying"
+    if ended.error is not None:
+        context.action = ended.action
+        verb = "recv" if ended.reason == "done" else "send"
+        level = "info" if ended.action.endswith("client") else "error"
+        if isinstance(ended.error, ssl.SSLError):
+            call = "SSL_read" if verb == "recv" else "SSL_write"
+            reason = openssl.error_text(ended.error)
+            log.log(level, f"{call}() failed (%s)", reason)
+        else:
+            log.log(level, f"{verb}() failed", error=ended.error)
+    match ended.reason:
+        case "done":
+            context.action = None
+            log.info("proxied session done")
+        case "timeout":
+            log.info("client timed out", error=timed_out())
+        case "shutdown":
+            log.info("shutdown timeout")
+        case "broken":
+            pass  # nginx says no more than the error above

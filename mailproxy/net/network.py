@@ -1,0 +1,78 @@
+"""Network: how the sessions of a worker reach the world."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Hashable
+
+from mailproxy.net.engine import READABLE, Engine
+from mailproxy.net.relay import Relay
+from mailproxy.net.wire import SockAddress, Wire
+
+IDLE_CONNECTIONS = 64
+"""Connections to one auth server that a worker keeps open while nobody needs them."""
+
+
+class Network:
+    """The engine, the relay, and idle connections to auth servers.
+
+    Tests derive a network of memory streams from it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.relay = Relay(engine)
+        self._idle: defaultdict[Hashable, list[Wire]] = defaultdict(list)
+        self._numbers = itertools.count(1)
+
+    def next_number(self) -> int:
+        """A connection number for the log; unique in this worker.
+
+        As in nginx, connections to auth servers and backends advance it as well.
+        """
+        return next(self._numbers)
+
+    def connect(self, family: int, address: SockAddress) -> Wire:
+        """Begin to connect.
+
+        Raises:
+          OSError: connect() failed at once, or `worker_connections` are in use.
+        """
+        self.next_number()
+        return Wire.connect(self.engine, family, address)
+
+    def take_idle(self, key: Hashable) -> Wire | None:
+        """A connection that `keep` was given under `key` and that is still open."""
+        idle = self._idle[key]
+        if not idle:
+            return None
+        wire = idle.pop()
+        wire.resume()
+        return wire
+
+    def keep(self, key: Hashable, wire: Wire) -> None:
+        """Keep an open connection for later; the last kept is the first taken.
+
+        One that the peer closes, or sends unasked bytes on, is thrown away at once.
+        """
+        idle = self._idle[key]
+        if len(idle) >= IDLE_CONNECTIONS:
+            wire.close()
+            return
+
+        def changed(events: int) -> None:
+            if events & READABLE:
+                idle.remove(wire)
+                wire.close()
+
+        idle.append(wire)
+        self.engine.hand_over(wire.socket.fileno(), changed)
+
+    def close(self) -> None:
+        """Close what is idle; the sessions have ended."""
+        for idle in self._idle.values():
+            for wire in idle:
+                wire.close()
+        self._idle.clear()
+        self.relay.close()
