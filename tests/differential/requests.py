@@ -36,10 +36,11 @@ _TLS = ["Auth-SSL: on", "Auth-SSL-Protocol: TLSv1.3", "Auth-SSL-Cipher: TLS_AES_
 
 def shorten(lines: list[str], protocol: str, attempt: int) -> list[str]:
     """The short form of a request where there is one, else the lines themselves."""
-    values = dict(re.findall(r"^([A-Za-z-]+): (.*)$", "\n".join(lines), re.MULTILINE))
+    whole = [re.sub("␠$", " ", line) for line in lines]
+    values = dict(re.findall(r"^([A-Za-z-]+): (.*)$", "\n".join(whole), re.MULTILINE))
     names = ("Auth-Method", "Auth-User", "Auth-Pass")
     words = [values.get(name, "") or _EMPTY for name in names]
     words += ["salt"] if "Auth-Salt" in values else []
     words += ["tls"] if "Auth-SSL" in values else []
     short = " ".join(words)
-    return [short] if expand(short, protocol, attempt) == lines else lines
+    return [short] if expand(short, protocol, attempt) == whole else lines

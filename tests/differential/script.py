@@ -71,6 +71,8 @@ class Script:
     """Parameters of `listen`."""
     auth: str = "/auth"
     """URI of auth_http; `closed`: nobody listens there; `unix`: a socket in the file system."""
+    common: str = ""
+    """Directives of the server blocks of the whole file."""
     server: dict[str, list[str]] = field(default_factory=dict)
     """Directives of the server block, by proxy ("" = both)."""
     why: str = ""
@@ -95,8 +97,14 @@ class Script:
         return any(step.proxy for step in self.steps)
 
     def directives(self, proxy: str) -> str:
-        """What the server block holds besides what each has."""
-        return " ".join(self.server.get("", []) + self.server.get(proxy, []))
+        """What the server block holds besides what each has.
+
+        A directive of the script replaces the one of its file.
+        """
+        own = " ".join(self.server.get("", []) + self.server.get(proxy, []))
+        names = {text.split()[0] for text in own.split(";") if text.strip()}
+        common = (text.strip() for text in self.common.split(";") if text.strip())
+        return "".join(f"{text}; " for text in common if text.split()[0] not in names) + own
 
 
 def read_all() -> list[Script]:
@@ -135,7 +143,7 @@ class _Reader:
                 title=line[3:].strip(),
                 number=number,
                 steps=[replace(step, number=number, inserted=True) for step in self.opening],
-                server={proxy: list(texts) for proxy, texts in self.common.server.items()},
+                server={},
             )
             self.scripts.append(self.script)
             self.steps = self.script.steps
@@ -161,6 +169,8 @@ class _Reader:
             self.steps.append(Step("pause", text, proxy=proxy, number=number))
         elif key == "opening" and text == "none":
             del script.steps[:]
+        elif key == "server" and not self.scripts:
+            script.common += text
         elif key == "server":
             script.server.setdefault(proxy, []).append(text)
         elif key in {"protocol", "address", "listen", "auth", "why", "only", "bytewise"}:

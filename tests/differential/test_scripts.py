@@ -1,0 +1,97 @@
+"""The same dialogues with nginx and with mailproxy; no difference but the named ones."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.differential.__main__ import report
+from tests.differential.player import Playback
+from tests.differential.script import NGINX, OURS, Script, read_all
+from tests.differential.stages import play_all, staged
+from tests.processes import find_program, require_peers
+
+NGINX_VERSION = "1.22."
+"""Whose words the scripts record; other versions differ in some."""
+
+_SCRIPTS = read_all()
+
+Playbacks = dict[str, Playback]
+PlayAll = Callable[[str], Playbacks]
+
+
+@pytest.fixture(scope="module")
+def playbacks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PlayAll]:
+    """Plays all scripts that were chosen, in one way, together: waiting takes most of the time."""
+    done: dict[str, Playbacks] = {}
+    chosen: dict[str, list[Script]] = {}
+    for item in request.session.items:
+        call = getattr(item, "callspec", None)
+        if isinstance(item, pytest.Function) and call is not None and "script" in call.params:
+            chosen.setdefault(item.originalname, []).append(call.params["script"])
+    with ExitStack() as stack:
+
+        def play(test: str) -> Playbacks:
+            if test not in done:
+                scripts = chosen[test]
+                proxy = NGINX if test == test_nginx_says_what_is_written.__name__ else OURS
+                folder = tmp_path_factory.mktemp(proxy)
+                stages = stack.enter_context(staged(proxy, scripts, folder))
+                bytewise = test == test_segments_make_no_difference.__name__
+                played = play_all(scripts, stages, bytewise=bytewise)
+                done[test] = {s.name: p for s, p in zip(scripts, played, strict=True)}
+            return done[test]
+
+        yield play
+
+
+def check(script: Script, playback: Playback) -> None:
+    """Fail with the whole dialogue where a play left its script."""
+    if playback.fault:
+        pytest.fail(report(script, playback), pytrace=False)
+
+
+def playable(proxy: str) -> pytest.MarkDecorator:
+    """All scripts that `proxy` can play."""
+    scripts = [script for script in _SCRIPTS if script.only in {"", proxy}]
+    return pytest.mark.parametrize("script", scripts, ids=lambda script: script.name)
+
+
+@pytest.fixture(scope="module")
+def nginx() -> None:
+    """Skip, or fail where peers are required, without the nginx that was recorded."""
+    found = find_program("nginx")
+    version = ""
+    if found is not None:
+        version = subprocess.run([found, "-v"], capture_output=True, text=True, check=True).stderr
+    if f"nginx/{NGINX_VERSION}" not in version:
+        missing = f"needs nginx {NGINX_VERSION}x, found {version or 'none'}"
+        pytest.fail(missing) if require_peers() else pytest.skip(missing)
+
+
+@playable(NGINX)
+def test_nginx_says_what_is_written(script: Script, nginx: None, playbacks: PlayAll) -> None:
+    check(script, playbacks(test_nginx_says_what_is_written.__name__)[script.name])
+
+
+@playable(OURS)
+def test_mailproxy_says_what_is_written(script: Script, playbacks: PlayAll) -> None:
+    check(script, playbacks(test_mailproxy_says_what_is_written.__name__)[script.name])
+
+
+_SPLITTABLE = [s for s in _SCRIPTS if s.only in {"", OURS} and s.bytewise == "yes"]
+
+
+@pytest.mark.parametrize("script", _SPLITTABLE, ids=lambda script: script.name)
+def test_segments_make_no_difference(script: Script, playbacks: PlayAll) -> None:
+    check(script, playbacks(test_segments_make_no_difference.__name__)[script.name])
+
+
+def test_what_differs_has_a_reason_and_does_differ() -> None:
+    for script in _SCRIPTS:
+        if script.differs():
+            nginx, ours = ([str(step).removeprefix(f"{proxy} ") for step in script.steps_for(proxy)] for proxy in (NGINX, OURS))
+            assert nginx != ours, script.name
