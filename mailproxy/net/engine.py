@@ -159,6 +159,10 @@ class Acceptor:
         self._engine = engine
         self._socket = listening
         self._readiness = Readiness()
+        if listening.family != socket.AF_UNIX:
+            # Connections inherit it: a dialogue of short lines must not wait for
+            # the acknowledgement of the line before.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         engine.register(listening.fileno(), self._readiness.ready, listening=True)
 
     async def accept(self) -> tuple[socket.socket, object]:

@@ -33,6 +33,16 @@ class Network:
         """
         return next(self._numbers)
 
+    def make_room(self) -> bool:
+        """Whether one more connection may be had; an idle one makes room for it."""
+        if not self.engine.full:
+            return True
+        for idle in self._idle.values():
+            if idle:
+                idle.pop(0).close()
+                return True
+        return False
+
     def connect(self, family: int, address: SockAddress) -> Wire:
         """Begin to connect.
 
@@ -40,6 +50,7 @@ class Network:
           OSError: connect() failed at once, or `worker_connections` are in use.
         """
         self.next_number()
+        self.make_room()
         return Wire.connect(self.engine, family, address)
 
     def take_idle(self, key: Hashable) -> Wire | None:

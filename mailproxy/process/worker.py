@@ -1,0 +1,277 @@
+"""A worker: one trio.run with a nursery per listener, and how it leaves.
+
+    background   the engine, expiry of relayed sessions, orders and signals
+      serving    ends when the last listener has no session left
+        listener   accepting, and its sessions
+
+Leaving means: stop accepting, and wait for the sessions, those that are relayed no
+longer than `worker_shutdown_timeout`. Stopping means: cancel `serving`. Sessions end
+before the relay and the engine do, which they need to end.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import socket
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+
+import trio
+
+from mailproxy.log import Logger, Logs, MailContext
+from mailproxy.mail import session
+from mailproxy.mail.core import Listen
+from mailproxy.mail.modules import Configuration, Server
+from mailproxy.net.engine import Acceptor, Engine
+from mailproxy.net.listening import Listener
+from mailproxy.net.network import Network
+from mailproxy.net.wire import Wire
+from mailproxy.process import signals
+from mailproxy.process.children import ALIVE, PING, QUIT, REOPEN, STOP
+from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.signals import Received
+
+CONNECTIONS_IN_A_ROW = 16
+"""Connections that one listener accepts before others have their turn."""
+GARBAGE_THRESHOLD = 20_000
+"""Objects between two garbage collections: a session makes a few hundred, and hardly
+any that only the collector can free."""
+
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Worker:
+    """Serves clients until it is told to leave.
+
+    Args:
+      configuration: whose servers the clients come to.
+      listeners: the sockets to accept from; they stay open.
+      logs: of the configuration; open.
+      orders: the worker's end of the line to the master (see `children`), None if
+        there is no master.
+      retitle: sets the process title.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration[MainSettings, EventsSettings],
+        listeners: Sequence[Listener[Listen]],
+        logs: Logs,
+        orders: socket.socket | None = None,
+        retitle: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._main = configuration.main
+        self._events = configuration.events
+        self._listeners = listeners
+        self._logs = logs
+        self._log = logs.main
+        self._orders = orders
+        self._retitle = retitle
+        self._served: dict[int, tuple[Server, Logger]] = {
+            id(listen): (server, logs.logger(server.core.error_log))
+            for server in configuration.servers
+            for listen in server.core.listen
+        }
+        self._accepting = [trio.CancelScope() for _ in listeners]
+        self._serving = trio.CancelScope()
+        self._shutdown = trio.CancelScope(deadline=float("inf"))
+        self._leaving = False
+
+    def run(self) -> int:
+        """Serve; returns the exit code."""
+        gc.set_threshold(GARBAGE_THRESHOLD)
+        gc.freeze()
+        trio.run(self._run)
+        self._log.notice("exit")
+        return 0
+
+    async def _run(self) -> None:
+        # nginx counts the line to the master as a connection, too.
+        engine = Engine(max(self._events.worker_connections - 1, 1))
+        self._network = Network(engine)
+        async with trio.open_nursery() as background:
+            background.start_soon(engine.run)
+            background.start_soon(self._network.relay.expire)
+            background.start_soon(self._end_relayed_sessions)
+            background.start_soon(self._take_signals)
+            if self._orders is not None:
+                background.start_soon(self._take_orders, self._orders)
+            with self._serving:
+                async with trio.open_nursery() as serving:
+                    for listener, accepting in zip(
+                        self._listeners, self._accepting, strict=True
+                    ):
+                        serving.start_soon(self._serve, listener, accepting)
+                    if not self._listeners:
+                        with self._accepting_nothing():
+                            await trio.sleep_forever()
+            self._log.notice("exiting")
+            background.cancel_scope.cancel()
+        self._network.close()
+        engine.close()
+
+    def _accepting_nothing(self) -> trio.CancelScope:
+        """A worker without listeners stays until it is told to leave."""
+        scope = trio.CancelScope()
+        self._accepting.append(scope)
+        return scope
+
+    async def _serve(
+        self, listener: Listener[Listen], accepting: trio.CancelScope
+    ) -> None:
+        """Accept clients of one listener until told to leave; wait for the last one."""
+        async with trio.open_nursery() as sessions:
+            with accepting:
+                await self._accept(listener, sessions)
+
+    async def _accept(self, listener: Listener[Listen], sessions: trio.Nursery) -> None:
+        acceptor = Acceptor(self._network.engine, listener.socket)
+        in_a_row = 0
+        try:
+            while True:
+                try:
+                    connection, address = await acceptor.accept()
+                except OSError as error:
+                    await self._explain(error)
+                    continue
+                self._begin(listener, connection, address, sessions)
+                in_a_row += 1
+                if in_a_row == CONNECTIONS_IN_A_ROW:
+                    in_a_row = 0
+                    await trio.lowlevel.checkpoint()
+        finally:
+            acceptor.close()
+
+    async def _explain(self, error: OSError) -> None:
+        """Log what accept() says, and pause where trying again would not help."""
+        if error.errno in _NO_DESCRIPTORS:
+            self._log.crit("accept4() failed", error=error)
+            await trio.sleep(self._events.accept_mutex_delay)
+        elif error.errno == errno.ECONNABORTED:
+            self._log.error("accept4() failed", error=error)
+        else:
+            self._log.alert("accept4() failed", error=error)
+            await trio.sleep(self._events.accept_mutex_delay)
+
+    def _begin(
+        self,
+        listener: Listener[Listen],
+        connection: socket.socket,
+        address: object,
+        sessions: trio.Nursery,
+    ) -> None:
+        """Start the session of a new connection."""
+        network = self._network
+        if not network.make_room():
+            connection.close()
+            self._log.alert(
+                "%s worker_connections are not enough", self._events.worker_connections
+            )
+            return
+        listen = listener.listen
+        if listener.specific:
+            listen = listener.choose(connection.getsockname())
+        server, log = self._served[id(listen)]
+        context = MailContext(
+            network.next_number(),
+            "unix:",
+            server=listen.address,
+            tags=server.core.error_log_user_tag,
+        )
+        if isinstance(address, tuple):
+            context.client, context.client_port = address[:2]
+        context.peer = context.client_address
+        if self._events.debug_connection and self._is_debugged(context.client):
+            log = log.at_debug()
+        wire = Wire(network.engine, connection)
+        sessions.start_soon(session.run, wire, server, listen, network, log, context)
+
+    def _is_debugged(self, client: str) -> bool:
+        networks = self._events.debug_connection
+        if client == "unix:":
+            return client in networks
+        address = ip_address(client)
+        return any(not isinstance(each, str) and address in each for each in networks)
+
+    async def _take_orders(self, orders: socket.socket) -> None:
+        """Do what the master says; without a master, leave."""
+        while True:
+            await trio.lowlevel.wait_readable(orders)
+            try:
+                order = orders.recv(16)
+            except BlockingIOError:
+                continue
+            except OSError:
+                order = b""
+            if order == STOP:
+                self._stop()
+            elif order == QUIT:
+                self._leave()
+            elif order == REOPEN:
+                self._reopen()
+            elif order == PING:
+                orders.send(ALIVE)
+            elif not order:
+                # As in nginx, workers outlive a master that was killed.
+                return
+
+    async def _take_signals(self) -> None:
+        """Do what signals say that somebody sent to this very process."""
+        descriptor = signals.Descriptor()
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(descriptor.fileno())
+                for received in descriptor.read():
+                    self._take(received)
+        finally:
+            descriptor.close()
+
+    def _take(self, received: Received) -> None:
+        match received.number.name:
+            case "SIGTERM" | "SIGINT":
+                self._log.notice(received.text("exiting"))
+                self._stop()
+            case "SIGQUIT":
+                self._log.notice(received.text("shutting down"))
+                self._leave()
+            case "SIGWINCH" if self._main.daemon:
+                self._log.notice(received.text("shutting down"))
+                self._leave()
+            case "SIGUSR1":
+                self._log.notice(received.text("reopening logs"))
+                self._reopen()
+            case "SIGWINCH":
+                self._log.notice(received.text())
+            case "SIGHUP" | "SIGUSR2":
+                self._log.notice(received.text("ignoring"))
+            case _:
+                pass  # SIGCHLD, SIGIO: the master's business
+
+    def _stop(self) -> None:
+        """Close everything at once."""
+        self._serving.cancel()
+
+    def _leave(self) -> None:
+        """Stop accepting; go when the last session is over."""
+        if self._leaving:
+            return
+        self._leaving = True
+        self._log.notice("gracefully shutting down")
+        self._retitle("worker process is shutting down")
+        for scope in self._accepting:
+            scope.cancel()
+        if self._main.worker_shutdown_timeout:
+            self._shutdown.deadline = (
+                trio.current_time() + self._main.worker_shutdown_timeout
+            )
+
+    async def _end_relayed_sessions(self) -> None:
+        """End what is relayed still, `worker_shutdown_timeout` after leaving began."""
+        with self._shutdown:
+            await trio.sleep_forever()
+        self._network.relay.shutdown()
+
+    def _reopen(self) -> None:
+        self._log.notice("reopening logs")
+        self._logs.reopen()
