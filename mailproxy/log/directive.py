@@ -217,7 +217,7 @@ def _target(
         return Memory(_size(word[7:], file))
     if word.startswith("syslog:"):
         return _syslog(word[7:], address)
-    return File(path(word))
+    return File(path(word.partition("\0")[0]))  # as C sees it; open() wants it so
 
 
 def _size(text: str, file: str) -> int:

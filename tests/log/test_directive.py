@@ -30,6 +30,7 @@ def parse(words: str) -> ErrorLog:
     [
         ("logs/error.log", ErrorLog(File("/P/logs/error.log"), ERROR)),
         ("off info", ErrorLog(File("/P/off"), INFO)),
+        ("a\0b", ErrorLog(File("/P/a"), ERROR)),
         ("stderr debug", ErrorLog(Stderr(), DEBUG)),
         ("", ErrorLog(Stderr(redirect=True), ERROR)),
         ("memory:32k", ErrorLog(Memory(32768), ERROR)),
