@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from mailproxy.log import Logger
+
 ROUNDS = 5
 """How often bind() is tried while an address is in use, as nginx does."""
 PAUSE = 0.5
@@ -38,16 +40,6 @@ Key = tuple[int, bytes, int]
 
 class ListenError(Exception):
     """The sockets cannot be opened; why is in the log."""
-
-
-class Log(Protocol):
-    """What is needed of a logger."""
-
-    def emerg(self, message: str, *, error: OSError | None = None) -> None: ...
-    def alert(self, message: str, *, error: OSError | None = None) -> None: ...
-    def crit(self, message: str, *, error: OSError | None = None) -> None: ...
-    def warn(self, message: str, *, error: OSError | None = None) -> None: ...
-    def notice(self, message: str, *, error: OSError | None = None) -> None: ...
 
 
 class Keepalive(Protocol):
@@ -119,7 +111,7 @@ class Listener(Held, Generic[L]):
         return self.specific.get(_packed(self.listen.family, local), self.listen)
 
 
-def inherit(numbers: Iterable[int], log: Log) -> dict[Key, Held]:
+def inherit(numbers: Iterable[int], log: Logger) -> dict[Key, Held]:
     """Take over listening sockets by their numbers; what is none is skipped."""
     held: dict[Key, Held] = {}
     for number in numbers:
@@ -151,7 +143,7 @@ def inherit(numbers: Iterable[int], log: Log) -> dict[Key, Held]:
 def adopt(
     held: Mapping[Key, Held],
     wanted: Sequence[L],
-    log: Log,
+    log: Logger,
     pause: Callable[[float], None] = time.sleep,
 ) -> tuple[Listener[L], ...]:
     """Listen at all `wanted` addresses, keeping of `held` what they need.
@@ -204,7 +196,7 @@ def by_key(held: Iterable[Held]) -> dict[Key, Held]:
     return {each.key: each for each in held}
 
 
-def close(unwanted: Iterable[Held], log: Log, *, files: bool, say: bool) -> None:
+def close(unwanted: Iterable[Held], log: Logger, *, files: bool, say: bool) -> None:
     """Stop listening.
 
     Args:
@@ -223,7 +215,7 @@ def close(unwanted: Iterable[Held], log: Log, *, files: bool, say: bool) -> None
                 log.emerg(f"unlink() {path} failed", error=error)
 
 
-def test(wanted: Sequence[L], log: Log) -> bool:
+def test(wanted: Sequence[L], log: Logger) -> bool:
     """Whether a start could listen at `wanted` (`-t`); nothing stays open.
 
     An address in use is taken for that of our own, running instance.
@@ -284,7 +276,7 @@ class _OpenError(Exception):
         self.error = error
 
 
-def _open(listen: Listen, log: Log) -> socket.socket:
+def _open(listen: Listen, log: Logger) -> socket.socket:
     address = listen.address
     failing = f"socket() {address} failed"
     with contextlib.ExitStack() as undo:
@@ -310,7 +302,7 @@ def _open(listen: Listen, log: Log) -> socket.socket:
         return opened
 
 
-def _socket(listen: Listen, log: Log) -> socket.socket:
+def _socket(listen: Listen, log: Logger) -> socket.socket:
     kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     if listen.multipath:
         try:
@@ -337,7 +329,7 @@ def _unlink(listen: Listen) -> None:
             os.unlink(listen.sockaddr)
 
 
-def _configure(opened: socket.socket, listen: Listen, log: Log) -> None:
+def _configure(opened: socket.socket, listen: Listen, log: Logger) -> None:
     """Apply what may change while a socket listens."""
     options: list[tuple[str, int, int, int | None]] = [
         ("SO_RCVBUF", socket.SOL_SOCKET, socket.SO_RCVBUF, listen.rcvbuf),

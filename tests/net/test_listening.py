@@ -6,13 +6,15 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from mailproxy.log import Logger
 from mailproxy.net import listening
 from mailproxy.net.listening import Held, Listener, ListenError, SocketAddress
+from tests.captured_log import CapturedLog
 
 IN_USE = "98: Address already in use"
 
@@ -45,37 +47,11 @@ class Listen:
         return f"{self.sockaddr[0]}:{self.sockaddr[1]}"
 
 
-@dataclass
-class Log:
-    """Keeps what is logged, as `[level] text (errno: text)`."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def _add(self, level: str, message: str, error: OSError | None) -> None:
-        cause = f" ({error.errno}: {error.strerror})" if error else ""
-        self.lines.append(f"[{level}] {message}{cause}")
-
-    def emerg(self, message: str, *, error: OSError | None = None) -> None:
-        self._add("emerg", message, error)
-
-    def alert(self, message: str, *, error: OSError | None = None) -> None:
-        self._add("alert", message, error)
-
-    def crit(self, message: str, *, error: OSError | None = None) -> None:
-        self._add("crit", message, error)
-
-    def warn(self, message: str, *, error: OSError | None = None) -> None:
-        self._add("warn", message, error)
-
-    def notice(self, message: str, *, error: OSError | None = None) -> None:
-        self._add("notice", message, error)
-
-
 class Opened(list[Held]):
     """What a test opened; closed at its end."""
 
     def adopt(
-        self, *wanted: Listen, log: Log, held: tuple[Held, ...] = ()
+        self, *wanted: Listen, log: Logger, held: tuple[Held, ...] = ()
     ) -> tuple[Listener[Listen], ...]:
         listeners = listening.adopt(
             listening.by_key(held), wanted, log, pause=lambda _: None
@@ -93,8 +69,17 @@ def opened() -> Iterator[Opened]:
 
 
 @pytest.fixture
-def log() -> Log:
-    return Log()
+def captured() -> CapturedLog:
+    return CapturedLog()
+
+
+@pytest.fixture
+def log(captured: CapturedLog) -> Logger:
+    return captured.log
+
+
+def texts(captured: CapturedLog) -> list[str]:
+    return [f"[{level}] {text}" for level, text in captured.events]
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -107,7 +92,9 @@ def taken_port() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-def test_each_address_gets_a_socket(opened: Opened, log: Log) -> None:
+def test_each_address_gets_a_socket(
+    opened: Opened, log: Logger, captured: CapturedLog
+) -> None:
     wanted = [Listen(("127.0.0.1", free_port())), Listen(("127.0.0.2", free_port()))]
     listeners = opened.adopt(*wanted, log=log)
     for listener, listen in zip(listeners, wanted, strict=True):
@@ -116,11 +103,11 @@ def test_each_address_gets_a_socket(opened: Opened, log: Log) -> None:
         assert not listener.socket.getblocking()
         with socket.create_connection(listener.socket.getsockname()):
             pass
-    assert log.lines == []
+    assert texts(captured) == []
 
 
 def test_wildcard_serves_the_specific_addresses_of_its_port(
-    opened: Opened, log: Log
+    opened: Opened, log: Logger
 ) -> None:
     port = free_port()
     wildcard = Listen(("0.0.0.0", port), wildcard=True)
@@ -134,7 +121,7 @@ def test_wildcard_serves_the_specific_addresses_of_its_port(
                 assert listener.choose(connection.getsockname()) is expected
 
 
-def test_ipv6_address_is_found_despite_its_zone(opened: Opened, log: Log) -> None:
+def test_ipv6_address_is_found_despite_its_zone(opened: Opened, log: Logger) -> None:
     port = free_port()
     wildcard = Listen(
         ("::", port, 0, 0), socket.AF_INET6, wildcard=True, ipv6only=False
@@ -147,7 +134,7 @@ def test_ipv6_address_is_found_despite_its_zone(opened: Opened, log: Log) -> Non
 
 @pytest.mark.parametrize(("ipv6only", "on"), [(None, 1), (True, 1), (False, 0)])
 def test_ipv6_socket_takes_ipv6_only_unless_told(
-    opened: Opened, log: Log, ipv6only: bool | None, on: int
+    opened: Opened, log: Logger, ipv6only: bool | None, on: int
 ) -> None:
     wanted = Listen(("::", 0, 0, 0), socket.AF_INET6, ipv6only=ipv6only)
     (listener,) = opened.adopt(wanted, log=log)
@@ -155,7 +142,7 @@ def test_ipv6_socket_takes_ipv6_only_unless_told(
 
 
 def test_address_with_socket_options_collides_with_the_wildcard(
-    opened: Opened, log: Log
+    opened: Opened, log: Logger, captured: CapturedLog
 ) -> None:
     port = free_port()
     with pytest.raises(ListenError):
@@ -164,16 +151,18 @@ def test_address_with_socket_options_collides_with_the_wildcard(
             Listen(("0.0.0.0", port), wildcard=True),
             log=log,
         )
-    assert log.lines[0] == f"[emerg] bind() to 0.0.0.0:{port} failed ({IN_USE})"
+    assert texts(captured)[0] == f"[emerg] bind() to 0.0.0.0:{port} failed ({IN_USE})"
 
 
-def test_address_in_use_is_tried_five_times(opened: Opened, log: Log) -> None:
+def test_address_in_use_is_tried_five_times(
+    opened: Opened, log: Logger, captured: CapturedLog
+) -> None:
     other = Listen(("127.0.0.1", free_port()))
     with taken_port() as taken:
         wanted = Listen(taken.getsockname())
         with pytest.raises(ListenError):
             opened.adopt(wanted, other, log=log)
-    assert log.lines == [
+    assert texts(captured) == [
         f"[emerg] bind() to {wanted.address} failed ({IN_USE})",
         "[notice] try again to bind() after 500ms",
     ] * 5 + ["[emerg] still could not bind()"]
@@ -181,24 +170,28 @@ def test_address_in_use_is_tried_five_times(opened: Opened, log: Log) -> None:
         pass  # what was opened besides is closed again
 
 
-def test_address_that_is_freed_meanwhile_is_taken(log: Log) -> None:
+def test_address_that_is_freed_meanwhile_is_taken(
+    log: Logger, captured: CapturedLog
+) -> None:
     taken = taken_port()
     wanted = Listen(taken.getsockname())
     (listener,) = listening.adopt({}, [wanted], log, pause=lambda _: taken.close())
     assert listener.socket.getsockname() == wanted.sockaddr
-    assert len(log.lines) == 2
+    assert len(texts(captured)) == 2
     listener.socket.close()
 
 
-def test_other_error_fails_at_once(opened: Opened, log: Log) -> None:
+def test_other_error_fails_at_once(
+    opened: Opened, log: Logger, captured: CapturedLog
+) -> None:
     with pytest.raises(ListenError):
         opened.adopt(Listen(("192.0.2.1", 14300)), log=log)
-    assert log.lines == [
+    assert texts(captured) == [
         "[emerg] bind() to 192.0.2.1:14300 failed (99: Cannot assign requested address)"
     ]
 
 
-def test_kept_address_keeps_its_socket(opened: Opened, log: Log) -> None:
+def test_kept_address_keeps_its_socket(opened: Opened, log: Logger) -> None:
     kept = Listen(("127.0.0.1", free_port()))
     before = opened.adopt(kept, Listen(("127.0.0.1", free_port())), log=log)
     with socket.create_connection(before[0].socket.getsockname()) as early:
@@ -214,7 +207,7 @@ def test_kept_address_keeps_its_socket(opened: Opened, log: Log) -> None:
     assert before[1].socket.fileno() >= 0, "closing is for when the reload succeeded"
 
 
-def test_failed_reload_leaves_what_was_held(opened: Opened, log: Log) -> None:
+def test_failed_reload_leaves_what_was_held(opened: Opened, log: Logger) -> None:
     before = opened.adopt(Listen(("127.0.0.1", free_port())), log=log)
     with taken_port() as taken, pytest.raises(ListenError):
         opened.adopt(
@@ -224,7 +217,7 @@ def test_failed_reload_leaves_what_was_held(opened: Opened, log: Log) -> None:
         pass
 
 
-def test_options_are_set(opened: Opened, log: Log) -> None:
+def test_options_are_set(opened: Opened, log: Logger, captured: CapturedLog) -> None:
     wanted = Listen(
         ("127.0.0.1", free_port()),
         rcvbuf=32768,
@@ -238,54 +231,60 @@ def test_options_are_set(opened: Opened, log: Log) -> None:
     assert get(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert get(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
     assert get(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 7
-    assert log.lines == []
+    assert texts(captured) == []
 
 
-def test_option_that_cannot_be_set_is_an_alert(opened: Opened, log: Log) -> None:
+def test_option_that_cannot_be_set_is_an_alert(
+    opened: Opened, log: Logger, captured: CapturedLog
+) -> None:
     port = free_port()
     opened.adopt(
         Listen(("127.0.0.1", port), so_keepalive=Keepalive(idle=1 << 20)), log=log
     )
-    assert log.lines == [
+    assert texts(captured) == [
         f"[alert] setsockopt(TCP_KEEPIDLE, 1048576) 127.0.0.1:{port} failed, ignored"
         " (22: Invalid argument)"
     ]
 
 
 def test_unix_socket_is_open_to_all_and_removed(
-    opened: Opened, log: Log, tmp_path: Path
+    opened: Opened, log: Logger, captured: CapturedLog, tmp_path: Path
 ) -> None:
     path = tmp_path / "imap.sock"
     (listener,) = opened.adopt(Listen(str(path), socket.AF_UNIX), log=log)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
     listening.close([listener], log, files=True, say=True)
     assert not path.exists()
-    assert log.lines == [f"[warn] deleting socket {path}"]
+    assert texts(captured) == [f"[warn] deleting socket {path}"]
 
 
 def test_unix_socket_that_is_gone_is_said(
-    opened: Opened, log: Log, tmp_path: Path
+    opened: Opened, log: Logger, captured: CapturedLog, tmp_path: Path
 ) -> None:
     path = tmp_path / "imap.sock"
     (listener,) = opened.adopt(Listen(str(path), socket.AF_UNIX), log=log)
     path.unlink()
     listening.close([listener], log, files=True, say=False)
-    assert log.lines == [
+    assert texts(captured) == [
         f"[emerg] unlink() {path} failed (2: No such file or directory)"
     ]
 
 
-def test_stale_unix_socket_is_in_use(opened: Opened, log: Log, tmp_path: Path) -> None:
+def test_stale_unix_socket_is_in_use(
+    opened: Opened, log: Logger, captured: CapturedLog, tmp_path: Path
+) -> None:
     path = tmp_path / "imap.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     with pytest.raises(ListenError):
         opened.adopt(Listen(str(path), socket.AF_UNIX), log=log)
-    assert log.lines[0] == f"[emerg] bind() to unix:{path} failed ({IN_USE})"
+    assert texts(captured)[0] == f"[emerg] bind() to unix:{path} failed ({IN_USE})"
     assert path.exists()
 
 
-def test_sockets_are_inherited_by_number(opened: Opened, log: Log) -> None:
+def test_sockets_are_inherited_by_number(
+    opened: Opened, log: Logger, captured: CapturedLog
+) -> None:
     given = [taken_port() for _ in range(2)]
     wanted = Listen(given[0].getsockname())
     held = listening.inherit([each.detach() for each in given], log)
@@ -296,10 +295,12 @@ def test_sockets_are_inherited_by_number(opened: Opened, log: Log) -> None:
     unwanted = [each for key, each in held.items() if key != listeners[0].key]
     assert len(unwanted) == 1
     listening.close(unwanted, log, files=False, say=False)
-    assert log.lines == []
+    assert texts(captured) == []
 
 
-def test_numbers_that_are_no_listening_sockets_are_skipped(log: Log) -> None:
+def test_numbers_that_are_no_listening_sockets_are_skipped(
+    log: Logger, captured: CapturedLog
+) -> None:
     with (
         open(os.devnull, encoding="ascii") as file,
         socket.socket(type=socket.SOCK_DGRAM) as datagram,
@@ -308,7 +309,7 @@ def test_numbers_that_are_no_listening_sockets_are_skipped(log: Log) -> None:
         numbers = [1 << 20, file.fileno(), datagram.fileno(), idle.fileno()]
         assert listening.inherit(numbers, log) == {}
     of = "[crit] getsockname() of the inherited socket"
-    assert log.lines == [
+    assert texts(captured) == [
         f"{of} #{numbers[0]} failed (9: Bad file descriptor)",
         f"{of} #{numbers[1]} failed (88: Socket operation on non-socket)",
         f"[crit] the inherited socket #{numbers[2]} does not listen",
@@ -317,21 +318,23 @@ def test_numbers_that_are_no_listening_sockets_are_skipped(log: Log) -> None:
 
 
 def test_multipath_falls_back_to_tcp(
-    opened: Opened, log: Log, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, log: Logger, captured: CapturedLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A number that no kernel knows stands for a kernel without MPTCP.
     monkeypatch.setattr(socket, "IPPROTO_MPTCP", 259)
     wanted = Listen(("127.0.0.1", free_port()), multipath=True)
     (listener,) = opened.adopt(wanted, log=log)
     assert listener.socket.proto == 0
-    assert log.lines == [
+    assert texts(captured) == [
         f"[warn] Multipath TCP is not available, {wanted.address} takes TCP only"
         " (93: Protocol not supported)"
     ]
 
 
 class TestOfTheConfiguration:
-    def test_leaves_nothing_behind(self, log: Log, tmp_path: Path) -> None:
+    def test_leaves_nothing_behind(
+        self, log: Logger, captured: CapturedLog, tmp_path: Path
+    ) -> None:
         path = tmp_path / "new.sock"
         port = free_port()
         wanted = [Listen(("127.0.0.1", port)), Listen(str(path), socket.AF_UNIX)]
@@ -339,10 +342,10 @@ class TestOfTheConfiguration:
         assert not path.exists()
         with socket.create_server(("127.0.0.1", port)):
             pass
-        assert log.lines == []
+        assert texts(captured) == []
 
     def test_takes_an_address_in_use_for_our_own(
-        self, log: Log, tmp_path: Path
+        self, log: Logger, captured: CapturedLog, tmp_path: Path
     ) -> None:
         path = tmp_path / "running.sock"
         with taken_port() as taken, socket.socket(socket.AF_UNIX) as running:
@@ -350,11 +353,11 @@ class TestOfTheConfiguration:
             wanted = [Listen(taken.getsockname()), Listen(str(path), socket.AF_UNIX)]
             assert listening.test(wanted, log)
         assert path.exists()
-        assert log.lines == []
+        assert texts(captured) == []
 
-    def test_fails_as_a_start_would(self, log: Log) -> None:
+    def test_fails_as_a_start_would(self, log: Logger, captured: CapturedLog) -> None:
         assert not listening.test([Listen(("192.0.2.1", 14300))], log)
-        assert log.lines == [
+        assert texts(captured) == [
             "[emerg] bind() to 192.0.2.1:14300 failed"
             " (99: Cannot assign requested address)"
         ]

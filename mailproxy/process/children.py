@@ -1,0 +1,191 @@
+"""The processes that the master starts, and the line it has to each worker.
+
+The line is a pair of sockets that keep messages apart. The master says `stop`,
+`quit`, `reopen` and `ping`; a worker answers a ping with `alive` when its event
+loop gets to it. So the master knows when a worker has come up, and when one is
+stuck. The kernel sends the master SIGIO when there is something to hear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mailproxy.process import signals
+
+STOP = b"stop"
+"""Close everything at once and exit."""
+QUIT = b"quit"
+"""Stop accepting; exit when the last session is over."""
+REOPEN = b"reopen"
+"""Open the log files again."""
+PING = b"ping"
+"""Say `ALIVE`."""
+ALIVE = b"alive"
+"""What a worker answers."""
+
+FATAL = 2
+"""Exit code of a worker that cannot do its work; its successor could not either."""
+
+_LONGEST = 16
+
+
+@dataclass(frozen=True)
+class End:
+    """How a process ended."""
+
+    pid: int
+    status: int
+    """As waitpid() gives it."""
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None if a signal ended it."""
+        return os.WEXITSTATUS(self.status) if os.WIFEXITED(self.status) else None
+
+    @property
+    def text(self) -> str:
+        """`exited with code 0`, or `exited on signal 11 (core dumped)`."""
+        if not os.WIFSIGNALED(self.status):
+            return f"exited with code {self.code}"
+        core = " (core dumped)" if os.WCOREDUMP(self.status) else ""
+        return f"exited on signal {os.WTERMSIG(self.status)}{core}"
+
+
+class Children:
+    """Forks, tells, kills and reaps processes; knows nothing of why."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, socket.socket] = {}
+
+    def start(self, work: Callable[[socket.socket], int]) -> int:
+        """Fork a worker and return its pid.
+
+        Args:
+          work: what it does with its end of the line; returns its exit code.
+
+        Raises:
+          OSError: there is no process, or no socket, to be had.
+        """
+        ours, theirs = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+        )
+
+        def begin() -> int:
+            for line in (ours, *self._lines.values()):
+                line.close()
+            return work(theirs)
+
+        with contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            pid = _fork(begin)
+            undo.pop_all()
+        theirs.close()
+        fcntl.fcntl(ours, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(ours, fcntl.F_GETFL)
+        fcntl.fcntl(ours, fcntl.F_SETFL, flags | os.O_ASYNC)
+        self._lines[pid] = ours
+        return pid
+
+    def execute(
+        self,
+        path: str,
+        arguments: list[str],
+        environment: dict[str, str],
+        keep: Sequence[int],
+        failed: Callable[[OSError], None],
+    ) -> int:
+        """Fork and execute another program; returns its pid.
+
+        Args:
+          keep: descriptors that it inherits under their numbers.
+          failed: told, in the new process, why it cannot be executed.
+
+        Raises:
+          OSError: there is no process to be had.
+        """
+
+        def begin() -> int:
+            for fd in keep:
+                os.set_inheritable(fd, True)
+            signals.unblock()
+            try:
+                os.execve(path, arguments, environment)  # noqa: S606 # no shell wanted
+            except OSError as error:
+                failed(error)
+            return 1
+
+        return _fork(begin)
+
+    def tell(self, pid: int, order: bytes) -> bool:
+        """Send an order; False if it cannot be sent."""
+        try:
+            self._lines[pid].send(order)
+        except OSError:  # it died, or does not listen any more
+            return False
+        return True
+
+    def hear(self, pid: int) -> bool:
+        """Whether the worker has said `ALIVE` since it was last asked here."""
+        alive = False
+        with contextlib.suppress(OSError):
+            while message := self._lines[pid].recv(_LONGEST):
+                alive = alive or message == ALIVE
+        return alive
+
+    def kill(self, pid: int, number: int) -> None:
+        """Send a signal.
+
+        Raises:
+          OSError: it cannot be sent.
+        """
+        os.kill(pid, number)
+
+    def reap(self) -> list[End]:
+        """Those that have ended since it was last asked here."""
+        ends = []
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                ends.append(End(*found))
+        for end in ends:
+            line = self._lines.pop(end.pid, None)
+            if line is not None:
+                line.close()
+        return ends
+
+
+def _fork(work: Callable[[], int]) -> int:
+    """Do `work` in a new process, which exits with what it returns."""
+    # To the child's garbage collector the parent's objects do not exist: to look
+    # at them is to write to them, and that would copy every page of memory.
+    gc.freeze()
+    try:
+        pid = os.fork()
+    except OSError:
+        gc.unfreeze()
+        raise
+    if pid == 0:
+        _end(work)
+    gc.unfreeze()
+    return pid
+
+
+def _end(work: Callable[[], int]) -> NoReturn:
+    """Never return into the code of the parent, whatever happens."""
+    code = 1
+    try:
+        code = work()
+    except BaseException:  # noqa: BLE001 # whatever it is, this process is over
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -1,0 +1,98 @@
+"""What systemd is told (sd_notify(3)), and the sockets it hands over.
+
+Both are in the environment, and away from there once they were read: nobody whom
+we start is to think that it is meant.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+
+from mailproxy.log import Logger
+
+_FIRST = 3
+"""The first descriptor that systemd hands over, SD_LISTEN_FDS_START."""
+
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""What a new binary has to be given to be able to notify, too."""
+
+
+class Notify:
+    """The line to the service manager; without one nothing is said.
+
+    Attributes:
+      watchdog: within so many seconds the manager wants to hear of us; None: never.
+    """
+
+    def __init__(self, environment: MutableMapping[str, str], log: Logger) -> None:
+        self._log = log
+        self._socket: socket.socket | None = None
+        self._address = environment.pop("NOTIFY_SOCKET", "")
+        interval = environment.pop("WATCHDOG_USEC", "")
+        meant = environment.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
+        self.watchdog = int(interval) / 1e6 if interval.isdecimal() and meant else None
+        if self._address:
+            self._socket = socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+            )
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment in which another process could notify in our place."""
+        if not self._address:
+            return {}
+        variables = {"NOTIFY_SOCKET": self._address}
+        if self.watchdog:
+            variables["WATCHDOG_USEC"] = str(round(self.watchdog * 1e6))
+        return variables
+
+    def ready(self, status: str) -> None:
+        """Start or reload is complete; `status` is shown by `systemctl status`."""
+        self._send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
+
+    def reloading(self) -> None:
+        """A reload begins, as `Type=notify-reload` wants it told."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}\nSTATUS=Reloading")
+
+    def stopping(self) -> None:
+        """The end begins."""
+        self._send("STOPPING=1\nSTATUS=Shutting down")
+
+    def main(self, pid: int) -> None:
+        """Another process is the main one from now on."""
+        self._send(f"MAINPID={pid}")
+
+    def alive(self) -> None:
+        """Feed the watchdog."""
+        self._send("WATCHDOG=1")
+
+    def close(self) -> None:
+        """Give up the line, in a process that is not the master."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, message: str) -> None:
+        if self._socket is None:
+            return
+        address = self._address
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        try:
+            self._socket.sendto(message.encode(), address)
+        except OSError as error:
+            self._log.error('notifying "%s" failed', self._address, error=error)
+
+
+def activated(environment: MutableMapping[str, str]) -> list[int]:
+    """The listening sockets that systemd opened for us, sd_listen_fds(3)."""
+    meant = environment.pop("LISTEN_PID", "") == str(os.getpid())
+    count = environment.pop("LISTEN_FDS", "")
+    environment.pop("LISTEN_FDNAMES", None)
+    if not meant or not count.isdecimal():
+        return []
+    return list(range(_FIRST, _FIRST + int(count)))

@@ -1,0 +1,97 @@
+"""The pid file: how init scripts, logrotate and `-s` find the master.
+
+It is written after the master is in the background and before the command that
+started it returns, and removed at the end of the master.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+OLDBIN = ".oldbin"
+"""What the file's name gets appended while a new binary is being tried."""
+
+_SHOWN = 22
+"""So many bytes nginx reads of a pid file."""
+
+
+class PidError(Exception):
+    """There is no usable process id; the text is nginx's message.
+
+    Attributes:
+      error: the system error behind it, if any.
+    """
+
+    def __init__(self, message: str, error: OSError | None = None) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+def write(path: str, pid: int) -> None:
+    """Write `pid` to the file, creating it if needed.
+
+    Raises:
+      PidError: it cannot be opened or written.
+    """
+    what = "open()"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            what = "write()"
+            os.write(fd, b"%d\n" % pid)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise PidError(f'{what} "{path}" failed', error) from error
+
+
+def read(path: str) -> int:
+    """The process id in the file.
+
+    Raises:
+      PidError: there is no file, or no number in it.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_SHOWN)
+    except OSError as error:
+        raise PidError(f'open() "{path}" failed', error) from error
+    digits = text.rstrip(b"\r\n")
+    # kill(2) takes 0 for "my own process group": no file may mean that.
+    if not re.fullmatch(rb"[0-9]+", digits) or not 0 < int(digits) < 1 << 31:
+        shown = digits.decode("utf-8", "surrogateescape")
+        raise PidError(f'invalid PID number "{shown}" in "{path}"')
+    return int(digits)
+
+
+def test(path: str) -> None:
+    """Whether `write` would succeed (`-t`); leaves no file behind.
+
+    Raises:
+      PidError: it would not.
+    """
+    there = os.path.lexists(path)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+        if not there:
+            os.unlink(path)
+    except OSError as error:
+        raise PidError(f'open() "{path}" failed', error) from error
+
+
+def remove(path: str) -> None:
+    """Remove the file.
+
+    Raises:
+      PidError: it is not there, for example.
+    """
+    try:
+        os.unlink(path)
+    except OSError as error:
+        raise PidError(f'unlink() "{path}" failed', error) from error
+
+
+def same(path: str, other: str) -> bool:
+    """Whether two names lead to one file (a link, for example)."""
+    return path == other or os.path.realpath(path) == os.path.realpath(other)

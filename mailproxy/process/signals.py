@@ -1,0 +1,124 @@
+"""Signals: which are handled, who sent them, and waiting for them.
+
+All of them stay blocked from the start to the end of every process of ours. No
+handler ever runs: the master waits for the next signal in one place (`wait`), a
+worker reads them from a descriptor (`Descriptor`). Both learn who sent a signal,
+which nginx's log lines tell and which a handler in Python would not know.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass
+from signal import Signals
+
+HANDLED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGCHLD,
+    signal.SIGIO,
+)
+"""SIGCHLD: a process ended. SIGIO: a worker said something to the master."""
+
+_INFO_SIZE = 128
+"""Size of `struct signalfd_siginfo`, signalfd(2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One signal that arrived."""
+
+    number: Signals
+    sender: int = 0
+    """Process that sent it, 0 if the kernel did."""
+
+    def text(self, action: str = "") -> str:
+        """The log line: ``signal 1 (SIGHUP) received from 7, reconfiguring``."""
+        sender = f" from {self.sender}" if self.sender else ""
+        action = f", {action}" if action else ""
+        return f"signal {self.number:d} ({self.number.name}) received{sender}{action}"
+
+
+def block() -> None:
+    """Have signals wait until they are asked for.
+
+    A disposition "ignore" would be inherited from whoever started us, and with it
+    the ends of our children would be lost (wait(2), on SIGCHLD).
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGSYS, signal.SIG_IGN)
+
+
+def unblock() -> None:
+    """Undo `block`, for a program that is about to be executed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+
+def wait(
+    timeout: float | None, signals: Collection[Signals] = HANDLED
+) -> Received | None:
+    """The next of `signals`, or None after `timeout` seconds (None: no limit)."""
+    if timeout is None:
+        info = signal.sigwaitinfo(signals)
+    else:
+        found = signal.sigtimedwait(signals, max(timeout, 0))
+        if found is None:
+            return None
+        info = found
+    return Received(Signals(info.si_signo), info.si_pid)
+
+
+class Descriptor:
+    """Blocked signals, to be read like a file (signalfd(2)); wait for it to be readable.
+
+    Python offers no signalfd of its own, hence the call to libc.
+    """
+
+    def __init__(self) -> None:
+        """Raises: OSError, on a system without signalfd, such as macOS or FreeBSD."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(libc, "signalfd"):
+            raise OSError(
+                errno.ENOSYS, "workers need signalfd(2), which only Linux has"
+            )
+        words = (ctypes.c_ulong * 16)()  # sigset_t: 1024 bits
+        bits = 8 * ctypes.sizeof(ctypes.c_ulong)
+        for number in HANDLED:
+            words[(number - 1) // bits] |= 1 << (number - 1) % bits
+        self._fd: int = libc.signalfd(-1, words, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read(self) -> list[Received]:
+        """The signals that have arrived, possibly none."""
+        try:
+            data = os.read(self._fd, 16 * _INFO_SIZE)
+        except BlockingIOError:
+            return []
+        return [
+            Received(Signals(number), sender)
+            for number, sender in (
+                # ssi_signo is the first field, ssi_pid the fourth
+                struct.unpack_from("I8xI", data, offset)
+                for offset in range(0, len(data), _INFO_SIZE)
+            )
+        ]
+
+    def close(self) -> None:
+        os.close(self._fd)
