@@ -280,11 +280,11 @@ class ImapSettings(Settings):
     def invalid(self, login: Login) -> bytes:
         return login.tag + b"BAD invalid command\r\n"
 
-    def refusal(self, login: Login, text: bytes, code: bytes) -> bytes:
+    def refusal(self, login: Login, text: bytes, _code: bytes) -> bytes:
         return b"%sNO %s\r\n" % (login.tag, text)
 
     async def enter(
-        self, backend: LineStream, login: Login, client: Client, sending: Naming
+        self, backend: LineStream, login: Login, _client: Client, sending: Naming
     ) -> bytes:
         user, secret = login.user, login.secret or b""
         greeting = await _expect(backend, b"* OK")

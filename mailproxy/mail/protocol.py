@@ -122,12 +122,17 @@ class MailProtocol(Protocol):
         """The line that refuses `login` as an invalid command."""
         ...
 
-    def refusal(self, login: Login, text: bytes, code: bytes) -> bytes:
-        """The line that says that `login` is not good."""
+    def refusal(self, login: Login, text: bytes, code: bytes, /) -> bytes:
+        """The line that says that `login` is not good.
+
+        Args:
+          text: why, from the auth source.
+          code: SMTP: reply code, or empty for the protocol's own.
+        """
         ...
 
     async def enter(
-        self, backend: LineStream, login: Login, client: Client, sending: Naming
+        self, backend: LineStream, login: Login, client: Client, sending: Naming, /
     ) -> bytes:
         """Log in at the backend; returns what the client is to see of its answer.
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from mailproxy.conf.directive import Settings, directive
 from mailproxy.conf.values import HOUR, choice, duration, flag, size
 from mailproxy.errors import BackendError
+from mailproxy.net import openssl, proxy_protocol
+from mailproxy.net.proxy_protocol import Endpoint, Tls
 
 if TYPE_CHECKING:
     from mailproxy.mail.auth.source import Granted
+    from mailproxy.mail.protocol import Client
     from mailproxy.net.network import Network
     from mailproxy.net.wire import Wire
 
@@ -69,3 +72,46 @@ def connect(network: Network, granted: Granted) -> Wire:
             level="error" if error.errno in _REFUSED else "crit",
             action=None,
         ) from None
+
+
+async def send_header(client: Client, backend: Wire) -> None:
+    """Tell the backend who the client is, before anything else is said.
+
+    Raises:
+      BackendError: the connection broke.
+    """
+    source = destination = None
+    if client.port is not None:
+        local = client.wire.socket.getsockname()
+        source = Endpoint(client.address, client.port)
+        destination = Endpoint(*local[:2]) if isinstance(local, tuple) else None
+    if client.server.proxy.proxy_protocol == "v2":
+        header = proxy_protocol.format_v2(source, destination, _tls(client))
+    else:
+        header = proxy_protocol.format_v1(source, destination)
+    try:
+        await backend.send_all(header)
+    except OSError as error:
+        raise BackendError("send() failed", error=error, action=None) from None
+
+
+def _tls(client: Client) -> Tls | None:
+    """What the backend is told about the client's TLS."""
+    tls = client.wire.tls
+    if tls is None:
+        return None
+    cipher = tls.cipher()
+    certificate = openssl.peer_certificate(tls)
+    own = openssl.own_certificate(tls)
+    return Tls(
+        version=tls.version() or "",
+        cipher=cipher[0] if cipher else "",
+        certificate=certificate is not None,
+        resumed=bool(tls.session_reused),
+        verify=1 if certificate is None else openssl.verify_result(tls)[0],
+        common_name=None if certificate is None else certificate.common_name,
+        signature=own.signature,
+        key=own.key,
+        server_name=openssl.server_name(tls),
+        alpn=(tls.selected_alpn_protocol() or "").encode() or None,
+    )

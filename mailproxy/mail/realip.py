@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mailproxy.conf.addresses import Network, cidr
 from mailproxy.conf.directive import Settings, Value, directive
+from mailproxy.errors import ClientError
+from mailproxy.net import proxy_protocol
+from mailproxy.net.proxy_protocol import ProxyProtocolError
+
+if TYPE_CHECKING:
+    from mailproxy.mail.protocol import Client
 
 networks: Value[tuple[Network | str, ...]] = Value(cidr, "address | CIDR | unix:")
 
@@ -18,3 +26,49 @@ class RealipSettings(Settings):
         networks, default=(), repeats="add", shown=""
     )
     """Trusted networks; the text "unix:" stands for all unix sockets."""
+
+    def believes(self, peer: str) -> bool:
+        """Whether the peer's word on who the client is counts.
+
+        Args:
+          peer: an IP address, or "unix:".
+        """
+        if peer == "unix:":
+            return peer in self.set_real_ip_from
+        address = ipaddress.ip_address(peer)
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return any(
+            not isinstance(each, str) and address in each
+            for each in self.set_real_ip_from
+        )
+
+
+async def read_header(client: Client) -> None:
+    """Read the PROXY header of a new connection, and not an octet more.
+
+    What follows may be TLS, which has to find it in the socket.
+
+    Raises:
+      ClientError: the client left, or sent something else.
+    """
+    seen = b""
+    while True:
+        try:
+            data = await client.wire.peek(proxy_protocol.LIMIT, len(seen))
+        except OSError as error:
+            raise ClientError("recv() failed", error=error) from None
+        try:
+            header = proxy_protocol.parse(data)
+        except ProxyProtocolError as error:
+            raise ClientError(error.message, *error.sent, level="error") from None
+        if header is not None:
+            break
+        if len(data) <= len(seen):
+            raise ClientError("client closed connection")
+        seen = data
+    client.wire.drop(header.size)
+    client.header = header
+    if header.source is not None and client.server.realip.believes(client.address):
+        client.address = client.context.client = header.source.address
+        client.port = client.context.client_port = header.source.port

@@ -69,7 +69,7 @@ async def run(
         notify = error.error is None or error.error.errno != errno.ETIMEDOUT
         if error.event:
             log.log(error.level, error.event, *error.values, error=error.error)
-    except Exception as error:  # noqa: BLE001 - a bug ends its session, not the worker
+    except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)
     finally:
         wire.close(notify=notify)

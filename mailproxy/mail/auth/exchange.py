@@ -104,16 +104,15 @@ def _request(
         yield b"Client-Host: %s\r\n" % client.host
     header = client.header
     if header is not None and header.source is not None:
+        yield b"Proxy-Protocol-Addr: %s\r\nProxy-Protocol-Port: %d\r\n" % (
+            header.source.address.encode(),
+            header.source.port,
+        )
+        assert header.destination is not None, "a header has both or none"
         yield (
-            "Proxy-Protocol-Addr: %s\r\nProxy-Protocol-Port: %d\r\n"
-            "Proxy-Protocol-Server-Addr: %s\r\nProxy-Protocol-Server-Port: %d\r\n"
-            % (
-                header.source.address,
-                header.source.port,
-                header.destination.address,
-                header.destination.port,
-            )
-        ).encode()
+            b"Proxy-Protocol-Server-Addr: %s\r\nProxy-Protocol-Server-Port: %d\r\n"
+            % (header.destination.address.encode(), header.destination.port)
+        )
     if login.envelope is not None:
         yield b"Auth-SMTP-Helo: %s\r\nAuth-SMTP-From: %s\r\nAuth-SMTP-To: %s\r\n" % (
             client.helo,
