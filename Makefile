@@ -69,9 +69,10 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 SYSUSERSDIR = $(DESTDIR)$(PREFIX)/lib/sysusers.d
 LOGROTATEDIR = $(DESTDIR)$(SYSCONFDIR)/logrotate.d
+CONFDIR = $(DESTDIR)$(SYSCONFDIR)/mailproxy
 
 install:  ## the program, manual, completion, units; PREFIX, DESTDIR, DEPENDENCIES=system
-	install -d $(LIBDIR) $(SBINDIR)
+	install -d build $(LIBDIR) $(SBINDIR) $(CONFDIR)/conf.d
 ifeq ($(DEPENDENCIES),bundled)
 	$(PYTHON) -m venv build/pip
 	build/pip/bin/pip install --quiet --disable-pip-version-check --require-hashes --upgrade \
@@ -80,8 +81,10 @@ ifeq ($(DEPENDENCIES),bundled)
 endif
 	rm -rf $(LIBDIR)/mailproxy
 	cp -RL mailproxy $(LIBDIR)/
+	find $(LIBDIR)/mailproxy -name __pycache__ -prune -exec rm -rf {} +
 	$(PYTHON) -m compileall -q -f -s $(DESTDIR)/ -p / $(LIBDIR)/mailproxy
-	sed 's|@PYTHON@|$(shell command -v $(PYTHON))|' system/mailproxy.in > build/mailproxy
+	sed "s|@PYTHON@|$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')|" \
+		system/mailproxy.in > build/mailproxy
 	install -m 755 build/mailproxy $(SBINDIR)/mailproxy
 	install -D -m 644 system/mailproxy.8 $(SHAREDIR)/man/man8/mailproxy.8
 	install -D -m 644 system/completion.bash $(SHAREDIR)/bash-completion/completions/mailproxy
@@ -91,11 +94,12 @@ endif
 	install -D -m 644 system/mailproxy.socket $(UNITDIR)/mailproxy.socket
 	install -D -m 644 system/sysusers.conf $(SYSUSERSDIR)/mailproxy.conf
 	install -D -m 644 system/logrotate.conf $(LOGROTATEDIR)/mailproxy
+	test -e $(CONFDIR)/mailproxy.conf || install -m 644 system/mailproxy.conf $(CONFDIR)/mailproxy.conf
 	install -d $(SHAREDIR)/doc/mailproxy/examples
 	install -m 644 README.md CHANGELOG.md LICENSE docs/*.md $(SHAREDIR)/doc/mailproxy
 	install -m 644 conf.d/* $(SHAREDIR)/doc/mailproxy/examples
 
-uninstall:  ## remove what `make install` put there
+uninstall:  ## remove what `make install` put there, but the configuration
 	rm -rf $(LIBDIR) $(SHAREDIR)/doc/mailproxy
 	rm -f $(SBINDIR)/mailproxy $(SHAREDIR)/man/man8/mailproxy.8 \
 		$(SHAREDIR)/bash-completion/completions/mailproxy \

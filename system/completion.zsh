@@ -1,0 +1,27 @@
+#compdef mailproxy
+
+if (( CURRENT > 2 )) && [[ $words[2] == demo ]]; then
+    shift words
+    (( CURRENT-- ))
+    _arguments \
+        '--check[log in through every port, say what failed, and end]' \
+        '--directory[where nginx.conf and the certificates are written]:directory:_directories' \
+        '--help[show the options]'
+    return
+fi
+
+_arguments -s \
+    '(- :)'{-\?,-h}'[show the options]' \
+    '-v[show the version]' \
+    '-V[show the version and how it was configured]' \
+    '-t[test the configuration]' \
+    '-T[test the configuration and show it]' \
+    '-q[only errors and warnings while testing]' \
+    '-s[send a signal to the master]:signal:(stop quit reload reopen)' \
+    '-p[set the prefix]:prefix:_directories' \
+    '-e[set the error log of the start]:file:_files' \
+    '-c[set the configuration file]:file:_files' \
+    '-g[add directives of the main context]:directives:' \
+    '--dump-json[show the values in effect as JSON]' \
+    '--list-directives[show all directives]' \
+    '1:command:(demo)'
