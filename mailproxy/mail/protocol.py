@@ -165,6 +165,7 @@ class Client:
       host: SMTP: its name in the DNS, or why there is none.
       helo: SMTP: what it called itself.
       esmtp: SMTP: its last greeting was EHLO.
+      mail: SMTP: its MAIL command, if that is under way (`smtp_auth none`).
       attempts: how many logins it has tried.
     """
 
@@ -192,6 +193,7 @@ class Client:
         self.host = b"[UNAVAILABLE]"
         self.helo = b""
         self.esmtp = False
+        self.mail = b""
         self.attempts = 0
         self._errors = 0
         self._commands = 0
@@ -254,6 +256,35 @@ class Client:
                 b"..." if secret else redacted(too_long.received)
             ) from None
 
+    async def read_text(self, *, secret: bool = False) -> bytes:
+        """The next line of POP3 or SMTP, without its end; see `read_line`.
+
+        Raises:
+          BadCommand: a CR stands in it.
+        """
+        text = (await self.read_line(secret=secret))[:-1].removesuffix(b"\r")
+        if b"\r" in text:
+            raise BadCommand(counted=True)
+        return text
+
+    async def ask(self, prompt: bytes, room: int) -> bytes:
+        """Send a SASL challenge of POP3 or SMTP; returns the first word of the answer.
+
+        Args:
+          prompt: the whole line.
+          room: how many words the answer may have.
+
+        Raises:
+          BadCommand: it is not a line of words, or too many commands were sent.
+        """
+        await self.send(prompt)
+        text = await self.read_text(secret=True)
+        first, _, more = text.partition(b" ")
+        if more:
+            split_words(more, room - 1)
+        self.accepted()
+        return first
+
     def accepted(self) -> None:
         """Count a command that the parser accepted.
 
@@ -296,7 +327,9 @@ class Client:
         self.lines.take_rest()
         self.helo = b""
         self.esmtp = False
+        self.mail = b""
         self.context.login = b""
+        self.context.starttls = not self.listen.ssl
         self.context.action = action
         try:
             await self.wire.start_tls(context)
@@ -331,6 +364,18 @@ class Client:
             raise ClientError("client sent no required SSL certificate")
 
 
+def split_words(text: bytes, room: int) -> list[bytes]:
+    """The words of a text, which has spaces between them, before and behind.
+
+    Raises:
+      BadCommand: there are more than `room`.
+    """
+    words = [word for word in text.split(b" ") if word]
+    if len(words) > room:
+        raise BadCommand(counted=True)
+    return words
+
+
 def redacted(command: bytes) -> bytes:
     """A command as the log may show it: never with what may be a secret."""
     words = command.split(b" ")
@@ -363,6 +408,19 @@ async def expect_line(backend: LineStream, used: int = 0) -> bytes:
         raise BackendError(
             'upstream sent too long response line: "%s"', too_long.received
         ) from None
+
+
+async def send_command(backend: LineStream, command: bytes) -> None:
+    """Send a command to a backend that has said no more than it was asked for.
+
+    What it sent before its turn would be taken for the answer to this command.
+
+    Raises:
+      BackendError: there is more, or the connection broke.
+    """
+    if backend.buffered:
+        raise invalid_reply(backend.take_rest())
+    await backend.send(command)
 
 
 def invalid_reply(reply: bytes, shown: bytes | None = None) -> BackendError:
