@@ -15,8 +15,8 @@ socket runs dry. Pipes are few (`PIPES`), and copying is the fallback.
 
 With edge triggering nothing is reported twice, so the relay starts with a try at
 both ends. A read shorter than asked for has emptied the socket, and what comes later
-is a new event (epoll(7)); only a peer's FIN that arrived before the read has been
-reported already, so it is remembered (`hung_up`). TLS has no such rule: it is read
+is a new event (epoll(7)); only a peer's FIN that arrived before the read may have been
+reported already, be it to the dialogue before the relay (`hung_up`). TLS has no such rule: it is read
 until OpenSSL would block, because what stays inside it is never reported.
 """
 
@@ -115,7 +115,8 @@ class _End:
         self.pipe: Pipe | None = None
         """Carries what is read from this end, while splicing."""
         self.in_pipe = 0
-        self.hung_up = False
+        self.hung_up = True
+        """The peer's FIN may have been reported already, so that only a read tells."""
         self.queued = False
 
     def ready(self, events: int) -> None:
@@ -182,6 +183,7 @@ class _End:
                 else:
                     size = self.socket.recv_into(view)
             except _WOULD_BLOCK:
+                self.hung_up = False
                 return
             except OSError as raised:
                 error = raised
