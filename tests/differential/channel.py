@@ -11,7 +11,7 @@ import trio
 PATIENCE = 10.0
 """Seconds after which an awaited byte counts as missing."""
 
-CLOSE = "⟨close⟩"
+OPEN, CLOSE = "⟨open⟩", "⟨close⟩"
 
 
 class Mismatch(Exception):

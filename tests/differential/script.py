@@ -9,7 +9,7 @@ A script begins with `== TITLE`. The first letter of a line says who sends to wh
 
 `C| `, `B| ` and `A| ` lines belong to the same segment as the line before, `Q| `
 to the same request. A number (`C2:`, `P2:`) means the second session, connection
-of a backend, or pending auth request. `⟨close⟩ ⟨fin⟩ ⟨reset⟩ ⟨tls⟩` are events.
+of a backend, or pending auth request. `⟨open⟩ ⟨close⟩ ⟨fin⟩ ⟨reset⟩ ⟨tls⟩` are events.
 `nginx ` or `ours ` in front of a line says that it holds only for that proxy; then
 `why:` tells the reason. What else may stand in a script is `Script`.
 
@@ -79,6 +79,8 @@ class Script:
     """Why nginx and mailproxy differ here."""
     only: str = ""
     """The proxy that can play this at all."""
+    log: str = "yes"
+    """`no` and the reason where the lines of the log are not compared."""
     bytewise: str = "yes"
     """`no` and the reason where the script is about segments."""
     steps: list[Step] = field(default_factory=list)
@@ -173,7 +175,7 @@ class _Reader:
             script.common += text
         elif key == "server":
             script.server.setdefault(proxy, []).append(text)
-        elif key in {"protocol", "address", "listen", "auth", "why", "only", "bytewise"}:
+        elif key in {"protocol", "address", "listen", "auth", "why", "only", "log", "bytewise"}:
             if not proxy:
                 before = getattr(script, key) if key == "why" else ""
                 setattr(script, key, f"{before} {text}".strip())

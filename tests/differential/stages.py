@@ -6,7 +6,7 @@ from pathlib import Path
 
 import trio
 
-from tests.differential.player import Playback, Player, Stage
+from tests.differential.player import Playback, Player, Recording, Stage
 from tests.differential.script import NGINX, Script
 from tests.processes import free_port, load_modules, mailproxy_command, nginx_command, running
 
@@ -62,7 +62,7 @@ def _server(script: Script, stage: Stage) -> str:
 
 
 def play_all(
-    scripts: Sequence[Script], stages: Sequence[Stage], *, bytewise: bool = False, record: bool = False
+    scripts: Sequence[Script], stages: Sequence[Stage], *, bytewise: bool = False, record: Recording = Recording.NO
 ) -> list[Playback]:
     """Play each script on its stage, many at the same time."""
     playbacks: dict[int, Playback] = {}
