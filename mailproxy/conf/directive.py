@@ -25,6 +25,7 @@ from mailproxy.conf.syntax import ConfigError, Directive, Position, Word
 
 T = TypeVar("T")
 S = TypeVar("S")
+C = TypeVar("C", bound="Settings")
 T_co = TypeVar("T_co", covariant=True)
 
 Repeats = Literal["duplicate", "add", "last"]
@@ -182,6 +183,7 @@ class Block:
     """What is written in one block, and the blocks around and inside it."""
 
     __slots__ = (
+        "_made",
         "_values",
         "blocks",
         "context",
@@ -207,6 +209,7 @@ class Block:
         self.blocks: list[Block] = []
         """The blocks inside it, in file order."""
         self._values: dict[type[Settings], dict[str, object]] = {}
+        self._made: dict[type[Settings], Settings] = {}
 
     @property
     def position(self) -> Position | None:
@@ -249,11 +252,31 @@ class Block:
                 self._values[settings] = found
         return found
 
+    def reopen(self) -> None:
+        """The block goes on, after it was complete already."""
+        self._values.clear()
+        self._made.clear()
+
+    def made(self, settings: type[C]) -> C:
+        """The settings of this block alone, for all the blocks inside it to share."""
+        found = self._made.get(settings)
+        if found is None:
+            found = self._made[settings] = settings(**self.values(settings))
+        return cast("C", found)
+
 
 class Scope:
     """What a value parser may ask about the configuration that is being read."""
 
-    __slots__ = ("_shared", "block", "directory", "name", "prefix", "warnings")
+    __slots__ = (
+        "_shared",
+        "block",
+        "directory",
+        "messages",
+        "name",
+        "prefix",
+        "statement",
+    )
 
     def __init__(self, prefix: str = "", directory: str = "", name: str = "mailproxy"):
         self.prefix = prefix
@@ -264,7 +287,10 @@ class Scope:
         """What the program was called as: nginx, angie, mailproxy."""
         self.block = Block("main")
         """The block that is being read."""
-        self.warnings: list[ConfigError] = []
+        self.statement: Directive | None = None
+        """The directive that is being read."""
+        self.messages: list[ConfigError] = []
+        """Errors and warnings, in nginx's order."""
         self._shared: dict[type[object], object] = {}
 
     def in_prefix(self, path: str) -> str:
@@ -281,8 +307,13 @@ class Scope:
         position: Position | Word | Directive | None = None,
         remedy: str | None = None,
     ) -> None:
-        """Say something that does not stop the start."""
-        self.warnings.append(ConfigError(message, position, remedy, level="warn"))
+        """Say something that does not stop the start.
+
+        About a word of the directive that is being read, or what else is wrong.
+        """
+        if isinstance(position, Word) and self.statement is not None:
+            position = position.position._replace(end=self.statement.position.end)
+        self.messages.append(ConfigError(message, position, remedy, level="warn"))
 
     def shared(self, kind: type[S]) -> S:
         """The one object of a class in this run, made when first asked for.
@@ -309,4 +340,6 @@ class Settings:
           ConfigError: the directives do not fit together. The first is reported
             for each block.
         """
-        return cls(**block.values(cls))
+        if block.parent is None or block.sets(cls):
+            return cls(**block.values(cls))
+        return block.parent.made(cls)

@@ -25,6 +25,8 @@ from mailproxy.conf.values import (
 )
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import error_log
+from mailproxy.mail.modules import Configuration, Loader
+from mailproxy.process.options import Options
 
 DEFAULT_USER = "nobody"
 """Whose rights workers have when the master is root and no `user` is written."""
@@ -136,24 +138,26 @@ def _parse_pid(found: Directive, scope: Scope) -> str | None:
     return None if name == "off" else scope.in_prefix(name)
 
 
-def _parse_thread_pool(found: Directive, _: Scope) -> tuple[str, ...]:
+def _parse_thread_pool(found: Directive, scope: Scope) -> tuple[str, ...]:
+    pool = found.words[1].value
+    threads = False
     for word in found.words[2:]:
         name, equals, value = word.value.partition("=")
         if name not in ("threads", "max_queue") or not equals:
-            raise ConfigError(f'invalid parameter "{word.value}"', word)
+            continue  # as nginx does
         try:
-            good = parse_number(value) > 0 or name == "max_queue"
+            number = parse_number(value)
         except ValueError:
-            good = False
-        if not good:
+            number = -1
+        if number < 0 or (name == "threads" and number == 0):
             raise ConfigError(f'invalid {name} value "{word.value}"', word)
-    if not any(word.value.startswith("threads=") for word in found.words[2:]):
-        name = found.words[1].value
-        raise ConfigError(
-            f'"{found.name}" directive requires "threads" parameter for pool "{name}"',
-            found,
-        )
-    return (found.words[1].value,)
+        threads = threads or name == "threads"
+    if not threads:
+        raise ConfigError(f'"{found.name}" must have "threads" parameter', found)
+    given = scope.block.given.get(found.name)
+    if given is not None and isinstance(given.value, tuple) and pool in given.value:
+        raise ConfigError(f'duplicate thread pool "{pool}"', found.words[1])
+    return (pool,)
 
 
 def _parse_engine(found: Directive, _: Scope) -> str:
@@ -439,3 +443,23 @@ class EventsSettings(Settings):
         if "connections" in block.given:
             settings = replace(settings, worker_connections=settings.connections)
         return settings
+
+
+def load(options: Options) -> Configuration[MainSettings, EventsSettings]:
+    """Read and check the configuration that the command line names.
+
+    Raises:
+      ConfigErrors: it cannot be used.
+    """
+    return loader(options).load(options.globals_text)
+
+
+def loader(options: Options) -> Loader[MainSettings, EventsSettings]:
+    """What `load` reads with, for those who ask where values come from."""
+    return Loader(
+        MainSettings,
+        EventsSettings,
+        prefix=options.prefix,
+        path=options.conf_file,
+        name=options.name,
+    )
