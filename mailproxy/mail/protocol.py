@@ -24,6 +24,10 @@ FORBIDDEN = frozenset(b"\r\n\0")
 """Octets that no user name and no password may have: they end a line or a string
 in one of the protocols that carry them on."""
 
+UNTRUSTED = frozenset((18, 19, 20, 21, 27))
+"""Results of OpenSSL's verification that `ssl_verify_client optional_no_ca` forgives:
+the certificate may be good, but nobody that we know vouches for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
@@ -336,8 +340,11 @@ class Client:
         except ssl.SSLEOFError:
             raise ClientError("peer closed connection in SSL handshake") from None
         except ssl.SSLError as error:
-            reason = openssl.error_text(error)
-            raise ClientError("SSL_do_handshake() failed (%s)", reason) from None
+            raise ClientError(
+                "SSL_do_handshake() failed (SSL: %s)",
+                openssl.error_text(error),
+                level=openssl.error_level(error),
+            ) from None
         except OSError as error:
             raise ClientError(
                 "peer closed connection in SSL handshake", error=error
@@ -352,13 +359,13 @@ class Client:
         wanted = self.server.ssl.ssl_verify_client
         protocol = self.server.protocol
         code, text = openssl.verify_result(tls)
-        if code and not (wanted == "optional_no_ca" and code in openssl.UNTRUSTED):
+        if code and not (wanted == "optional_no_ca" and code in UNTRUSTED):
             openssl.remove_session(tls)
             await self.send(protocol.certificate_error)
             raise ClientError(
                 "client SSL certificate verify error: (%s:%s)", code, text
             )
-        if wanted == "on" and not openssl.has_peer_certificate(tls):
+        if wanted == "on" and openssl.peer_certificate(tls) is None:
             openssl.remove_session(tls)
             await self.send(protocol.certificate_missing)
             raise ClientError("client sent no required SSL certificate")

@@ -102,16 +102,16 @@ def _tls(client: Client) -> Tls | None:
         return None
     cipher = tls.cipher()
     certificate = openssl.peer_certificate(tls)
-    own = openssl.own_certificate(tls)
+    own = openssl.server_certificate(tls)
     return Tls(
         version=tls.version() or "",
         cipher=cipher[0] if cipher else "",
         certificate=certificate is not None,
         resumed=bool(tls.session_reused),
         verify=1 if certificate is None else openssl.verify_result(tls)[0],
-        common_name=None if certificate is None else certificate.common_name,
-        signature=own.signature,
-        key=own.key,
+        common_name=certificate.common_name or None if certificate else None,
+        signature=own.signature.decode() if own else None,
+        key=own.key.decode() if own else None,
         server_name=openssl.server_name(tls),
         alpn=(tls.selected_alpn_protocol() or "").encode() or None,
     )

@@ -225,7 +225,7 @@ def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:
         if isinstance(ended.error, ssl.SSLError):
             call = "SSL_read" if verb == "recv" else "SSL_write"
             reason = openssl.error_text(ended.error)
-            log.log(level, f"{call}() failed (%s)", reason)
+            log.log(level, f"{call}() failed (SSL: %s)", reason)
         else:
             log.log(level, f"{verb}() failed", error=ended.error)
     match ended.reason:

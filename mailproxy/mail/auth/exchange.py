@@ -132,28 +132,27 @@ def _tls_lines(settings: AuthHttpSettings, client: Client) -> bytes:
     assert tls is not None
     cipher = tls.cipher()
     lines = [
-        "Auth-SSL: on",
-        f"Auth-SSL-Protocol: {tls.version()}",
-        f"Auth-SSL-Cipher: {cipher[0] if cipher else ''}",
+        b"Auth-SSL: on",
+        b"Auth-SSL-Protocol: %s" % (tls.version() or "").encode(),
+        b"Auth-SSL-Cipher: %s" % (cipher[0] if cipher else "").encode(),
     ]
     if client.server.ssl.ssl_verify_client != "off":
         certificate = openssl.peer_certificate(tls)
         code, reason = openssl.verify_result(tls)
         if certificate is None:
-            lines.append("Auth-SSL-Verify: NONE")
+            lines.append(b"Auth-SSL-Verify: NONE")
         else:
             verdict = f"FAILED:{reason}" if code else "SUCCESS"
             lines += [
-                f"Auth-SSL-Verify: {verdict}",
-                f"Auth-SSL-Subject: {certificate.subject}",
-                f"Auth-SSL-Issuer: {certificate.issuer}",
-                f"Auth-SSL-Serial: {certificate.serial}",
-                f"Auth-SSL-Fingerprint: {certificate.fingerprint}",
+                b"Auth-SSL-Verify: %s" % verdict.encode(),
+                b"Auth-SSL-Subject: %s" % certificate.subject,
+                b"Auth-SSL-Issuer: %s" % certificate.issuer,
+                b"Auth-SSL-Serial: %s" % certificate.serial,
+                b"Auth-SSL-Fingerprint: %s" % certificate.fingerprint,
             ]
             if settings.auth_http_pass_client_cert:
-                pem = escape(certificate.pem.encode()).decode()
-                lines.append(f"Auth-SSL-Cert: {pem}")
-    return "".join(f"{line}\r\n" for line in lines).encode("utf-8", "surrogateescape")
+                lines.append(b"Auth-SSL-Cert: %s" % escape(certificate.pem))
+    return b"".join(b"%s\r\n" % line for line in lines)
 
 
 @dataclass(slots=True)
