@@ -1,13 +1,102 @@
-"""ngx_mail_smtp_module: https://nginx.org/en/docs/mail/ngx_mail_smtp_module.html."""
+"""ngx_mail_smtp_module: https://nginx.org/en/docs/mail/ngx_mail_smtp_module.html.
+
+The dialogues of SMTP before the login (RFC 5321, RFC 4954), toward clients and
+backends. Where `smtp_auth none` allows it, MAIL and RCPT stand for a login: the auth
+source sees them, and they are said again to the backend. Backends are told who the
+client is by XCLIENT (https://www.postfix.org/XCLIENT_README.html).
+"""
 
 from __future__ import annotations
 
+import base64
+import re
 import resource
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import trio
 
 from mailproxy.conf.directive import Settings, directive
 from mailproxy.conf.values import choices, duration, size, words
+from mailproxy.errors import BackendError, ClientError
+from mailproxy.mail import sasl
+from mailproxy.mail.protocol import (
+    BadCommand,
+    Envelope,
+    Login,
+    Naming,
+    expect_line,
+    invalid_reply,
+    redacted,
+    send_command,
+    split_words,
+)
+
+if TYPE_CHECKING:
+    from mailproxy.mail.protocol import Client
+    from mailproxy.net.lines import LineStream
+
+MAX_ARGUMENTS = 11
+
+_COMMAND = re.compile(rb"([A-Za-z]+)(?: +|$)(.*)", re.DOTALL)
+_COMMANDS = frozenset(
+    (
+        *(b"HELO", b"EHLO", b"QUIT", b"AUTH", b"NOOP", b"MAIL", b"RSET", b"RCPT"),
+        *(b"VRFY", b"EXPN", b"HELP", b"STARTTLS"),
+    )
+)
+_OK = b"250 2.0.0 OK\r\n"
+_BYE = b"221 2.0.0 Bye\r\n"
+_START_TLS = b"220 2.0.0 Start TLS\r\n"
+_LOGGED_IN = b"235 2.0.0 OK\r\n"
+_INVALID = b"500 5.5.1 Invalid command\r\n"
+_INVALID_ARGUMENT = b"501 5.5.4 Invalid argument\r\n"
+_BAD_SEQUENCE = b"503 5.5.1 Bad sequence of commands\r\n"
+_TOO_EARLY = b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
+_LOGIN_REQUIRED = b"530 5.7.1 Authentication required\r\n"
+_TLS_REQUIRED = b"530 5.7.0 Must issue a STARTTLS command first\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A command of a client.
+
+    Attributes:
+      name: in upper case.
+      arguments: at most `MAX_ARGUMENTS`.
+      text: the whole line, without its end and spaces before that.
+    """
+
+    name: bytes
+    arguments: list[bytes]
+    text: bytes
+
+    @property
+    def one_argument(self) -> bool:
+        """Whether it has exactly one argument, which can be passed on in headers."""
+        return len(self.arguments) == 1 and b"\0" not in self.text
+
+    @property
+    def some_argument(self) -> bool:
+        """Whether it has an argument, and can be passed on in headers."""
+        return bool(self.arguments) and b"\0" not in self.text
+
+
+async def _read_command(client: Client) -> _Command:
+    """The next command.
+
+    Raises:
+      BadCommand: the line is not one.
+      ClientError: the client left.
+    """
+    text = await client.read_text()
+    match = _COMMAND.fullmatch(text)
+    if match is None or (name := match[1].upper()) not in _COMMANDS:
+        raise BadCommand(counted=True)
+    arguments = split_words(match[2], MAX_ARGUMENTS)
+    client.accepted()
+    return _Command(name, arguments, text.rstrip(b" "))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +128,231 @@ class SmtpSettings(Settings):
         shown="plain login",
     )
     """Mechanisms of AUTH; "none" lets clients through without."""
+
+    certificate_error: ClassVar[bytes] = b"421 4.7.1 SSL certificate error\r\n"
+    certificate_missing: ClassVar[bytes] = b"421 4.7.1 No required SSL certificate\r\n"
+    internal_error: ClassVar[bytes] = b"451 4.3.2 Internal server error\r\n"
+
+    @property
+    def client_buffer(self) -> int:
+        return self.smtp_client_buffer
+
+    async def greet(self, client: Client) -> None:
+        core = client.server.core
+        if core.resolver is not None:
+            resolver = client.network.resolver(core.resolver, core.resolver_timeout)
+            client.host = await resolver.client_host(client.context, client.log)
+        if self.smtp_greeting_delay:
+            await self._delay(client)
+        await client.send(b"220 %s ESMTP ready\r\n" % core.server_name)
+
+    async def _delay(self, client: Client) -> None:
+        """Hold back the greeting; who cannot wait for it is likely to be a spammer.
+
+        Raises:
+          ClientError: the client said something, and has been told.
+        """
+        client.context.action = "in delay pipelining state"
+        early = b""
+        with trio.move_on_after(self.smtp_greeting_delay):
+            early = await client.lines.read_some()
+        if early:
+            client.log.info(
+                'client was rejected before greeting: "%s"', _one_line(early)
+            )
+            await client.send(_TOO_EARLY)
+            raise ClientError
+
+    async def read_login(self, client: Client) -> Login | None:
+        while True:
+            try:
+                command = await _read_command(client)
+                match command.name:
+                    case b"EHLO" | b"HELO":
+                        await self._hello(client, command)
+                    case b"AUTH" if client.may_log_in:
+                        if command.arguments:
+                            return await sasl.authenticate(
+                                client,
+                                command.arguments,
+                                self.smtp_auth,
+                                partial(self.challenge, client),
+                            )
+                        await client.send(_INVALID_ARGUMENT)
+                    case b"MAIL":
+                        await self._mail(client, command)
+                    case b"RCPT" if not client.mail:
+                        await client.send(_BAD_SEQUENCE)
+                    case b"RCPT" if command.some_argument:
+                        envelope = Envelope(client.mail, command.text)
+                        return Login("none", b"", envelope=envelope)
+                    case b"RCPT":
+                        await client.send(_INVALID_ARGUMENT)
+                    case b"NOOP":
+                        await client.send(_OK)
+                    case b"RSET":
+                        client.mail = b""
+                        await client.send(_OK)
+                    case b"QUIT":
+                        await client.send(_BYE)
+                        return None
+                    case b"STARTTLS" if client.may_start_tls:
+                        await client.send(_START_TLS)
+                        await client.start_tls("in starttls state")
+                        client.context.action = "in auth state"
+                    case _:
+                        raise BadCommand
+            except BadCommand as bad:
+                await client.answer_bad(bad, _INVALID)
+
+    async def _hello(self, client: Client, command: _Command) -> None:
+        if not command.one_argument:
+            await client.send(_INVALID_ARGUMENT)
+            return
+        client.helo = command.arguments[0]
+        client.esmtp = command.name == b"EHLO"
+        client.mail = b""
+        lines = [client.server.core.server_name]
+        if client.esmtp:
+            lines += self._capabilities(client)
+        await client.send(
+            b"".join(b"250-%s\r\n" % line for line in lines[:-1])
+            + b"250 %s\r\n" % lines[-1]
+        )
+
+    def _capabilities(self, client: Client) -> list[bytes]:
+        lines = list(self.smtp_capabilities)
+        mechanisms = sasl.announced(self.smtp_auth)
+        if mechanisms and client.may_log_in:
+            lines.append(b" ".join((b"AUTH", *mechanisms)))
+        if client.may_start_tls:
+            lines.append(b"STARTTLS")
+        return lines
+
+    async def _mail(self, client: Client, command: _Command) -> None:
+        """The MAIL command of a client that does not want to log in."""
+        if "none" not in self.smtp_auth:
+            client.log.info(
+                'client was rejected: "%s"', _one_line(command.text + b"\r\n")
+            )
+            await client.send(_LOGIN_REQUIRED)
+        elif not client.may_log_in:
+            # nginx lets it pass: `starttls only` is about passwords there.
+            await client.send(_TLS_REQUIRED)
+        elif client.mail:
+            await client.send(_BAD_SEQUENCE)
+        elif not command.some_argument:
+            await client.send(_INVALID_ARGUMENT)
+        else:
+            client.mail = command.text
+            client.context.login = b""
+            await client.send(_OK)
+
+    async def challenge(self, client: Client, text: bytes) -> bytes:
+        return await client.ask(b"334 %s\r\n" % text, MAX_ARGUMENTS)
+
+    def invalid(self, _login: Login) -> bytes:
+        return _INVALID
+
+    def refusal(self, _login: Login, text: bytes, code: bytes) -> bytes:
+        return b"%s %s\r\n" % (code or b"535 5.7.0", text)
+
+    async def enter(
+        self, backend: LineStream, login: Login, client: Client, sending: Naming
+    ) -> bytes:
+        server = client.server
+        verb = b"EHLO" if client.esmtp else b"HELO"
+        await _expect(backend, b"220")
+        sending("HELO/EHLO")
+        await send_command(
+            backend,
+            b"%s %s\r\n"
+            % (b"EHLO" if server.proxy.xclient else verb, server.core.server_name),
+        )
+        await _expect(backend, b"250")
+        if server.proxy.xclient:
+            sending("XCLIENT")
+            with_login = login.user and not server.proxy.proxy_smtp_auth
+            await send_command(
+                backend,
+                format_xclient(
+                    client.address, login.user if with_login else b"", client.host
+                ),
+            )
+            await _expect(backend, b"220", b"250")
+            if client.helo:
+                sending("client HELO/EHLO")
+                await send_command(backend, b"%s %s\r\n" % (verb, client.helo))
+                await _expect(backend, b"250")
+        if login.envelope is not None:
+            sending("MAIL FROM")
+            await send_command(backend, login.envelope.mail + b"\r\n")
+            await _expect(backend, b"250")
+            sending("RCPT TO")
+            await send_command(backend, login.envelope.rcpt + b"\r\n")
+            return await _read_reply(backend)
+        if server.proxy.proxy_smtp_auth:
+            sending("AUTH")
+            if login.secret is None:
+                raise BackendError("no password available", action=None)
+            message = b"\0%s\0%s" % (login.user, login.secret)
+            await send_command(
+                backend, b"AUTH PLAIN %s\r\n" % base64.b64encode(message)
+            )
+            await _expect(backend, b"235")
+        return _LOGGED_IN
+
+
+def _one_line(text: bytes) -> bytes:
+    """What a client sent, for the log: its lines in one, nothing behind AUTH."""
+    lines = text.split(b"\n")
+    for place, line in enumerate(lines):
+        shown = redacted(line)
+        if shown != line:
+            lines[place:] = [shown]
+            break
+    return b"\n".join(lines).replace(b"\r", b"_").replace(b"\n", b"_")
+
+
+def format_xclient(address: str, login: bytes, host: bytes) -> bytes:
+    """The XCLIENT command, with its line end.
+
+    Args:
+      address: of the client, without port; "unix:" for a unix socket.
+      login: the user name, or empty; it is written as xtext (RFC 3461, section 4).
+      host: the client's name, or why there is none.
+    """
+    words = [b"XCLIENT"]
+    is_ipv6 = ":" in address and address != "unix:"
+    words.append(b"ADDR=" + (b"IPV6:" if is_ipv6 else b"") + address.encode())
+    if login:
+        words.append(b"LOGIN=" + _NOT_XTEXT.sub(lambda m: b"+%02X" % m[0][0], login))
+    words.append(b"NAME=" + host)
+    return b" ".join(words) + b"\r\n"
+
+
+_NOT_XTEXT = re.compile(rb"[^!-*,-<>-~]")
+
+
+async def _read_reply(backend: LineStream) -> bytes:
+    """A whole reply (RFC 5321, section 4.2.1), all of its lines.
+
+    Raises:
+      BackendError: the backend left, or the reply is too long.
+    """
+    reply = line = await expect_line(backend)
+    while line[3:4] == b"-":
+        line = await expect_line(backend, len(reply))
+        reply += line
+    return reply
+
+
+async def _expect(backend: LineStream, *codes: bytes) -> None:
+    """A reply with one of the codes.
+
+    Raises:
+      BackendError: it has another one.
+    """
+    reply = await _read_reply(backend)
+    if not reply.startswith(codes):
+        raise invalid_reply(reply)

@@ -101,6 +101,16 @@ class LineStream:
         self._searched = 0
         return data
 
+    async def read_some(self) -> bytes:
+        """What has arrived, at least one octet and at most `limit`.
+
+        Raises:
+          SessionError: of class `fault`: the peer left or the connection broke.
+        """
+        if not self._buffer:
+            await self._receive(self.limit)
+        return self.take_rest()
+
     async def _receive(self, room: int) -> None:
         try:
             data = await self.stream.receive_some(room)
