@@ -82,16 +82,17 @@ class ConfigErrors(ExceptionGroup[ConfigError]):
     parsed: bool
     """Whether "syntax is ok" can be said."""
 
-    def __new__(
+    @classmethod
+    def of(
         cls, messages: Messages, files: Mapping[str, bytes], *, parsed: bool
     ) -> Self:
         """Group the errors of `messages`."""
         errors = [message for message in messages if message.level != "warn"]
-        self = super().__new__(cls, "the configuration cannot be used", errors)
-        self.messages = messages
-        self.files = files
-        self.parsed = parsed
-        return self
+        group = cls("the configuration cannot be used", errors)
+        group.messages = messages
+        group.files = files
+        group.parsed = parsed
+        return group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +226,7 @@ class Loader(Generic[M, E]):
             if name != COMMAND_LINE
         }
         if any(message.level != "warn" for message in messages):
-            raise ConfigErrors(said, files, parsed=parsed)
+            raise ConfigErrors.of(said, files, parsed=parsed)
         assert main is not None
         assert events is not None
         return Configuration(
@@ -239,15 +240,16 @@ class Loader(Generic[M, E]):
     def _start(self, *, parsed: bool) -> tuple[M | None, E | None]:
         """What nginx checks between reading and applying a configuration."""
         scope = self.scope
-        blocks = {block.context: block for block in scope.block.blocks}
+        top = self.reader.main
+        blocks = {block.context: block for block in top.blocks}
         main = events = None
         if parsed:
             try:
-                main = self._main.make(scope.block, scope)
+                main = self._main.make(top, scope)
             except ConfigError as error:
                 scope.messages.append(error)
         if "events" not in blocks:
-            if "events" not in scope.block.failed:
+            if "events" not in top.failed:
                 scope.messages.append(
                     ConfigError(
                         'no "events" section in configuration',
