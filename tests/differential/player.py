@@ -268,7 +268,7 @@ class Player:
 
     def _questions(self, data: bytes, label: int) -> list[Step]:
         """A received request as steps, in the short form where there is one."""
-        lines = [self.signs.text(line) for line in self._request(data).splitlines(keepends=True)]
+        lines = [self.signs.text(line) for line in split_lines(self._request(data))]
         if lines[-1] == "":
             lines.pop()
         found = re.search(r"^Auth-Login-Attempt: (\d+)$", "\n".join(lines), re.MULTILINE)
@@ -292,7 +292,7 @@ class Player:
             if side == "Q" and data:
                 steps += self._questions(data, label)
             else:
-                steps += [Step(side, self.signs.text(line), label) for line in data.splitlines(keepends=True)]
+                steps += [Step(side, self.signs.text(line), label) for line in split_lines(data)]
             steps += [Step(side, text, label) for text in channel.events]
             channel.events.clear()
             if channel.ended and not channel.told and side in closes:
@@ -350,6 +350,11 @@ class Player:
     def _log(self) -> list[Step]:
         self.playback.log = log.read(self.stage.log, self.log_start, self.stage.listen, self.signs)
         return self.playback.log
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """Lines with their ends, which are LF; the last may have none."""
+    return re.findall(rb"[^\n]*\n|[^\n]+\Z", data)
 
 
 def by_side(steps: Sequence[Step]) -> list[str]:
