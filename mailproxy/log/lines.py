@@ -78,6 +78,8 @@ class MailContext:
     @property
     def all_tags(self) -> tuple[str, ...]:
         """`mail`, then those of the configuration, each once."""
+        if not self.tags:
+            return ("mail",)
         return tuple(dict.fromkeys(("mail", *self.tags)))
 
 
