@@ -11,7 +11,7 @@ import signal
 import ssl
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -27,22 +27,23 @@ from mailproxy.demo.pop3 import pop3_session
 from mailproxy.demo.site import (
     HOST,
     Door,
-    choose_ports,
+    Site,
     configuration,
-    doors,
     make_certificates,
+    read_site,
 )
 from mailproxy.demo.smtp import smtp_session
+from mailproxy.mail.modules import ConfigErrors
 
 START_LIMIT = 15  # seconds
 
-COMMANDS = {
-    "imap ssl": "'imaps://{host}:{port}/INBOX;MAILINDEX=1'",
-    "pop3": "--ssl-reqd pop3://{host}:{port}/2",
-    "smtp": "--ssl-reqd smtp://{host}:{port} \\\n"
-    "      --mail-from alice@example.com --mail-rcpt alice@example.com --upload-file {directory}/letter.eml",
+CURL = {
+    "imap": "'imap{s}://{host}:{port}/INBOX;MAILINDEX=1'",
+    "pop3": "pop3{s}://{host}:{port}/2",
+    "smtp": "smtp{s}://{host}:{port} --upload-file {directory}/letter.eml \\\n"
+    "      --mail-from alice@example.com --mail-rcpt alice@example.com",
 }
-"""What curl is to do, for a port of the proxy."""
+"""What curl is to do, for each protocol."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,12 +63,13 @@ def main(argv: Sequence[str]) -> int:
         "--directory",
         type=Path,
         default=Path("demo"),
-        help="where nginx.conf and the certificates are written (default: %(default)s)",
+        help="where nginx.conf and the certificates are written (default: %(default)s);"
+        " what is there already is used as it is",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="log in through every port of the proxy, say what failed, and end",
+        help="log in through every port of a new site, say what failed, and end",
     )
     options = parser.parse_args(argv)
     if options.check:
@@ -77,39 +79,30 @@ def main(argv: Sequence[str]) -> int:
     return trio.run(demonstrate, options.directory, False)
 
 
-def mail_servers(mailbox: Mailbox) -> dict[str, Session]:
-    """The mail servers behind the proxy."""
-    return {
-        "imap": lambda client: ImapSession(client, mailbox).run(),
-        "pop3": lambda client: pop3_session(client, mailbox),
-        "smtp": lambda client: smtp_session(client, mailbox),
-    }
-
-
 async def demonstrate(directory: Path, checking: bool) -> int:
     """Make everything, then check it, or show it until somebody ends it."""
+    make_certificates(directory)
+    (directory / "letter.eml").write_bytes(LETTER)
+    if not (directory / "nginx.conf").exists():
+        text = configuration(directory, usual=not checking)
+        (directory / "nginx.conf").write_text(text)
+    try:
+        site = read_site(directory)
+    except ConfigErrors:
+        site = Site()  # the proxy is going to say what is wrong
     status = 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end_on_signal, nursery.cancel_scope)
-        backends: dict[str, int] = {}
-        for protocol, session in mail_servers(Mailbox()).items():
-            backends[protocol] = await nursery.start(serve, session)
-        ports = choose_ports(backends, usual=not checking)
-        auth = partial(auth_session, backends=backends)
-        await nursery.start(partial(serve, auth, port=ports["auth"]))
-        make_certificates(directory)
-        (directory / "letter.eml").write_bytes(LETTER)
-        (directory / "nginx.conf").write_text(configuration(directory, ports))
-
+        backends = await start_servers(site, nursery)
         log = (directory / "error.log").open("w+b") if checking else None
         proxy: trio.Process = await nursery.start(run_proxy, directory, log)
-        if not await answers(doors(ports)[0], proxy):
+        if not await accepts(site, proxy):
             print("mailproxy demo: the proxy did not start")
             status = 1
         elif checking:
-            status = await check_all(doors(ports), directory)
+            status = await check_all(site, directory)
         else:
-            print(summary(directory, ports, backends), flush=True)
+            print(summary(directory, site, backends), flush=True)
             status = await proxy.wait()
             print(f"mailproxy demo: the proxy ended with exit code {status}")
         if status and log:
@@ -128,6 +121,35 @@ async def end_on_signal(scope: trio.CancelScope) -> None:
             scope.cancel()
 
 
+async def start_servers(site: Site, nursery: trio.Nursery) -> dict[str, int]:
+    """Start the mail servers, and the auth servers that the configuration names.
+
+    Returns:
+      The port of the mail server for each protocol.
+    """
+    mailbox = Mailbox()
+    backends: dict[str, int] = {}
+    for protocol, session in mail_servers(mailbox).items():
+        backends[protocol] = await nursery.start(serve, session)
+    auth = partial(auth_session, backends=backends)
+    for port in site.auth_ports:
+        try:
+            await nursery.start(partial(serve, auth, port=port))
+        except OSError as error:
+            # Another one may be listening there: a second demo, your own.
+            print(f"mailproxy demo: no auth server at {HOST}:{port}: {error}")
+    return backends
+
+
+def mail_servers(mailbox: Mailbox) -> dict[str, Session]:
+    """The mail servers behind the proxy."""
+    return {
+        "imap": lambda client: ImapSession(client, mailbox).run(),
+        "pop3": lambda client: pop3_session(client, mailbox),
+        "smtp": lambda client: smtp_session(client, mailbox),
+    }
+
+
 async def run_proxy(
     directory: Path,
     log: IO[bytes] | None,
@@ -138,7 +160,7 @@ async def run_proxy(
     command = [
         *(sys.executable, "-P", "-m", "mailproxy"),
         *("-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"),
-        *("-g", "daemon off; master_process off;"),
+        *("-g", "daemon off;"),
     ]
     # The package may lie where only the command that started us has looked for it.
     home = str(Path(mailproxy.__file__).parent.parent)
@@ -151,51 +173,46 @@ async def run_proxy(
     )
 
 
-async def answers(door: Door, proxy: trio.Process) -> bool:
-    """Wait until the proxy greets; false if it ends, or is too slow."""
+async def accepts(site: Site, proxy: trio.Process) -> bool:
+    """Wait until the proxy accepts clients; false if it ends, or is too slow."""
     with trio.move_on_after(START_LIMIT):
         while proxy.returncode is None:
-            try:
-                async with await trio.open_tcp_stream(HOST, door.port) as stream:
-                    return bool(await stream.receive_some())
-            except OSError:
-                await trio.sleep(0.05)  # a child process has no event for "I listen"
+            for door in site.doors[:1]:
+                try:
+                    stream = await trio.open_tcp_stream(door.host, door.port)
+                except OSError:
+                    continue
+                await stream.aclose()
+                return True
+            await trio.sleep(0.05)  # a child process has no event for "I listen"
     return False
 
 
-async def check_all(doors: Iterable[Door], directory: Path) -> int:
+async def check_all(site: Site, directory: Path) -> int:
     """Log in through every port; says how it went, line by line."""
     context = ssl.create_default_context(cafile=directory / "ca.pem")
     status = 0
-    for door in doors:
+    for door in site.doors:
         failure = await trio.to_thread.run_sync(check, door, context)
         print(f"{door}: {failure or 'ok'}", flush=True)
         status = 1 if failure else status
     return status
 
 
-def summary(
-    directory: Path, ports: Mapping[str, int], backends: Mapping[str, int]
-) -> str:
+def summary(directory: Path, site: Site, backends: Mapping[str, int]) -> str:
     """What a person wants to know before the log begins."""
-    curl = (
-        f"curl --cacert {directory}/ca.pem --user {USER.decode()}:{PASSWORD.decode()}"
-    )
-    listening = "\n".join(f"  {door}" for door in doors(ports))
+    listening = "\n".join(f"  {door}" for door in site.doors)
+    asked = " and ".join(f"{HOST}:{port}" for port in site.auth_ports) or "another"
     behind = "\n".join(
         f"  {name.upper()} {HOST}:{port}" for name, port in backends.items()
     )
-    commands = "\n".join(
-        f"  {curl} {command.format(host=HOST, port=ports[name], directory=directory)}"
-        for name, command in COMMANDS.items()
-        if name in ports
-    )
+    commands = "\n".join(f"  {command(door, directory)}" for door in to_try(site))
     return f"""
 The proxy listens on
 
 {listening}
 
-and asks auth_http at {HOST}:{ports["auth"]}, which sends it to one of
+and asks the auth server at {asked}, which sends it to one of
 
 {behind}
 
@@ -206,3 +223,30 @@ There is one account: {USER.decode()}, password {PASSWORD.decode()}. Try, in ano
 The configuration is {directory}/nginx.conf: change it, and reload. Ctrl-C ends the demo.
 What follows is the proxy's error log at level "info".
 """
+
+
+def to_try(site: Site) -> list[Door]:
+    """One port for each protocol; TLS for IMAP, STARTTLS for the others, if there is."""
+    found = {}
+    for door in site.doors:
+        wanted = "TLS" if door.protocol == "imap" else "STARTTLS"
+        if door.protocol not in found or door.security == wanted:
+            found[door.protocol] = door
+    return list(found.values())
+
+
+def command(door: Door, directory: Path) -> str:
+    """How curl uses a port of the proxy."""
+    words = ["curl"]
+    if door.security:
+        words += ["--cacert", f"{directory}/ca.pem"]
+    if door.security == "STARTTLS":
+        words += ["--ssl-reqd"]
+    words += ["--user", f"{USER.decode()}:{PASSWORD.decode()}"]
+    url = CURL[door.protocol].format(
+        s="s" if door.security == "TLS" else "",
+        host=door.host,
+        port=door.port,
+        directory=directory,
+    )
+    return " ".join([*words, url])

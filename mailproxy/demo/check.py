@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable
 
 from mailproxy.demo.mailbox import PASSWORD, USER
-from mailproxy.demo.site import HOST, Door
+from mailproxy.demo.site import Door
 
 TIMEOUT = 20
 
@@ -25,14 +25,14 @@ REFUSALS = (OSError, imaplib.IMAP4.error, poplib.error_proto, smtplib.SMTPExcept
 
 def check_imap(door: Door, context: ssl.SSLContext, password: str) -> None:
     """Log in and fetch the first letter."""
-    if door.tls:
+    if door.security == "TLS":
         client: imaplib.IMAP4 = imaplib.IMAP4_SSL(
-            HOST, door.port, ssl_context=context, timeout=TIMEOUT
+            door.host, door.port, ssl_context=context, timeout=TIMEOUT
         )
     else:
-        client = imaplib.IMAP4(HOST, door.port, timeout=TIMEOUT)
+        client = imaplib.IMAP4(door.host, door.port, timeout=TIMEOUT)
     with client:
-        if not door.tls:
+        if door.security == "STARTTLS":
             client.starttls(context)
         client.login(USER.decode(), password)
         client.select("INBOX", readonly=True)
@@ -42,13 +42,14 @@ def check_imap(door: Door, context: ssl.SSLContext, password: str) -> None:
 
 def check_pop3(door: Door, context: ssl.SSLContext, password: str) -> None:
     """Log in and retrieve the first letter."""
-    if door.tls:
+    if door.security == "TLS":
         client: poplib.POP3 = poplib.POP3_SSL(
-            HOST, door.port, context=context, timeout=TIMEOUT
+            door.host, door.port, context=context, timeout=TIMEOUT
         )
     else:
-        client = poplib.POP3(HOST, door.port, timeout=TIMEOUT)
-        client.stls(context)
+        client = poplib.POP3(door.host, door.port, timeout=TIMEOUT)
+        if door.security == "STARTTLS":
+            client.stls(context)
     client.user(USER.decode())
     client.pass_(password)
     expect_welcome(repr(client.retr(1)))
@@ -58,14 +59,14 @@ def check_pop3(door: Door, context: ssl.SSLContext, password: str) -> None:
 def check_smtp(door: Door, context: ssl.SSLContext, password: str) -> None:
     """Log in and send a letter."""
     name = "client.example.com"
-    if door.tls:
+    if door.security == "TLS":
         client: smtplib.SMTP = smtplib.SMTP_SSL(
-            HOST, door.port, name, context=context, timeout=TIMEOUT
+            door.host, door.port, name, context=context, timeout=TIMEOUT
         )
     else:
-        client = smtplib.SMTP(HOST, door.port, name, timeout=TIMEOUT)
+        client = smtplib.SMTP(door.host, door.port, name, timeout=TIMEOUT)
     with client:
-        if not door.tls:
+        if door.security == "STARTTLS":
             client.starttls(context=context)
         client.login(USER.decode(), password)
         client.sendmail("alice@example.com", ["alice@example.com"], LETTER)

@@ -1,11 +1,14 @@
 """The demo on disk and on the network: directory, certificates, ports, nginx.conf."""
 
 import socket
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
+
+from mailproxy.mail.auth.http import AuthUrl
+from mailproxy.mail.modules import Loader
+from mailproxy.process.core import EventsSettings, MainSettings
 
 HOST = "127.0.0.1"
 
@@ -65,18 +68,56 @@ DIRECTIVES = {
 
 @dataclass(frozen=True)
 class Door:
-    """A port of the proxy.
+    """A port of the proxy that clients come to.
 
     Attributes:
-      tls: TLS from the first byte; otherwise STARTTLS is offered.
+      security: "TLS" from the first byte, "STARTTLS" on demand, or "".
     """
 
     protocol: str
+    host: str
     port: int
-    tls: bool
+    security: str
 
     def __str__(self) -> str:
-        return f"{self.protocol.upper()} {HOST}:{self.port} {'TLS' if self.tls else 'STARTTLS'}"
+        name = self.protocol.upper()
+        return f"{name} {self.host}:{self.port} {self.security}".rstrip()
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the configuration says, as far as the demo has to know it."""
+
+    doors: tuple[Door, ...] = ()
+    auth_ports: frozenset[int] = frozenset()
+
+
+def read_site(directory: Path) -> Site:
+    """Read nginx.conf, which a person may have changed.
+
+    Raises:
+      ConfigErrors: it has errors.
+    """
+    configuration = Loader(
+        MainSettings,
+        EventsSettings,
+        prefix=f"{directory}/",
+        path=f"{directory}/nginx.conf",
+        name="mailproxy",
+    ).load("daemon off;")
+    doors = []
+    auth_ports = set()
+    for server in configuration.servers:
+        starttls = "" if server.ssl.starttls == "off" else "STARTTLS"
+        for listen in server.core.listen:
+            if isinstance(listen.sockaddr, tuple):
+                security = "TLS" if listen.ssl else starttls
+                host, port = listen.sockaddr[:2]
+                doors.append(Door(server.core.protocol, host, port, security))
+        match server.auth.auth_http:
+            case AuthUrl(sockaddr=(host, port)) if host == HOST:
+                auth_ports.add(port)
+    return Site(tuple(doors), frozenset(auth_ports))
 
 
 def free_port(preferred: int) -> int:
@@ -92,14 +133,13 @@ def free_port(preferred: int) -> int:
     raise OSError("there is no free port on the loopback")
 
 
-def choose_ports(protocols: Iterable[str], *, usual: bool) -> dict[str, int]:
-    """A port for each name of `PREFERRED` that the protocols need."""
-    names = ["auth", *(name for key in protocols for name in (key, f"{key} ssl"))]
-    return {name: free_port(PREFERRED[name] if usual else 0) for name in names}
+def configuration(directory: Path, *, usual: bool) -> str:
+    """The text of a new nginx.conf, with ports that are free now.
 
-
-def configuration(directory: Path, ports: Mapping[str, int]) -> str:
-    """The text of nginx.conf."""
+    Args:
+      usual: prefer those of `PREFERRED`.
+    """
+    ports = {name: free_port(port if usual else 0) for name, port in PREFERRED.items()}
     servers = "".join(
         SERVER.format(
             protocol=protocol,
@@ -112,15 +152,6 @@ def configuration(directory: Path, ports: Mapping[str, int]) -> str:
     )
     auth = f"{HOST}:{ports['auth']}"
     return CONFIGURATION.format(directory=directory, auth=auth, servers=servers)
-
-
-def doors(ports: Mapping[str, int]) -> list[Door]:
-    """The ports of the proxy that clients use."""
-    return [
-        Door(name.removesuffix(" ssl"), port, name.endswith(" ssl"))
-        for name, port in ports.items()
-        if name != "auth"
-    ]
 
 
 def make_certificates(directory: Path) -> None:
