@@ -39,7 +39,7 @@ class Stage:
 
     proxy: str
     directory: Path
-    log: Path
+    log: log.Log
     listen: str
     """Where it listens: `127.0.0.1:143`, `[::1]:143`, `unix:/path`."""
     port: int
@@ -80,7 +80,7 @@ class Player:
         self.arrival = trio.Event()
         self.left: list[Channel] = []
         self.leaving = False
-        self.log_start = stage.log.stat().st_size if stage.log.exists() else 0
+        self.said_before = len(stage.log.entries(stage.listen))
 
     async def play(self) -> Playback:
         """Play all of it. Nothing that the proxy does raises."""
@@ -348,7 +348,8 @@ class Player:
             self.playback.fault = "another log expected:\n    " + "\n    ".join(expected)
 
     def _log(self) -> list[Step]:
-        self.playback.log = log.read(self.stage.log, self.log_start, self.stage.listen, self.signs)
+        entries = self.stage.log.entries(self.stage.listen)[self.said_before :]
+        self.playback.log = log.steps(entries, self.stage.listen, self.signs)
         return self.playback.log
 
 

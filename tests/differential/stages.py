@@ -6,6 +6,7 @@ from pathlib import Path
 
 import trio
 
+from tests.differential.log import Log
 from tests.differential.player import Playback, Player, Recording, Stage
 from tests.differential.script import NGINX, Script
 from tests.processes import free_port, load_modules, mailproxy_command, nginx_command, running
@@ -17,7 +18,7 @@ AT_ONCE = 24
 @contextmanager
 def staged(proxy: str, scripts: Sequence[Script], directory: Path) -> Iterator[list[Stage]]:
     """`proxy` running in `directory`, with a server for each of `scripts`, in their order."""
-    log = directory / "error.log"
+    log = Log(directory / "error.log")
     ready = free_port()
     stages = [_stage(proxy, script, directory, log) for script in scripts]
     servers = "\n".join(map(_server, scripts, stages))
@@ -25,7 +26,7 @@ def staged(proxy: str, scripts: Sequence[Script], directory: Path) -> Iterator[l
         f"""{load_modules()}
 worker_processes 1;
 pid {directory}/pid;
-error_log {log} info;
+error_log {directory}/error.log info;
 events {{ worker_connections 8192; }}
 mail {{
     server_name mx.test;
@@ -40,7 +41,7 @@ mail {{
         yield stages
 
 
-def _stage(proxy: str, script: Script, directory: Path, log: Path) -> Stage:
+def _stage(proxy: str, script: Script, directory: Path, log: Log) -> Stage:
     port = free_port()
     if script.address == "unix":
         listen = f"unix:{directory}/listen{port}"
