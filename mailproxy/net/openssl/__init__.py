@@ -1,0 +1,46 @@
+"""What nginx asks of OpenSSL and the `ssl` module does not offer.
+
+This package is the one place that calls OpenSSL by ctypes, and only the OpenSSL that
+`ssl` itself is linked with. `ContextBuilder` makes contexts as nginx makes them, with
+nginx's texts for what goes wrong; the other functions tell about a handshake. What
+`ssl` offers is not repeated here: `version()`, `cipher()` and
+`selected_alpn_protocol()` of an `ssl.SSLSocket` work as always.
+
+    library.py    the functions of OpenSSL, the layout of the objects of `ssl`
+    errors.py     OpenSSL's errors in nginx's words
+    callbacks.py  what OpenSSL calls during a handshake
+    material.py   certificates, keys and other files -> OpenSSL's objects
+    contexts.py   ContextBuilder
+    peers.py      who the peer is, and what was agreed with it
+"""
+
+from mailproxy.net.openssl.contexts import ContextBuilder
+from mailproxy.net.openssl.errors import OpenSSLError, error_level, error_text
+from mailproxy.net.openssl.library import unsupported
+from mailproxy.net.openssl.material import shown, use_engine
+from mailproxy.net.openssl.peers import (
+    PeerCertificate,
+    ServerCertificate,
+    peer_certificate,
+    remove_session,
+    server_certificate,
+    server_name,
+    verify_result,
+)
+
+__all__ = [
+    "ContextBuilder",
+    "OpenSSLError",
+    "PeerCertificate",
+    "ServerCertificate",
+    "error_level",
+    "error_text",
+    "peer_certificate",
+    "remove_session",
+    "server_certificate",
+    "server_name",
+    "shown",
+    "unsupported",
+    "use_engine",
+    "verify_result",
+]

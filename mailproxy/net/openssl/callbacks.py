@@ -1,0 +1,236 @@
+"""What OpenSSL calls during a handshake.
+
+Every callback is a function of this module and lives as long as the process:
+OpenSSL may call it while a context is being freed, when nothing is left that belongs
+to the context. What a context needs is found by the address of its `SSL_CTX`. None
+of them raises; ctypes could only print it.
+
+They are installed only where a directive needs them, since each call costs one or
+two microseconds. With the default configuration there is but one, for clients that
+send ALPN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from ctypes import byref, c_char_p, c_int, c_uint, c_void_p
+from dataclasses import dataclass
+
+from mailproxy.net.openssl.library import c, callback
+from mailproxy.net.sessions import MAX_SESSION, SessionZone
+
+TLS1_3 = 0x0304
+OP_NO_TICKET = 0x4000
+
+SET_TICKET_KEYS = 59
+_ACCEPT_LOOP = 0x2001
+_NEGOTIATED = 1
+_ALPN_OK, _ALPN_FATAL = 0, 2
+_TICKET_ERROR, _TICKET_NONE, _TICKET_GOOD, _TICKET_RENEW = -1, 0, 1, 2
+
+
+@functools.cache
+def alpn(protocol: bytes) -> object:
+    """The callback that chooses `protocol`, or refuses a client with others only."""
+    wanted = bytes([len(protocol)]) + protocol  # OpenSSL keeps the address of it
+
+    @callback("ippppup")
+    def choose(
+        _ssl: int, out: int, length: int, offered: int, size: int, _data: int
+    ) -> int:
+        found = c.SSL_select_next_proto(out, length, wanted, len(wanted), offered, size)
+        return _ALPN_OK if found == _NEGOTIATED else _ALPN_FATAL
+
+    return choose
+
+
+@callback("iip")
+def go_on(_ok: int, _store: int) -> int:
+    """Accept any client certificate.
+
+    The result is asked for after the handshake, so that the client can be told.
+    """
+    return 1
+
+
+@callback("vpii")
+def limit_lifetime(ssl: int, where: int, _value: int) -> None:
+    """End a session `ssl_session_timeout` after its full handshake.
+
+    With TLS 1.3, OpenSSL starts the time anew whenever a session is resumed. A
+    client could go on for ever with a certificate that has expired meanwhile.
+    """
+    if where != _ACCEPT_LOOP or c.SSL_version(ssl) != TLS1_3:
+        return
+    session = c.SSL_get0_session(ssl)
+    if not session:
+        return
+    now = int(time.time())
+    age = now - c.SSL_SESSION_get_time(session)
+    if not age:
+        return
+    limit = min(
+        c.SSL_SESSION_get_timeout(session),
+        c.SSL_CTX_get_timeout(c.SSL_get_SSL_CTX(ssl)),
+    )
+    if age >= limit:
+        c.SSL_SESSION_set1_id_context(session, b"", 0)
+    else:
+        c.SSL_SESSION_set_time(session, now)
+        c.SSL_SESSION_set_timeout(session, limit - age)
+
+
+# -- ssl_session_cache shared ------------------------------------------------------
+
+
+@dataclass
+class Shared:
+    """What a context needs for `ssl_session_cache shared`."""
+
+    zone: SessionZone
+    tickets: bool = False
+    """Whether tickets are made with the key of the zone."""
+    key: bytes = b""
+    """The key that the context uses now."""
+
+    def renew_key(self, ctx: int) -> None:
+        """Give the context the key of the hour."""
+        key = self.zone.ticket_key()
+        if key is not self.key:
+            c.SSL_CTX_ctrl(ctx, SET_TICKET_KEYS, len(key), key)
+            self.key = key
+
+
+_shared: dict[int, Shared] = {}
+
+
+def share_sessions(ctx: int, shared: Shared) -> None:
+    """Keep the sessions of a context in a zone."""
+    _shared[ctx] = shared
+    c.SSL_CTX_sess_set_new_cb(ctx, _store)
+    c.SSL_CTX_sess_set_get_cb(ctx, _find)
+    c.SSL_CTX_sess_set_remove_cb(ctx, _remove)
+
+
+def shared_of(ctx: int) -> Shared | None:
+    """What `share_sessions` was told about a context."""
+    return _shared.get(ctx)
+
+
+@callback("ipp")
+def _store(ssl: int, session: int) -> int:
+    ctx = c.SSL_get_SSL_CTX(ssl)
+    shared = _shared.get(ctx)
+    if shared is None:
+        return 0
+    if shared.tickets:
+        shared.renew_key(ctx)
+    if c.SSL_version(ssl) == TLS1_3 and not c.SSL_get_options(ssl) & OP_NO_TICKET:
+        return 0  # the ticket holds the session; OpenSSL only lets us know
+    start = c_void_p()
+    size = c.i2d_SSL_SESSION(session, byref(start))
+    if size > 0 and start.value:
+        encoded = ctypes.string_at(start.value, size)
+        c.CRYPTO_free(start, None, 0)
+        if size <= MAX_SESSION:
+            lifetime = c.SSL_SESSION_get_timeout(session)
+            shared.zone.store(_id(session), encoded, lifetime)
+    return 0
+
+
+@callback("Pppip")
+def _find(ssl: int, start: int, size: int, copy: int) -> int:
+    c_int.from_address(copy).value = 0  # the caller gets the only reference
+    shared = _shared.get(c.SSL_get_SSL_CTX(ssl))
+    encoded = shared and shared.zone.find(ctypes.string_at(start, size))
+    if not encoded:
+        return 0
+    return c.d2i_SSL_SESSION(None, byref(c_char_p(encoded)), len(encoded))
+
+
+@callback("vpp")
+def _remove(ctx: int, session: int) -> None:
+    shared = _shared.get(ctx)
+    if shared is not None:
+        shared.zone.remove(_id(session))
+
+
+def _id(session: int) -> bytes:
+    size = c_uint()
+    start = c.SSL_SESSION_get_id(session, byref(size))
+    return ctypes.string_at(start, size.value)
+
+
+# -- ssl_session_ticket_key --------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class _TicketKey:
+    name: bytes
+    cipher: int
+    cipher_key: bytes
+    mac_key: bytes
+
+
+def _ticket_key(text: bytes) -> _TicketKey:
+    """A key file: 48 bytes for AES-128, 80 for AES-256, in nginx's layouts."""
+    if len(text) == 48:
+        return _TicketKey(text[:16], c.EVP_aes_128_cbc(), text[16:32], text[32:])
+    return _TicketKey(text[:16], c.EVP_aes_256_cbc(), text[48:], text[16:48])
+
+
+_ticket_keys: dict[int, tuple[_TicketKey, ...]] = {}
+
+
+def use_ticket_keys(ctx: int, texts: tuple[bytes, ...]) -> None:
+    """Make tickets with the first of these keys, and take those of all."""
+    _ticket_keys[ctx] = tuple(map(_ticket_key, texts))
+    c.SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, _protect_ticket)
+
+
+class _Parameter(ctypes.Structure):
+    """OSSL_PARAM."""
+
+    _fields_ = (
+        ("key", c_char_p),
+        ("data_type", c_uint),
+        ("data", c_char_p),
+        ("data_size", ctypes.c_size_t),
+        ("return_size", ctypes.c_size_t),
+    )
+
+
+_UTF8_STRING = 4
+_SHA256 = (_Parameter * 2)(_Parameter(b"digest", _UTF8_STRING, b"SHA256", 6, 0))
+
+
+@callback("ipppppi")
+def _protect_ticket(
+    ssl: int, name: int, iv: int, cipher: int, mac: int, encrypt: int
+) -> int:
+    keys = _ticket_keys.get(c.SSL_get_SSL_CTX(ssl), ())
+    wanted = None if encrypt else ctypes.string_at(name, 16)
+    key = next((key for key in keys if wanted in (None, key.name)), None)
+    if key is None:
+        return _TICKET_NONE
+    if encrypt:
+        ctypes.memmove(name, key.name, 16)
+        done = c.RAND_bytes(iv, 16) == 1 and c.EVP_EncryptInit_ex(
+            cipher, key.cipher, None, key.cipher_key, iv
+        )
+    else:
+        done = c.EVP_DecryptInit_ex(cipher, key.cipher, None, key.cipher_key, iv)
+    if not done or not c.EVP_MAC_init(mac, key.mac_key, len(key.mac_key), _SHA256):
+        return _TICKET_ERROR
+    if not encrypt and (key is not keys[0] or c.SSL_version(ssl) == TLS1_3):
+        return _TICKET_RENEW
+    return _TICKET_GOOD
+
+
+def forget(ctx: int) -> None:
+    """Drop what belongs to a context that is about to be freed."""
+    if _shared.pop(ctx, None) is not None:
+        c.SSL_CTX_sess_set_remove_cb(ctx, None)
+    _ticket_keys.pop(ctx, None)

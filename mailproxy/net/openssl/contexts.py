@@ -1,0 +1,292 @@
+"""ContextBuilder: the `ssl.SSLContext` of a server, made as nginx makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+import weakref
+from collections.abc import Callable, Collection, Sequence
+
+from mailproxy.net.openssl import callbacks, material
+from mailproxy.net.openssl.errors import OpenSSLError, failure
+from mailproxy.net.openssl.library import c, ctx_of, defaults, owned, unsupported
+from mailproxy.net.sessions import SessionZone
+
+_SET_TMP_DH = 3
+_MODE = 33
+_SET_READ_AHEAD = 41
+_SET_CACHE_SIZE = 42
+_SET_CACHE_MODE = 44
+_SET_CHAIN = 88
+_SET_CURVES_LIST = 92
+_SET_MIN_VERSION = 123
+_SET_MAX_VERSION = 124
+
+_MODE_NO_AUTO_CHAIN = 0x08
+_MODE_RELEASE_BUFFERS = 0x10
+
+_OP_IGNORE_UNEXPECTED_EOF = 0x80
+_OP_DONT_INSERT_EMPTY_FRAGMENTS = 0x800
+_OP_NO_COMPRESSION = 0x20000
+_OP_CIPHER_SERVER_PREFERENCE = 0x400000
+_OP_NO_ANTI_REPLAY = 0x1000000
+_OP_NO_RENEGOTIATION = 0x40000000
+_OP_NO_CERTIFICATE_COMPRESSION = 1 << 32
+_OP_NO = {
+    "SSLv3": 1 << 25,
+    "TLSv1": 1 << 26,
+    "TLSv1.1": 1 << 28,
+    "TLSv1.2": 1 << 27,
+    "TLSv1.3": 1 << 29,
+}
+_ALWAYS = (
+    _OP_IGNORE_UNEXPECTED_EOF
+    | _OP_DONT_INSERT_EMPTY_FRAGMENTS
+    | _OP_NO_COMPRESSION
+    | _OP_NO_ANTI_REPLAY
+    | _OP_NO_RENEGOTIATION
+)
+_EVERY_OPTION = 2**64 - 1
+
+_LONGEST = 2**31 - 1
+_CACHE_OFF = 0
+_CACHE_SERVER = 0x002
+_CACHE_NO_AUTO_CLEAR = 0x080
+_CACHE_NO_INTERNAL_STORE = 0x200
+_CACHE_NO_INTERNAL = 0x300
+
+_VERIFY_PEER = 1
+_CRL_CHECK_ALL = 0x4 | 0x8
+
+_CONF_FLAGS = (
+    0x2 | 0x4 | 0x8 | 0x10 | 0x20
+)  # file client server show_errors certificate
+_CONF_PATHS = (2, 3)  # the value is a file, a directory
+
+
+class ContextBuilder:
+    """Makes a context step by step, to be called in nginx's order.
+
+    Every method raises `OpenSSLError` with nginx's text.
+
+    Attributes:
+      context: the result.
+    """
+
+    def __init__(self, protocols: Collection[str]) -> None:
+        """Begin with what nginx always sets.
+
+        Args:
+          protocols: as in `ssl_protocols`. OpenSSL has no SSLv2, and most builds
+            of it no SSLv3: these have no effect, as in nginx.
+        """
+        reason = unsupported()
+        if reason is not None:
+            raise OpenSSLError(reason)
+        c.ERR_clear_error()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._ctx = ctx = ctx_of(self.context)
+        weakref.finalize(self.context, callbacks.forget, ctx)
+        options, level = defaults()
+        for name, refusal in _OP_NO.items():
+            options = options & ~refusal if name in protocols else options | refusal
+        c.SSL_CTX_clear_options(ctx, _EVERY_OPTION)
+        self._set_options(options | _ALWAYS)
+        c.SSL_CTX_set_security_level(ctx, level)
+        self._control(_SET_MIN_VERSION, 0)
+        self._control(_SET_MAX_VERSION, callbacks.TLS1_3)
+        self._control(_MODE, _MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
+        self._control(_SET_READ_AHEAD, 1)
+        self._certificates: list[bytes] = []
+        self._announced: dict[bytes, None] = {}
+
+    def _control(self, command: int, number: int = 0, data: object = None) -> int:
+        return c.SSL_CTX_ctrl(self._ctx, command, number, data)
+
+    def _set_options(self, options: int) -> None:
+        c.SSL_CTX_set_options(self._ctx, options)
+
+    def alpn(self, protocol: bytes) -> None:
+        """Choose `protocol`; a client that offers only others is refused."""
+        c.SSL_CTX_set_alpn_select_cb(self._ctx, callbacks.alpn(protocol), None)
+
+    def ciphers(self, text: str, *, prefer_server: bool = False) -> None:
+        """The ciphers of TLS 1.2 and older, and whose order counts."""
+        if not c.SSL_CTX_set_cipher_list(self._ctx, os.fsencode(text)):
+            raise failure(f'SSL_CTX_set_cipher_list("{text}") failed')
+        if prefer_server:
+            self._set_options(_OP_CIPHER_SERVER_PREFERENCE)
+
+    def certificate(
+        self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
+    ) -> None:
+        """Use a certificate with its chain and its key, beside those of other types.
+
+        Args:
+          certificate: a file, or ``data:PEM``; the server's own comes first.
+          key: a file, ``data:PEM``, ``engine:NAME:ID`` or ``store:URI``.
+          passwords: for an encrypted key, tried in turn; None: OpenSSL asks at
+            the terminal.
+        """
+        with material.certificates(certificate) as (own, *chain):
+            name = material.shown(certificate)
+            if not c.SSL_CTX_use_certificate(self._ctx, own):
+                raise failure(f'SSL_CTX_use_certificate("{name}") failed')
+            self._certificates.append(material.digest(own, c.X509_digest))
+            with owned(c.OPENSSL_sk_new_null(), c.OPENSSL_sk_free) as stack:
+                for each in chain:
+                    c.OPENSSL_sk_push(stack, each)
+                if not self._control(_SET_CHAIN, 1, stack):  # 1: it copies the stack
+                    raise failure(f'SSL_CTX_set0_chain("{name}") failed')
+        with material.private_key(key, passwords) as private_key:
+            if not c.SSL_CTX_use_PrivateKey(self._ctx, private_key):
+                name = material.shown(key)
+                raise failure(f'SSL_CTX_use_PrivateKey("{name}") failed')
+
+    def compress_certificates(self, *, enable: bool) -> bool:
+        """Send certificates compressed (RFC 8879); False where that is impossible."""
+        if not enable:
+            self._set_options(_OP_NO_CERTIFICATE_COMPRESSION)
+            return True
+        if not c.has("SSL_CTX_compress_certs"):
+            return False
+        done = c.SSL_CTX_compress_certs(self._ctx, 0)
+        c.ERR_clear_error()
+        return bool(done)
+
+    def verify_client(
+        self, depth: int, announced: str = "", trusted: str = "", crl: str = ""
+    ) -> None:
+        """Ask clients for a certificate; whatever they send, the handshake goes on.
+
+        Args:
+          depth: how many CA certificates a chain may have, as nginx counts.
+          announced: a file of CA certificates whose names are sent to clients.
+          trusted: a file of CA certificates that are trusted as well.
+          crl: a file of CRLs; there must be one for every CA of a chain then.
+        """
+        c.SSL_CTX_set_verify(self._ctx, _VERIFY_PEER, callbacks.go_on)
+        c.SSL_CTX_set_verify_depth(self._ctx, depth)
+        c.SSL_CTX_set_info_callback(self._ctx, callbacks.limit_lifetime)
+        store = c.SSL_CTX_get_cert_store(self._ctx)
+        if announced:
+            self._trust(store, announced, self._announce)
+        if trusted:
+            self._trust(store, trusted, lambda _: None)
+        if crl:
+            with material.revocation_lists(crl) as lists:
+                for each in lists:
+                    if not c.X509_STORE_add_crl(store, each):
+                        raise failure(f'X509_STORE_add_crl("{crl}") failed')
+            c.X509_STORE_set_flags(store, _CRL_CHECK_ALL)
+
+    def _trust(self, store: int, path: str, then: Callable[[int], None]) -> None:
+        with material.certificates(path) as authorities:
+            for authority in authorities:
+                if not c.X509_STORE_add_cert(store, authority):
+                    raise failure(f'X509_STORE_add_cert("{path}") failed')
+                then(authority)
+
+    def _announce(self, authority: int) -> None:
+        name = c.X509_get_subject_name(authority)
+        identity = material.digest(name, c.X509_NAME_digest)
+        if identity not in self._announced:
+            self._announced[identity] = None
+            c.SSL_CTX_add_client_CA(self._ctx, authority)
+
+    def dh_parameters(self, path: str) -> None:
+        """Parameters for DHE ciphers."""
+        with material.dh_parameters(path) as parameters:
+            if not self._control(_SET_TMP_DH, 0, parameters):
+                raise failure(f'SSL_CTX_set_tmp_dh("{path}") failed')
+
+    def curves(self, names: str) -> None:
+        """Groups for the key exchange, separated by colons; OpenSSL's for "auto"."""
+        if names != "auto" and not self._control(
+            _SET_CURVES_LIST, 0, os.fsencode(names)
+        ):
+            raise failure(f'SSL_CTX_set1_curves_list("{names}") failed')
+
+    def session_id_context(self, label: bytes) -> None:
+        """Let sessions be resumed by contexts with the same label, certificates and CAs.
+
+        The value is nginx's: with the same ticket keys, tickets are good here that
+        nginx has made, and the other way round. Certificates come before it.
+        """
+        identity = label + b"".join([*self._certificates, *self._announced])
+        value = hashlib.sha1(identity, usedforsecurity=False).digest()
+        if not c.SSL_CTX_set_session_id_context(self._ctx, value, len(value)):
+            raise failure("SSL_CTX_set_session_id_context() failed")
+
+    def sessions(
+        self,
+        timeout: int,
+        *,
+        cache: bool | None = None,
+        builtin: int | None = None,
+        zone: SessionZone | None = None,
+    ) -> None:
+        """How long sessions can be resumed, and where they are kept.
+
+        Args:
+          timeout: seconds.
+          cache: False: none is resumed; None: they are not kept, but clients are
+            not told; True: kept in `builtin`, in `zone`, or in both.
+          builtin: how many each worker keeps for itself; 0 any number, -1 as many
+            as OpenSSL likes, None none.
+          zone: the memory in which all workers keep them.
+        """
+        c.SSL_CTX_set_timeout(self._ctx, min(timeout, _LONGEST))
+        if cache is False:
+            self._control(_SET_CACHE_MODE, _CACHE_OFF)
+        elif cache is None:
+            mode = _CACHE_SERVER | _CACHE_NO_AUTO_CLEAR | _CACHE_NO_INTERNAL_STORE
+            self._control(_SET_CACHE_MODE, mode)
+            self._control(_SET_CACHE_SIZE, 1)
+        else:
+            internal = 0 if builtin is not None or zone is None else _CACHE_NO_INTERNAL
+            self._control(_SET_CACHE_MODE, _CACHE_SERVER | internal)
+            if builtin is not None and builtin >= 0:
+                self._control(_SET_CACHE_SIZE, builtin)
+            if zone is not None:
+                callbacks.share_sessions(self._ctx, callbacks.Shared(zone))
+
+    def tickets(self, *, enable: bool, keys: Sequence[bytes] = ()) -> None:
+        """Session tickets (RFC 5077), after `sessions`.
+
+        Args:
+          keys: of 48 or 80 bytes: the first makes tickets, all are accepted. None:
+            the key of the zone, or else one that OpenSSL makes for the context.
+        """
+        if not enable:
+            self._set_options(callbacks.OP_NO_TICKET)
+        shared = callbacks.shared_of(self._ctx)
+        if len(keys) == 1 and len(keys[0]) == 80:
+            # OpenSSL's own layout, which costs no callback.
+            self._control(callbacks.SET_TICKET_KEYS, 80, keys[0])
+        elif keys:
+            callbacks.use_ticket_keys(self._ctx, tuple(keys))
+        elif shared is not None:
+            shared.tickets = True
+            shared.renew_key(self._ctx)
+
+    def commands(
+        self, commands: Sequence[tuple[str, str]], full_name: Callable[[str], str]
+    ) -> None:
+        """Raw commands of OpenSSL's own configuration language, SSL_CONF_cmd(3).
+
+        Args:
+          full_name: completes a file name.
+        """
+        with owned(c.SSL_CONF_CTX_new(), c.SSL_CONF_CTX_free) as configuration:
+            c.SSL_CONF_CTX_set_flags(configuration, _CONF_FLAGS)
+            c.SSL_CONF_CTX_set_ssl_ctx(configuration, self._ctx)
+            for name, value in commands:
+                key = os.fsencode(name)
+                if c.SSL_CONF_cmd_value_type(configuration, key) in _CONF_PATHS:
+                    value = full_name(value)
+                if c.SSL_CONF_cmd(configuration, key, os.fsencode(value)) <= 0:
+                    raise failure(f'SSL_CONF_cmd("{name}", "{value}") failed')
+            if c.SSL_CONF_CTX_finish(configuration) != 1:
+                raise failure("SSL_CONF_finish() failed")

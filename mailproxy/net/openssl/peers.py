@@ -1,0 +1,132 @@
+"""Who the peer of a TLS connection is, and what was agreed with it.
+
+For connections of contexts that `ContextBuilder` made, after their handshake.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import ssl
+from ctypes import byref, c_char_p, c_void_p
+from dataclasses import dataclass
+
+from mailproxy.net.openssl.library import c, owned, ssl_of
+
+_BIO_PENDING = 10
+_RFC2253 = 0x1110317  # XN_FLAG_RFC2253
+_COMMON_NAME = 13
+_HOST_NAME = 0
+_KEYS = {6: "RSA", 912: "RSA", 116: "DSA", 408: "EC"}
+
+
+@dataclass(frozen=True)
+class PeerCertificate:
+    """A client's certificate, as auth requests and PROXY headers show it."""
+
+    subject: bytes
+    """RFC 2253: last part first, non-ASCII as ``\\C3\\9C``."""
+    issuer: bytes
+    """As `subject`."""
+    common_name: bytes
+    """CN of the subject in UTF-8; empty if it has none."""
+    serial: bytes
+    """Whole bytes in upper-case hexadecimal."""
+    fingerprint: bytes
+    """SHA-1 in lower-case hexadecimal."""
+    pem: bytes
+
+
+def peer_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> PeerCertificate | None:
+    """The certificate of the client, now or when the session began; None without."""
+    der = tls.getpeercert(binary_form=True)
+    if der is None:
+        return None
+    certificate = c.d2i_X509(None, byref(c_char_p(der)), len(der))
+    with (
+        owned(certificate, c.X509_free),
+        owned(c.BIO_new(c.BIO_s_mem()), c.BIO_free) as bio,
+    ):
+        subject = c.X509_get_subject_name(certificate)
+        c.X509_NAME_print_ex(bio, subject, 0, _RFC2253)
+        subject_text = _written(bio)
+        c.X509_NAME_print_ex(bio, c.X509_get_issuer_name(certificate), 0, _RFC2253)
+        issuer_text = _written(bio)
+        c.i2a_ASN1_INTEGER(bio, c.X509_get_serialNumber(certificate))
+        return PeerCertificate(
+            subject=subject_text,
+            issuer=issuer_text,
+            common_name=_common_name(subject),
+            serial=_written(bio).replace(b"\\\n", b""),  # OpenSSL folds long ones
+            fingerprint=hashlib.sha1(der, usedforsecurity=False).hexdigest().encode(),
+            pem=ssl.DER_cert_to_PEM_cert(der).encode(),
+        )
+
+
+def _written(bio: int) -> bytes:
+    """What has been written to a memory BIO since it was last asked."""
+    buffer = ctypes.create_string_buffer(c.BIO_ctrl(bio, _BIO_PENDING, 0, None))
+    size = c.BIO_read(bio, buffer, len(buffer))
+    return buffer.raw[: max(size, 0)]
+
+
+def _common_name(name: int) -> bytes:
+    index = c.X509_NAME_get_index_by_NID(name, _COMMON_NAME, -1)
+    if index < 0:
+        return b""
+    text = c_void_p()
+    value = c.X509_NAME_ENTRY_get_data(c.X509_NAME_get_entry(name, index))
+    size = c.ASN1_STRING_to_UTF8(byref(text), value)
+    if size < 0 or text.value is None:
+        c.ERR_clear_error()
+        return b""
+    found = ctypes.string_at(text.value, size)
+    c.CRYPTO_free(text, None, 0)
+    return found
+
+
+def verify_result(tls: ssl.SSLSocket | ssl.SSLObject) -> tuple[int, str]:
+    """OpenSSL's verdict on the client's certificate, and its text; 0 if it is good.
+
+    It is 0 as well if there is no certificate.
+    """
+    code = c.SSL_get_verify_result(ssl_of(tls))
+    return code, ctypes.string_at(c.X509_verify_cert_error_string(code)).decode()
+
+
+def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
+    """Forget the session of a client that must not resume it."""
+    connection = ssl_of(tls)
+    session = c.SSL_get0_session(connection)
+    if session:
+        c.SSL_CTX_remove_session(c.SSL_get_SSL_CTX(connection), session)
+
+
+def server_name(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
+    """The name that the client asked for by SNI, unchecked; None without."""
+    name = c.SSL_get_servername(ssl_of(tls), _HOST_NAME)
+    return ctypes.string_at(name) if name else None
+
+
+@dataclass(frozen=True)
+class ServerCertificate:
+    """The certificate that this end has shown, as PROXY headers describe it."""
+
+    signature: bytes
+    """The algorithm of its signature, as OpenSSL calls it: ``RSA-SHA256``."""
+    key: bytes
+    """The kind and size of its key, ``RSA2048`` or ``EC256``; empty for other kinds."""
+
+
+def server_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> ServerCertificate | None:
+    """The certificate of this connection's own end; None without."""
+    certificate = c.SSL_get_certificate(ssl_of(tls))
+    if not certificate:
+        return None
+    signature = c.OBJ_nid2sn(c.X509_get_signature_nid(certificate))
+    key = c.X509_get0_pubkey(certificate)
+    kind = _KEYS.get(c.EVP_PKEY_get_base_id(key))
+    return ServerCertificate(
+        signature=ctypes.string_at(signature),
+        key=f"{kind}{c.EVP_PKEY_get_bits(key)}".encode() if kind else b"",
+    )
