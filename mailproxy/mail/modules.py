@@ -10,7 +10,7 @@ from typing import Generic, Self, TypeVar, cast
 
 from mailproxy.conf.directive import Block, Scope, Settings, declarations
 from mailproxy.conf.resolve import BlockKind, Language, Reader
-from mailproxy.conf.syntax import COMMAND_LINE, ConfigError, Position, encode
+from mailproxy.conf.syntax import ConfigError, Position
 from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings, Listen, Protocols
 from mailproxy.mail.imap import ImapSettings
@@ -18,7 +18,7 @@ from mailproxy.mail.pop3 import Pop3Settings
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.smtp import SmtpSettings
-from mailproxy.mail.ssl import SslSettings
+from mailproxy.mail.ssl import Alpn, SslSettings
 
 M = TypeVar("M", bound=Settings)
 E = TypeVar("E", bound=Settings)
@@ -77,20 +77,15 @@ class ConfigErrors(ExceptionGroup[ConfigError]):
 
     messages: Messages
     """The errors, and the warnings among them."""
-    files: Mapping[str, bytes]
-    """What was read, by name."""
     parsed: bool
     """Whether "syntax is ok" can be said."""
 
     @classmethod
-    def of(
-        cls, messages: Messages, files: Mapping[str, bytes], *, parsed: bool
-    ) -> Self:
+    def of(cls, messages: Messages, *, parsed: bool) -> Self:
         """Group the errors of `messages`."""
         errors = [message for message in messages if message.level != "warn"]
         group = cls("the configuration cannot be used", errors)
         group.messages = messages
-        group.files = files
         group.parsed = parsed
         return group
 
@@ -104,8 +99,6 @@ class Configuration(Generic[M, E]):
     servers: tuple[Server, ...]
     messages: Messages
     """Warnings."""
-    files: Mapping[str, bytes]
-    """The files that were read, by name as nginx prints it, the main file first."""
 
     @property
     def listens(self) -> tuple[Listen, ...]:
@@ -144,6 +137,8 @@ class _Assembly:
                     continue  # said already
                 try:
                     found[module] = module.make(block, scope)
+                    if module is CoreSettings:
+                        scope.shared(Alpn)[block] = _protocol(found)
                 except ConfigError as error:
                     yield error
         self.servers = [
@@ -220,13 +215,8 @@ class Loader(Generic[M, E]):
         if complete:
             main, events = self._start(parsed=parsed)
         said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
-        files = {
-            name: encode(source.text)
-            for name, source in self.reader.files.items()
-            if name != COMMAND_LINE
-        }
         if any(message.level != "warn" for message in messages):
-            raise ConfigErrors.of(said, files, parsed=parsed)
+            raise ConfigErrors.of(said, parsed=parsed)
         assert main is not None
         assert events is not None
         return Configuration(
@@ -234,7 +224,6 @@ class Loader(Generic[M, E]):
             events=events,
             servers=tuple(self.assembly.servers),
             messages=said,
-            files=files,
         )
 
     def _start(self, *, parsed: bool) -> tuple[M | None, E | None]:
