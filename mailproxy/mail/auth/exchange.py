@@ -11,7 +11,6 @@ we do not: a proxy's error page must not authenticate.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import re
 import socket
@@ -40,7 +39,9 @@ MOST_WAITS = 100
 """How often an auth server may put off its answer (`Auth-Status: WAIT`)."""
 
 _UNSAFE = re.compile(rb"[\x00-\x20%]")
-_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
+_HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
+"""Header lines as nginx reads them; one without a colon is passed over."""
+_HEADER = re.compile(rb"^([A-Za-z0-9-]+): *([^\r\n]*?) *\r?$", re.MULTILINE)
 _REFUSED = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
 
@@ -277,28 +278,17 @@ def parse(header: bytes, server: str) -> _Answer:
     Raises:
       AuthError: nginx would not read them either.
     """
-    lines = header.split(b"\n")
     framing = b""
-    if lines[0].startswith(b"HTTP/"):
-        framing = lines.pop(0).removesuffix(b"\r")
+    if header.startswith(b"HTTP/"):
+        framing, _, header = header.partition(b"\n")
+        framing = framing.removesuffix(b"\r")
         if b"\r" in framing:
             raise AuthError("auth http server %s sent invalid response", server)
-    statuses: list[bytes] = []
-    fields: dict[bytes, bytes] = {}
-    for line in lines:
-        text = line.removesuffix(b"\r")
-        name, colon, value = text.partition(b":")
-        if b"\r" in text or not _NAME.fullmatch(name):
-            raise AuthError(
-                "auth http server %s sent invalid header in response", server
-            )
-        if not colon:
-            continue
-        name = name.lower()
-        if name == b"auth-status":
-            statuses.append(value.strip(b" "))
-        else:
-            fields[name] = value.strip(b" ")
+    if not _HEADERS.fullmatch(header):
+        raise AuthError("auth http server %s sent invalid header in response", server)
+    pairs = [(name.lower(), value) for name, value in _HEADER.findall(header)]
+    statuses = [value for name, value in pairs if name == b"auth-status"]
+    fields = dict(pairs)
     length = fields.get(b"content-length", b"")
     words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
     lasting = (
@@ -336,9 +326,11 @@ def _granted(
         raise AuthError("auth http server %s did not send password", server)
     if not FORBIDDEN.isdisjoint(user + (secret or b"")):
         raise AuthError("auth http server %s sent invalid user or password", server)
+    address = host.decode("latin-1")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        address = ipaddress.ip_address(host.decode("ascii"))
-    except ValueError:
+        socket.inet_pton(family, address)
+    except (OSError, ValueError):
         raise AuthError(
             'auth http server %s sent invalid server address:"%s"', server, host
         ) from None
@@ -347,11 +339,10 @@ def _granted(
         raise AuthError(
             'auth http server %s sent invalid server port:"%s"', server, port
         )
-    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     return Granted(
         family,
-        (str(address), number),
-        f"{host.decode()}:{port.decode()}",
+        (address, number),
+        f"{address}:{port.decode()}",
         user,
         secret,
     )
