@@ -17,7 +17,8 @@ ALLOWED = {
     "net": {"errors", "log"},
     "mail": {"conf", "errors", "log", "net"},
     "process": {"conf", "errors", "log", "mail", "net"},
-    "cli": {"conf", "demo", "errors", "log", "mail", "process"},
+    "cli": {"conf", "demo", "errors", "inspection", "log", "mail", "process"},
+    "inspection": {"conf", "mail", "process"},
     "demo": {"errors", "mail", "net", "process"},
     "__main__": {"cli"},
 }

@@ -28,7 +28,6 @@ from mailproxy.conf.syntax import (
     ConfigError,
     Directive,
     Source,
-    Word,
     decode,
     encode,
     parse,
@@ -151,7 +150,8 @@ class Reader:
                 if position is not None and not position.end:
                     end = statement.words[0].source.line(statement.end)
                     error.position = position._replace(end=end)
-                block.failed.add(statement.name)
+                # With a ";" forgotten, a directive may be among the arguments.
+                block.failed.update(word.value for word in statement.words)
                 self._say(error)
 
     def _statement(self, statement: Directive, block: Block) -> None:
@@ -328,13 +328,13 @@ def _check_form(
         raise ConfigError(f'directive "{name}" has no opening "{{"', statement)
     count = len(statement.words) - 1
     if count < least or (most is not None and count > most):
-        wrong: Word = statement.words[0]
+        wrong, remedy = statement.words[0], _arity(least, most)
         if most is not None and count > most:
-            wrong = statement.words[most + 1]
+            first, wrong = wrong, statement.words[most + 1]
+            if wrong.position.line != first.position.line:
+                remedy = 'a ";" may be missing before it'
         raise ConfigError(
-            f'invalid number of arguments in "{name}" directive',
-            wrong,
-            _arity(least, most),
+            f'invalid number of arguments in "{name}" directive', wrong, remedy
         )
 
 

@@ -1,0 +1,81 @@
+"""How a configuration error looks to a person: what stands under nginx's line.
+
+4 |     timout 3s;
+  |     ^^^^^^ did you mean "timeout"?
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from mailproxy.conf.syntax import ConfigError, Source
+
+WIDTH = 100
+"""Characters of a source line that are shown."""
+
+_WORD = re.compile(
+    r"""\"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|(?:[^ \t\r\n;{\\]|\\.)+|."""
+)
+_RED, _CYAN, _BOLD, _PLAIN = "\x1b[1;31m", "\x1b[36m", "\x1b[1m", "\x1b[0m"
+
+
+def headline(message: ConfigError, name: str, *, colours: bool = False) -> str:
+    """nginx's line for an error or warning, without line end.
+
+    Args:
+      message: what is wrong.
+      name: the program's name.
+      colours: mark the level for a terminal.
+    """
+    level = f"[{message.level}]"
+    if colours:
+        level = f"{_RED if message.level != 'warn' else _BOLD}{level}{_PLAIN}"
+    return f"{name}: {level} {message.text}"
+
+
+def explanation(
+    message: ConfigError, sources: Mapping[str, Source], *, colours: bool = False
+) -> str:
+    """The lines under it: the source line, a mark under the word, a remedy.
+
+    Args:
+      message: what is wrong.
+      sources: the files that were read, by name.
+      colours: for a terminal.
+    """
+    mark, plain = (_CYAN, _PLAIN) if colours else ("", "")
+    remedy = printable(message.remedy or "")
+    position = message.position
+    if position is None or position.file not in sources:
+        return f"{mark}  = {remedy}{plain}\n" if remedy else ""
+    lines = sources[position.file].text.split("\n", position.line)
+    if len(lines) < position.line:
+        return ""
+    line = lines[position.line - 1].removesuffix("\r")
+    at = min(position.column - 1, len(line))
+    found = _WORD.match(line, at)
+    end = found.end() if found else at + 1
+    first = max(0, min(at - WIDTH // 2, len(line) - WIDTH))
+    before = printable(line[first:at])
+    word = printable(line[at:end])[: max(1, WIDTH - len(before))]
+    after = printable(line[end : first + WIDTH])
+    number = f"{position.line:5} | "
+    margin = " " * (len(number) - 2) + "| "
+    # A tab is as wide above as below.
+    blank = re.sub(r"[^\t]", " ", before)
+    marks = "^" * max(1, len(word))
+    red = _RED if colours else ""
+    return (
+        f"{mark}{number}{plain}{before}{word}{after}\n"
+        f"{mark}{margin}{plain}{blank}{red}{marks}{plain}"
+        f"{' ' + remedy if remedy else ''}\n"
+    )
+
+
+def printable(text: str) -> str:
+    """Text that does nothing to a terminal; one character stays one."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text.translate(_CONTROLS))
+
+
+_CONTROLS = dict.fromkeys((*range(9), *range(10, 32), *range(127, 160)), "\ufffd")
