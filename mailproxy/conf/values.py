@@ -153,7 +153,7 @@ def _parse_time(text: str, *, milli: bool) -> int:
             rank, factor = _LAST, scale
         else:
             rank, factor = _UNITS[unit][0], _UNITS[unit][1] * scale
-        if rank <= step:
+        if rank <= step or (unit == " " and step >= _UNITS["s"][0]):
             raise ValueError("invalid value")
         step = rank
         total += (parse_number(part[1]) if part[1] else 0) * factor
