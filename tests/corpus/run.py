@@ -41,6 +41,16 @@ class Answer:
     leaves: str | None = None
     """The names of the files that are there afterwards, if the case asks for them."""
 
+    @property
+    def text(self) -> str:
+        """As in a case file."""
+        lines = [f"--- exit {self.exit}", *self.stderr]
+        if self.stdout:
+            lines += ["--- stdout", *self.stdout, "--- end"]
+        if self.leaves is not None:
+            lines.append(f"leaves: {self.leaves}")
+        return "\n".join(lines)
+
 
 def prepare(case: Case, directory: Path) -> None:
     """Write the files of a case and run its set-up."""
@@ -104,6 +114,8 @@ def ask_nginx(case: Case, directory: Path) -> Answer:
     """What nginx says."""
     assert NGINX is not None
     text = f"load_module {MAIL_MODULE}; {case.globals}"
+    if f"load_module {MAIL_MODULE};".encode() in case.config:
+        text = case.globals
     return _run(case, [NGINX, *arguments(case, directory, text)], directory)
 
 
