@@ -343,8 +343,6 @@ class CoreSettings(Settings):
         flag,
         default=False,
         origin="nginx before 1.9.1",
-        obsolete='the "so_keepalive" directive is deprecated, '
-        'use the "so_keepalive" parameter of the "listen" directive instead',
     )
     """Old form of ``listen … so_keepalive=on``, for all addresses of a server."""
 

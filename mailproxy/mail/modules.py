@@ -11,6 +11,7 @@ from typing import Generic, Self, TypeVar, cast
 from mailproxy.conf.directive import Block, Scope, Settings, declarations
 from mailproxy.conf.resolve import BlockKind, Language, Reader
 from mailproxy.conf.syntax import ConfigError, Position
+from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings, Listen, Protocols
 from mailproxy.mail.imap import ImapSettings
@@ -97,6 +98,8 @@ class Configuration(Generic[M, E]):
     main: M
     events: E
     servers: tuple[Server, ...]
+    error_logs: tuple[tuple[ErrorLog, ...], ...]
+    """The logs of mail and of each server that has its own: all are opened at start."""
     messages: Messages
     """Warnings."""
 
@@ -223,8 +226,16 @@ class Loader(Generic[M, E]):
             main=main,
             events=events,
             servers=tuple(self.assembly.servers),
+            error_logs=tuple(self._error_logs()),
             messages=said,
         )
+
+    def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:
+        for mail in self.reader.main.blocks:
+            for block in (mail, *mail.blocks):
+                given = block.given.get("error_log")
+                if given is not None:
+                    yield cast("tuple[ErrorLog, ...]", given.value)
 
     def _start(self, *, parsed: bool) -> tuple[M | None, E | None]:
         """What nginx checks between reading and applying a configuration."""

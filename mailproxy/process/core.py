@@ -212,7 +212,7 @@ use: Value[str] = Value(_parse_use, "method")
 clients: Value[tuple[Network | str, ...]] = Value(cidr, "address | CIDR | unix:")
 anything: Value[str] = Value(lambda found, _: str(found), "...", least=1, most=7)
 
-_GONE = "is gone since nginx 1.9.0, ignored"
+_GONE = "is gone since nginx 1.9.0 and has no effect"
 
 
 @dataclass(frozen=True, kw_only=True)
