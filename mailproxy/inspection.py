@@ -83,7 +83,7 @@ def _plain(value: object) -> object:
         return sorted(map(_plain, value), key=str)
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__:
         return {
             field.name: _plain(getattr(value, field.name))
             for field in dataclasses.fields(value)

@@ -179,7 +179,7 @@ class Reader:
             block.given[name] = Given(None, statement)
             self._blocks_begun = True
             self.scope.warn(
-                f'the "{name}" block is skipped: mailproxy serves mail only', statement
+                f'only mail is served, the "{name}" block is skipped', statement
             )
             self._skip(statement.block or [])
 
