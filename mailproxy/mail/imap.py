@@ -19,6 +19,7 @@ from mailproxy.mail.protocol import (
     Naming,
     expect_line,
     invalid_reply,
+    redacted,
     too_long_command,
 )
 from mailproxy.net.lines import TooLong
@@ -112,7 +113,7 @@ class _Reader:
         tag = _TAG.match(text)
         if tag is None:
             raise self._bad(text)
-        self.tag = tag[0].split(b" ", 1)[0] + b" "
+        self.tag = tag[0].rstrip(b" ") + b" "
         command = _COMMAND.match(text, tag.end())
         if command is None or command[1].upper() not in _COMMANDS:
             raise self._bad(text)
@@ -155,15 +156,28 @@ class _Reader:
 
     async def _read_text(self) -> bytes:
         """A line without its end."""
-        line = await self._client.read_line(self._used, secret=self._revealing)
-        self._used += len(line)
+        try:
+            line = await self._client.lines.read_line(self._used)
+        except TooLong as too_long:
+            self._notice_tag(too_long.received)
+            shown = b"..." if self._revealing else redacted(too_long.received)
+            raise too_long_command(shown) from None
         text = line[:-1].removesuffix(b"\r")
         if b"\r" in text:
             # nginx takes any number of CR behind the brace of a literal.
-            text = text.rstrip(b"\r")
-        if b"\r" in text or (not text.endswith(b"}") and line[-3:] == b"\r\r\n"):
-            raise self._bad(text)
+            stripped = text.rstrip(b"\r")
+            if b"\r" in stripped or not stripped.endswith(b"}"):
+                self._notice_tag(text)
+                raise self._bad(text)
+            text = stripped
+        self._used += len(line)
         return text
+
+    def _notice_tag(self, line: bytes) -> None:
+        """Have a bad line answered with its tag, if it is the first of a command."""
+        tag = None if self._used else _TAG.match(line)
+        if tag is not None:
+            self.tag = tag[0].rstrip(b" ") + b" "
 
     async def _read_literal(self, size: int) -> bytes:
         try:

@@ -242,31 +242,23 @@ class Client:
         """
         await self.lines.send(data)
 
-    async def read_line(self, used: int = 0, *, secret: bool = False) -> bytes:
-        """The next line, with its LF.
+    async def read_text(self, *, secret: bool = False) -> bytes:
+        """The next line of POP3 or SMTP, without its end.
 
         Args:
-          used: octets of the same command that were read before.
           secret: the line may be a secret as a whole, so the log must not show it.
 
         Raises:
-          BadCommand: it does not fit into the buffer; the session ends.
+          BadCommand: a CR stands in it, or it does not fit into the buffer.
           ClientError: the client left.
         """
         try:
-            return await self.lines.read_line(used)
+            line = await self.lines.read_line()
         except TooLong as too_long:
             raise too_long_command(
                 b"..." if secret else redacted(too_long.received)
             ) from None
-
-    async def read_text(self, *, secret: bool = False) -> bytes:
-        """The next line of POP3 or SMTP, without its end; see `read_line`.
-
-        Raises:
-          BadCommand: a CR stands in it.
-        """
-        text = (await self.read_line(secret=secret))[:-1].removesuffix(b"\r")
+        text = line[:-1].removesuffix(b"\r")
         if b"\r" in text:
             raise BadCommand(counted=True)
         return text

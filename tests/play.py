@@ -1,0 +1,526 @@
+"""Plays dialogues as RFCs write them, in memory and in virtual time.
+
+A script says who sends what, in the order in which it happens:
+
+    C: client to proxy         S: proxy to client
+    B: backend to proxy        P: proxy to backend
+    A: auth server to proxy    Q: proxy to auth server
+    L: the next line of the log, from level info on
+
+`C| ` continues the segment of the line before. `⟨close⟩ ⟨reset⟩ ⟨tls⟩ ⟨silence⟩` are
+events; other signs are those of `differential.notation`. Auth requests and answers
+have a short form (`Q: plain u p`, `A: OK`, `A: NO text`, `A| Auth-Wait: 3`). Time
+passes when nothing else can happen: `wait 3` waits, `at 60` tells how many seconds
+have passed since the start.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import functools
+import os
+import re
+import shutil
+import ssl
+import tempfile
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import trio
+import trustme
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from mailproxy.log import MailContext
+from mailproxy.mail import session
+from mailproxy.mail.modules import Loader
+from mailproxy.net.network import Network
+from mailproxy.net.relay import Ended, Relay
+from mailproxy.net.wire import SockAddress, Wire
+from mailproxy.process.core import EventsSettings, MainSettings
+from tests.captured_log import CapturedLog
+from tests.differential import requests
+from tests.differential.notation import line_bytes, to_bytes
+from tests.differential.signs import Signs
+
+if TYPE_CHECKING:
+    import socket
+
+    from mailproxy.mail.modules import Server
+
+CLIENT = "127.0.0.1"
+BACKEND = ("127.0.0.1", 9143)
+"""Where answers `A: OK` lead to."""
+FOREVER = 10_000_000
+"""Seconds; whoever waits longer than this hangs."""
+_USUAL = f", client: {CLIENT}, server: 127.0.0.1:1143"
+_STEP = re.compile(r"([CSBPAQL])([:|]) ?(.*)|(wait|at) ([\d.]+)")
+_ANSWER = re.compile(r"OK|WAIT|NO(?: (.*))?")
+
+
+@functools.cache
+def _directory() -> Path:
+    """For the files of this run."""
+    directory = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, directory)
+    return Path(directory)
+
+
+@functools.cache
+def certificate() -> Path:
+    """A file with a key and a certificate for mx.test."""
+    path = _directory() / "mx.test.pem"
+    issued = trustme.CA().issue_cert("mx.test")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(path))
+    return path
+
+
+_DEFAULTS = {
+    "listen": "127.0.0.1:1143",
+    "auth_http": "127.0.0.1:9000/auth",
+    "server_name": "mx.test",
+}
+
+
+@functools.cache
+def load_server(directives: str) -> Server:
+    """A server with these directives; `⟨cert⟩` is a file with key and certificate."""
+    if "⟨cert⟩" in directives:
+        directives = directives.replace("⟨cert⟩", str(certificate()))
+    for name, value in _DEFAULTS.items():
+        if f"{name} " not in directives:
+            directives += f" {name} {value};"
+    path = _directory() / "nginx.conf"
+    path.write_text(f"events {{}} mail {{ server {{ {directives} }} }}")
+    loader = Loader(
+        MainSettings, EventsSettings, prefix="/", path=str(path), name="mailproxy"
+    )
+    (server,) = loader.load().servers
+    return server
+
+
+class MemoryTls:
+    """What a session asks of a TLS connection where no certificate matters."""
+
+    def version(self) -> str:
+        return "TLSv1.3"
+
+    def cipher(self) -> tuple[str, str, int]:
+        return "TLS_AES_256_GCM_SHA384", "TLSv1.3", 256
+
+
+class MemorySocket:
+    """What a session asks of the socket itself."""
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 1143
+
+
+class MemoryWire(Wire):
+    """A connection whose peer is a test.
+
+    Attributes:
+      incoming: sent by the peer, not yet received.
+      outgoing: sent to the peer, not yet looked at.
+      received: how many octets were received.
+      ended: the peer has closed, or, with `fault`, something worse.
+      shaken: the peer does its part of a TLS handshake.
+      room: octets that can be sent before somebody has to look at them.
+    """
+
+    def __init__(self, news: Callable[[], None] = lambda: None) -> None:
+        self.socket = cast("socket.socket", MemorySocket())
+        self.tls = None
+        self.closed = False
+        self.incoming = bytearray()
+        self.outgoing = bytearray()
+        self.received = 0
+        self.ended = False
+        self.fault: int | None = None
+        self.shaken = False
+        self.room = 1 << 30
+        self._news = news
+        self._parking = trio.lowlevel.ParkingLot()
+
+    def put(self, data: bytes) -> None:
+        """Send to the proxy, as its peer."""
+        self.incoming += data
+        self._parking.unpark_all()
+
+    def finish(self, fault: int | None = None) -> None:
+        """Close, as the peer."""
+        self.ended = True
+        self.fault = fault
+        self._parking.unpark_all()
+
+    def shake(self) -> None:
+        """Do the peer's part of a handshake."""
+        self.shaken = True
+        self._parking.unpark_all()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = await self.peek(max_bytes or 16384, 0)
+        self.drop(len(data))
+        return data
+
+    async def peek(self, size: int, seen: int) -> bytes:
+        assert not self.closed
+        while len(self.incoming[:size]) <= seen and not self.ended:
+            await self._parking.park()
+        if not self.incoming and self.fault:
+            raise OSError(self.fault, os.strerror(self.fault))
+        return bytes(self.incoming[:size])
+
+    def drop(self, size: int) -> None:
+        self.received += size
+        del self.incoming[:size]
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        assert not self.closed
+        while len(self.outgoing) + len(data) > self.room and not self.ended:
+            await self._parking.park()
+        if self.fault:
+            raise OSError(self.fault, os.strerror(self.fault))
+        self.outgoing += data
+        self._news()
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        while not self.shaken and not self.ended and not self.incoming:
+            await self._parking.park()
+        if self.incoming:
+            raise ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+        if not self.shaken:
+            raise ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+        self.shaken = False
+        self.tls = cast("ssl.SSLSocket", MemoryTls())
+        self._news()
+
+    def resume(self) -> None:
+        pass
+
+    def close(self, *, notify: bool = True) -> None:
+        self.closed = True
+        self._news()
+
+
+class MemoryRelay(Relay):
+    """Relays between memory wires; the real one needs descriptors."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def carry(
+        self,
+        client: Wire,
+        backend: Wire,
+        *,
+        to_client: bytes = b"",
+        to_backend: bytes = b"",
+        idle_limit: float,
+        bound: int | None = None,
+    ) -> Ended:
+        ended = Ended("timeout")
+        async with trio.open_nursery() as nursery:
+
+            async def move(source: Wire, sink: Wire, data: bytes, name: str) -> None:
+                nonlocal ended
+                error = None
+                try:
+                    while True:
+                        nursery.cancel_scope.deadline = trio.current_time() + idle_limit
+                        if data:
+                            await sink.send_all(data)
+                        data = await source.receive_some()
+                        if not data:
+                            break
+                except OSError as raised:
+                    error = raised
+                ended = Ended("done", error, f"proxying and reading from {name}")
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(move, client, backend, to_backend, "client")
+            nursery.start_soon(move, backend, client, to_client, "upstream")
+        return ended
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryNetwork(Network):
+    """Connects to nobody; a test finds the other ends here.
+
+    Attributes:
+      wires: connections to the auth server ("Q") and to backends ("P").
+      failing: what connect() says to them, if it is to fail.
+    """
+
+    def __init__(self, auth: object, news: Callable[[], None] = lambda: None) -> None:
+        self.relay = MemoryRelay()
+        self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
+        self.failing: dict[str, int] = {}
+        self._auth = auth
+        self._news = news
+        self._kept: dict[Hashable, list[Wire]] = {}
+        self._resolvers = {}
+
+    def next_number(self) -> int:
+        return 1
+
+    def make_room(self) -> bool:
+        return True
+
+    def connect(self, family: int, address: SockAddress) -> Wire:
+        kind = "Q" if address == self._auth else "P"
+        if kind in self.failing:
+            raise OSError(self.failing[kind], os.strerror(self.failing[kind]))
+        wire = MemoryWire(self._news)
+        self.wires[kind].append(wire)
+        self._news()
+        return wire
+
+    def take_idle(self, key: Hashable) -> Wire | None:
+        kept = self._kept.get(key)
+        return kept.pop() if kept else None
+
+    def keep(self, key: Hashable, wire: Wire) -> None:
+        self._kept.setdefault(key, []).append(wire)
+
+    def close(self) -> None:
+        for kept in self._kept.values():
+            for wire in kept:
+                wire.close()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of a script, with those that continue it."""
+
+    kind: str
+    texts: tuple[str, ...]
+    number: int
+
+    @property
+    def text(self) -> str:
+        return self.texts[0]
+
+
+def parse(script: str) -> list[Step]:
+    """The steps of a script; empty lines are passed over."""
+    steps: list[Step] = []
+    for number, line in enumerate(script.splitlines(), 1):
+        if not line.strip():
+            continue
+        found = _STEP.fullmatch(line.lstrip())
+        assert found is not None, f"line {number} is no step: {line}"
+        kind, mark, text, word, seconds = found.groups()
+        if mark == "|":
+            assert steps[-1].kind == kind, f"line {number} continues another step"
+            steps[-1] = Step(kind, (*steps[-1].texts, text), steps[-1].number)
+        else:
+            steps.append(Step(kind or word, (text or seconds or "",), number))
+    return steps
+
+
+@dataclass
+class Stage:
+    """A session and everyone it talks to."""
+
+    server: Server
+    failing: Mapping[str, int] = field(default_factory=dict)
+    client: str = CLIENT
+    level: str = "info"
+
+    def __post_init__(self) -> None:
+        self.log = CapturedLog()
+        self.signs = Signs({})
+        self.wire = MemoryWire(self._news)
+        url = self.server.auth.auth_http
+        assert url is not None
+        self.network = MemoryNetwork(url.sockaddr, self._news)
+        self.network.failing.update(self.failing)
+        self._changed: trio.Event | None = None
+        self._logged = 0
+        self._strict = False
+
+    def _news(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    async def run_session(self) -> None:
+        """The session, from accept to close."""
+        listen = self.server.core.listen[0]
+        port = None if self.client == "unix:" else 40000
+        context = MailContext(1, self.client, port, server=listen.address)
+        context.tags = self.server.core.error_log_user_tag
+        await session.run(
+            self.wire, self.server, listen, self.network, self.log.log, context
+        )
+
+    async def perform(self, steps: list[Step]) -> None:
+        """Play the steps; then everyone leaves, and the session has to end."""
+        failure: AssertionError | None = None
+        with trio.move_on_after(FOREVER) as patience:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.run_session)
+                self._start = trio.current_time()
+                try:
+                    for step in steps:
+                        await self._play(step)
+                    await wait_all_tasks_blocked()
+                    self._check_rest()
+                except AssertionError as raised:
+                    failure = raised
+                    nursery.cancel_scope.cancel()
+                everyone = self.wire, *self.network.wires["P"], *self.network.wires["Q"]
+                for wire in everyone:
+                    wire.finish()
+        if failure is not None:
+            raise failure
+        assert not patience.cancelled_caught, "the session does not end"
+        self.network.close()
+        assert all(wire.closed for wire in everyone)
+        self.check_sanity()
+
+    def check_sanity(self) -> None:
+        """Nothing was logged that only a bug can cause."""
+        for level, text in self.log.events:
+            assert level not in {"emerg", "alert", "crit"} or "failed (" in text, text
+
+    def _check_rest(self) -> None:
+        sides = {"S": [self.wire], **self.network.wires}
+        rest = [
+            f"{k}: {bytes(w.outgoing)!r}" for k in sides for w in sides[k] if w.outgoing
+        ]
+        assert not rest, f"not expected: {rest}"
+        if self._strict:
+            assert not self._log_lines(), f"not expected: {self._log_lines()}"
+
+    async def _play(self, step: Step) -> None:
+        match step.kind:
+            case "C" | "B" | "A":
+                await self._send(step)
+            case "S" | "P":
+                for text in step.texts:
+                    await self._receive(step, text)
+            case "Q":
+                await self._receive_request(step)
+            case "L":
+                await wait_all_tasks_blocked()
+                self._strict = True
+                self._same(step, step.text, (self._log_lines() or ["⟨silence⟩"])[0])
+                self._logged += 1
+            case "wait":
+                await trio.sleep(float(step.text))
+            case _:
+                passed = trio.current_time() - self._start
+                self._same(step, float(step.text), round(passed, 3))
+
+    def _log_lines(self) -> list[str]:
+        lines = [
+            f"[{level}] {text.replace(_USUAL, ', …')}"
+            for level, text in self.log.events[1:]
+            if level != "debug"
+        ]
+        return lines[self._logged :]
+
+    def _same(self, step: Step, wanted: object, got: object) -> None:
+        log = "\n    ".join(text for _, text in self.log.events)
+        assert wanted == got, (
+            f"line {step.number}, {step.kind}\n  wanted {wanted}\n  got    {got}"
+            f"\n  log:\n    {log}"
+        )
+
+    async def _wire(self, kind: str) -> MemoryWire:
+        """The connection that a step is about; awaited if it is not there yet."""
+        if kind in "CS":
+            return self.wire
+        wires = self.network.wires["Q" if kind in "QA" else "P"]
+        await self._until(lambda: bool(wires))
+        return wires[-1]
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+    async def _send(self, step: Step) -> None:
+        wire = await self._wire(step.kind)
+        match step.text:
+            case "⟨close⟩":
+                wire.finish()
+            case "⟨reset⟩":
+                wire.finish(errno.ECONNRESET)
+            case "⟨refused⟩":
+                wire.finish(errno.ECONNREFUSED)
+            case "⟨tls⟩":
+                wire.shake()
+            case _ if step.kind == "A":
+                wire.put(answer(step.texts))
+            case _:
+                wire.put(b"".join(map(line_bytes, step.texts)))
+        await wait_all_tasks_blocked()
+
+    async def _receive(self, step: Step, text: str) -> None:
+        wire = await self._wire(step.kind)
+        data = wire.outgoing
+        if text == "⟨silence⟩":
+            await wait_all_tasks_blocked()
+            self._same(step, (b"", False), (bytes(data), wire.closed))
+            return
+        wanted = b"" if text == "⟨close⟩" else line_bytes(text)
+        if text.endswith("…"):
+            await self._until(lambda: len(data) >= len(wanted) or wire.closed)
+            end = len(wanted)
+        else:
+            await self._until(lambda: b"\n" in data or wire.closed)
+            end = data.find(b"\n") + 1
+        got = bytes(data[:end])
+        del data[:end]
+        if not got and wire.closed:
+            self._same(step, text, "⟨close⟩")
+        self._same(step, wanted, self.signs.put(got))
+
+    async def _receive_request(self, step: Step) -> None:
+        await self._wire("Q")
+        wires = self.network.wires["Q"]
+        await self._until(lambda: any(b"\r\n\r\n" in wire.outgoing for wire in wires))
+        wire = next(wire for wire in wires if wire.outgoing)
+        wires.remove(wire)
+        wires.append(wire)  # it is the one that answers
+        got = bytes(wire.outgoing)
+        wire.outgoing.clear()
+        found = re.fullmatch(r"(.*) #(\d+)", step.text)
+        text, attempt = (found[1], int(found[2])) if found else (step.text, 1)
+        protocol = self.server.protocol.name
+        lines = requests.expand(text, protocol, attempt) + list(step.texts[1:])
+        assert b"\r\nConnection: keep-alive\r\n" in got
+        got = self.signs.put(got.replace(b"Connection: keep-alive\r\n", b"", 1))
+        self._same(step, b"".join(map(line_bytes, [*lines, ""])), got)
+
+
+def answer(texts: tuple[str, ...]) -> bytes:
+    """What the auth server says, from the short form or as it stands."""
+    short = _ANSWER.fullmatch(texts[0])
+    if short is None:
+        return b"".join(map(line_bytes, texts))
+    status = texts[0][3:] if texts[0].startswith("NO") else texts[0]
+    headers = b"".join(map(line_bytes, texts[1:]))
+    if status == "OK":
+        where = {b"Auth-Server": BACKEND[0].encode(), b"Auth-Port": b"%d" % BACKEND[1]}
+        headers += b"".join(
+            b"%s: %s\r\n" % each for each in where.items() if each[0] not in headers
+        )
+    return b"HTTP/1.0 200 OK\r\nAuth-Status: %s\r\n%s\r\n" % (to_bytes(status), headers)
+
+
+def play(script: str, directives: str, **options: object) -> Stage:
+    """Play a script with a server of these directives; returns the stage as it is left.
+
+    Args:
+      options: of `Stage`.
+    """
+    stage = Stage(load_server(directives), **options)  # type: ignore[arg-type] # as there
+    trio.run(stage.perform, parse(script), clock=MockClock(autojump_threshold=0))
+    return stage
