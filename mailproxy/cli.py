@@ -246,11 +246,14 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     options = _options(found, name, argv)
     voice = _Voice(options, to_stderr=found.values.get("e") in ("", "stderr"))
-    if found.test:
-        return _test(found, options, voice)
-    if "s" in found.values:
+    if not found.test and "s" not in found.values:
+        return _start(options, voice)
+    try:
+        if found.test:
+            return _test(found, options, voice)
         return _signal(found.values["s"], options, voice)
-    return _start(options, voice)
+    finally:
+        voice.startup.close()
 
 
 def _show(found: _Arguments, name: str) -> None:
