@@ -6,18 +6,14 @@ we start is to think that it is meant.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from collections.abc import MutableMapping
 
-from mailproxy.log import Logger
-
 _FIRST = 3
 """The first descriptor that systemd hands over, SD_LISTEN_FDS_START."""
-
-VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-"""What a new binary has to be given to be able to notify, too."""
 
 
 class Notify:
@@ -27,8 +23,7 @@ class Notify:
       watchdog: within so many seconds the manager wants to hear of us; None: never.
     """
 
-    def __init__(self, environment: MutableMapping[str, str], log: Logger) -> None:
-        self._log = log
+    def __init__(self, environment: MutableMapping[str, str]) -> None:
         self._socket: socket.socket | None = None
         self._address = environment.pop("NOTIFY_SOCKET", "")
         interval = environment.pop("WATCHDOG_USEC", "")
@@ -82,10 +77,8 @@ class Notify:
         address = self._address
         if address.startswith("@"):
             address = "\0" + address[1:]
-        try:
+        with contextlib.suppress(OSError):  # who does not listen need not know
             self._socket.sendto(message.encode(), address)
-        except OSError as error:
-            self._log.error('notifying "%s" failed', self._address, error=error)
 
 
 def activated(environment: MutableMapping[str, str]) -> list[int]:

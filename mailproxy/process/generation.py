@@ -1,0 +1,171 @@
+"""A generation: one configuration, with its logs and its listening sockets open.
+
+Workers are born of it by fork, and inherit all three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from mailproxy.log import Logger, Logs, open_logs
+from mailproxy.mail.core import Listen
+from mailproxy.mail.modules import Configuration
+from mailproxy.net import listening
+from mailproxy.net.listening import Held, Key, Listener, ListenError
+from mailproxy.process import pidfile
+from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.options import Options
+from mailproxy.process.pidfile import PidError
+
+Whole = Configuration[MainSettings, EventsSettings]
+
+
+class GenerationError(Exception):
+    """A configuration cannot be put to work; why is in the log."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What workers are born of."""
+
+    configuration: Whole
+    logs: Logs
+    listeners: tuple[Listener[Listen], ...]
+
+    @property
+    def main(self) -> MainSettings:
+        """The settings of the main context."""
+        return self.configuration.main
+
+    @property
+    def log(self) -> Logger:
+        """For what concerns no session."""
+        return self.logs.main
+
+    def reopen_logs(self) -> None:
+        """Open the log files again by name, so that workers can do it, too."""
+        user = self.main.user
+        self.logs.reopen(None if user is None else user.uid)
+        self.logs.redirect_stderr()
+
+
+def first(
+    configuration: Whole, options: Options, log: Logger, held: Mapping[Key, Held]
+) -> Generation:
+    """The generation that a program starts with.
+
+    Args:
+      log: the start-up log; when the configured logs are open, they are used.
+      held: inherited sockets; those that nobody wants are closed.
+
+    Raises:
+      GenerationError: a log cannot be opened, or an address not be listened at.
+    """
+    logs = _open_logs(configuration, options, log, copy_as=options.name)
+    listeners = _listen(configuration, held, logs.main)
+    wanted = {listener.key for listener in listeners}
+    listening.close(
+        [each for key, each in held.items() if key not in wanted],
+        logs.main,
+        files=False,
+        say=False,
+    )
+    _say_limits(configuration, logs.main)
+    return Generation(configuration, logs, listeners)
+
+
+def following(configuration: Whole, options: Options, old: Generation) -> Generation:
+    """The generation that a reload makes, beside the `old` one.
+
+    Raises:
+      GenerationError: as above, or its pid file cannot be written. Nothing is
+        changed then.
+    """
+    with contextlib.ExitStack() as undo:
+        pid = configuration.main.pid
+        if pid is not None and not _same(pid, old.main.pid):
+            try:
+                pidfile.write(pid, os.getpid())
+            except PidError as failure:
+                old.log.emerg(str(failure), error=failure.error)
+                raise GenerationError from failure
+            undo.callback(pidfile.remove, pid)
+        logs = _open_logs(configuration, options, old.log, copy_as=None)
+        undo.callback(logs.close)
+        held = listening.by_key(old.listeners)
+        listeners = _listen(configuration, held, old.log)
+        undo.pop_all()
+    logs.redirect_stderr()
+    _say_limits(configuration, logs.main)
+    return Generation(configuration, logs, listeners)
+
+
+def test(configuration: Whole, options: Options, log: Logger) -> bool:
+    """Whether a start would get this far (`-t`); what would stop it is logged."""
+    pid = configuration.main.pid
+    try:
+        if pid is not None:
+            pidfile.test(pid)
+        # What is said to nobody but a person goes to no log.
+        quiet = replace(options, error_log=options.error_log or os.devnull)
+        logs = _open_logs(configuration, quiet, log, copy_as=options.name)
+    except PidError as failure:
+        log.emerg(str(failure), error=failure.error)
+        return False
+    except GenerationError:
+        return False
+    try:
+        if not listening.test(configuration.listens, logs.main):
+            return False
+        _warn_of_limits(configuration, logs.main)
+    finally:
+        logs.close()
+    return True
+
+
+def _open_logs(
+    configuration: Whole, options: Options, log: Logger, copy_as: str | None
+) -> Logs:
+    try:
+        return open_logs(
+            configuration.main.error_log,
+            configuration.error_logs,
+            default=options.error_log,
+            copy_as=copy_as,
+        )
+    except OSError as error:
+        log.emerg('open() "%s" failed', error.filename, error=error)
+        raise GenerationError from error
+
+
+def _listen(
+    configuration: Whole, held: Mapping[Key, Held], log: Logger
+) -> tuple[Listener[Listen], ...]:
+    try:
+        return listening.adopt(held, configuration.listens, log)
+    except ListenError as error:
+        raise GenerationError from error
+
+
+def _say_limits(configuration: Whole, log: Logger) -> None:
+    log.notice('using the "epoll" event method')
+    _warn_of_limits(configuration, log)
+
+
+def _warn_of_limits(configuration: Whole, log: Logger) -> None:
+    connections = configuration.events.worker_connections
+    files = configuration.main.worker_rlimit_nofile
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and connections > max(limit, files or 0):
+        log.warn(
+            f"{connections} worker_connections exceed open file resource limit:"
+            f" {limit if files is None else files}"
+        )
+
+
+def _same(path: str, other: str | None) -> bool:
+    return other is not None and pidfile.same(path, other)

@@ -1,0 +1,314 @@
+"""The master: does what signals ask for.
+
+It is plain and synchronous. Signals stay blocked and are waited for in one place,
+so that none arrives at a bad moment, and forking is safe because there is no thread
+and no event loop. Everything it decides can be tried without a process: it sees the
+world through `Signals`, `Processes` and `Upgrade`.
+
+A reload makes a new generation beside the running one. Only when all its workers
+have come up does the old one leave; until then every failure ends in the old one
+going on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mailproxy.log import Logger
+from mailproxy.net import listening
+from mailproxy.net.listening import Held
+from mailproxy.process import pidfile
+from mailproxy.process.generation import Generation, GenerationError
+from mailproxy.process.notify import Notify
+from mailproxy.process.pidfile import PidError
+from mailproxy.process.signals import HANDLED, Received
+from mailproxy.process.workers import PATIENCE, Processes, Work, Workers
+
+COMING_UP = 5.0
+"""Seconds that new workers may take before the master goes on without them."""
+
+_CONCERNS_START = (
+    signal.SIGCHLD,
+    signal.SIGIO,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+)
+
+
+class Signals(Protocol):
+    """Where signals come from; the module `signals` is one such place."""
+
+    def wait(
+        self, timeout: float | None, signals: Collection[signal.Signals] = HANDLED
+    ) -> Received | None:
+        """The next signal, or None after `timeout` seconds."""
+
+
+class Upgrade(Protocol):
+    """How a new binary is started; `Successor` does it."""
+
+    def start(self, generation: Generation) -> int | None: ...
+    def gone(self, generation: Generation) -> None: ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How this process came to be."""
+
+    background: bool = False
+    """It is a daemon, or a binary upgrade started it."""
+    lender: int | None = None
+    """The process that the first sockets are inherited from, if they are."""
+
+    @property
+    def lender_lives(self) -> bool:
+        """Whether the inherited sockets still are somebody else's, too."""
+        return self.lender is not None and os.getppid() == self.lender
+
+
+class Master:
+    """Decides; see the module's text.
+
+    Args:
+      load: makes the next generation from the current one.
+    """
+
+    def __init__(
+        self,
+        first: Generation,
+        load: Callable[[Generation], Generation],
+        work: Work,
+        *,
+        processes: Processes,
+        signals: Signals,
+        upgrade: Upgrade,
+        notify: Notify,
+        origin: Origin,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._generation = first
+        self._load = load
+        self._processes = processes
+        self._signals = signals
+        self._upgrade = upgrade
+        self._notify = notify
+        self._origin = origin
+        self._clock = clock
+        patience = notify.watchdog or PATIENCE
+        self._workers = Workers(first, work, processes, clock, patience)
+        self._new_binary: int | None = None
+        self._paused = False
+        self._ending: signal.Signals | None = None
+
+    @property
+    def _log(self) -> Logger:
+        return self._generation.log
+
+    def start(self) -> bool:
+        """Start the first workers; False, and all is over, if they can never work."""
+        self._workers.start()
+        self._wait_until_up()
+        if self._workers.failed and not self._workers and not self._workers.ever_up:
+            self._log.emerg("no worker process could start, exiting")
+            self._leave()
+            return False
+        self._say_ready()
+        return True
+
+    def run(self) -> int:
+        """Obey signals until one of them ends the master; returns the exit code."""
+        while self._ending is None or self._workers:
+            timeout = self._workers.until_next()
+            received = self._signals.wait(timeout)
+            if received is not None:
+                self._take(received)
+            if self._workers.catch_up():
+                self._notify.alive()
+        self._leave()
+        return 0
+
+    def _take(self, received: Received) -> None:
+        match received.number:
+            case signal.SIGIO:
+                self._workers.hear()
+            case signal.SIGCHLD:
+                self._log.notice(received.text())
+                self._reap()
+            case signal.SIGTERM | signal.SIGINT:
+                self._log.notice(received.text("exiting"))
+                self._stop()
+            case signal.SIGQUIT:
+                self._log.notice(received.text("shutting down"))
+                self._quit()
+            case signal.SIGUSR1:
+                self._log.notice(received.text("reopening logs"))
+                self._reopen_logs()
+            case signal.SIGHUP:
+                self._log.notice(received.text("reconfiguring"))
+                self._reconfigure()
+            case signal.SIGUSR2:
+                self._change_binary(received)
+            case signal.SIGWINCH:
+                self._pause(received)
+
+    def _reap(self) -> None:
+        for end in self._processes.reap():
+            if self._workers.bury(end, replace=self._ending is None):
+                continue
+            new_binary = end.pid == self._new_binary
+            name = "new binary process" if new_binary else "unknown process"
+            log = self._log.alert if end.code is None else self._log.notice
+            log(f"{name} {end.pid} {end.text}")
+            if new_binary:
+                self._new_binary = None
+                self._upgrade.gone(self._generation)
+                self._resume()
+
+    # The end
+
+    def _stop(self) -> None:
+        if self._ending != signal.SIGTERM:
+            self._ending = signal.SIGTERM
+            self._notify.stopping()
+            self._workers.insist()
+
+    def _quit(self) -> None:
+        if self._ending is None:
+            self._ending = signal.SIGQUIT
+            self._notify.stopping()
+            self._workers.leave()
+            self._close(self._generation.listeners, say=False)
+
+    def _leave(self) -> None:
+        path = self._generation.main.pid
+        if path is not None:
+            self._remove(path if self._new_binary is None else path + pidfile.OLDBIN)
+        self._log.notice("exit")
+        self._close(self._generation.listeners, say=False)
+
+    def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:
+        """Close sockets; their files stay while they are another process's, too."""
+        for held in unwanted:
+            if held.socket.fileno() < 0:
+                continue  # by QUIT, before
+            lent = held.inherited and self._origin.lender_lives
+            files = self._new_binary is None and not lent
+            listening.close([held], self._log, files=files, say=say)
+
+    def _remove(self, path: str) -> None:
+        try:
+            pidfile.remove(path)
+        except PidError as error:
+            self._log.alert(str(error), error=error.error)
+
+    # Logs
+
+    def _reopen_logs(self) -> None:
+        self._log.notice("reopening logs")
+        self._generation.reopen_logs()
+        self._workers.reopen_logs()
+
+    # Reload
+
+    def _reconfigure(self) -> None:
+        if self._ending is not None:
+            return
+        if self._new_binary is not None:  # the way back to the old one, which we are
+            self._paused = False
+            self._workers.start()
+            return
+        self._log.notice("reconfiguring")
+        self._notify.reloading()
+        old = self._generation
+        try:
+            new = self._load(old)
+        except GenerationError:
+            self._say_ready()
+            return
+        self._generation = self._workers.generation = new
+        self._workers.outgoing = old
+        self._workers.start()
+        if self._wait_until_up():
+            self._paused = False
+            self._workers.leave(but=new)
+            self._dismiss(old, new)
+        else:
+            self._generation = self._workers.generation = old
+            self._log.emerg("new worker processes do not start, nothing is changed")
+            self._workers.stop(but=old)
+            self._dismiss(new, old)
+        self._workers.outgoing = None
+        if not self._paused:
+            self._workers.fill()
+        self._say_ready()
+
+    def _dismiss(self, loser: Generation, winner: Generation) -> None:
+        """Give up what one generation has and the other has not."""
+        kept = {listener.key for listener in winner.listeners}
+        unwanted = [held for held in loser.listeners if held.key not in kept]
+        self._close(unwanted, say=True)
+        pid, other = loser.main.pid, winner.main.pid
+        if pid is not None and not (other is not None and pidfile.same(pid, other)):
+            self._remove(pid)
+        loser.logs.close()
+
+    def _wait_until_up(self) -> bool:
+        """Wait for the new workers; False if one of them ended instead.
+
+        Meanwhile only such signals are taken as concern them, or end everything:
+        the others stay pending in the kernel.
+        """
+        workers = self._workers
+        deadline = self._clock() + COMING_UP
+        while workers.coming_up and self._ending is None:
+            received = self._signals.wait(deadline - self._clock(), _CONCERNS_START)
+            if received is None:
+                break  # slow, but nothing else is known against them
+            self._take(received)
+            if workers.failed and workers.outgoing is not None:
+                break
+        return not workers.failed
+
+    def _say_ready(self) -> None:
+        count = self._generation.main.worker_processes
+        self._notify.ready(f"{count} worker process{'' if count == 1 else 'es'}")
+
+    # Binary upgrade
+
+    def _change_binary(self, received: Received) -> None:
+        if self._new_binary is not None or self._origin.lender_lives:
+            self._log.notice(received.text("ignoring"))
+            self._log.crit(
+                "the changing binary signal is ignored: you should shutdown or"
+                " terminate before either old or new binary's process"
+            )
+            return
+        self._log.notice(received.text("changing binary"))
+        if self._ending is None:
+            self._log.notice("changing binary")
+            self._new_binary = self._upgrade.start(self._generation)
+
+    def _pause(self, received: Received) -> None:
+        """WINCH: the workers leave; the master stays, to be able to go back."""
+        if not self._origin.background:
+            self._log.notice(received.text())
+            return
+        self._log.notice(received.text("stop accepting connections"))
+        if self._ending is None:
+            self._paused = True
+            self._workers.leave()
+
+    def _resume(self) -> None:
+        """The new binary has ended: this program is the only one again."""
+        if self._ending is not None:
+            return
+        self._say_ready()
+        if self._paused:
+            self._paused = False
+            self._workers.start()

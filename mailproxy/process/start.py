@@ -1,0 +1,184 @@
+"""From a configuration to a running program, in nginx's order.
+
+Logs and ports are opened first, with full rights and in the foreground; only then
+the program goes into the background, and writes its pid file there. The command
+returns when all that is done, with a code that says how it went.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from mailproxy import __version__
+from mailproxy.log import Logger, Logs
+from mailproxy.net import listening
+from mailproxy.process import generation, pidfile, signals, upgrade
+from mailproxy.process.children import FATAL, Children
+from mailproxy.process.daemon import Foreground, daemonise
+from mailproxy.process.generation import Generation, GenerationError, Whole
+from mailproxy.process.master import Master, Origin
+from mailproxy.process.notify import Notify, activated
+from mailproxy.process.options import Options
+from mailproxy.process.pidfile import PidError
+from mailproxy.process.privileges import (
+    UnfitError,
+    become_worker,
+    environment,
+    set_environment,
+)
+from mailproxy.process.title import set_title
+from mailproxy.process.upgrade import Successor
+from mailproxy.process.worker import Worker
+
+Load = Callable[[Logger], Whole]
+"""Reads the configuration; raises GenerationError after it logged what is wrong."""
+
+
+def run(options: Options, load: Load, startup: Logs) -> int:
+    """Start, and serve until told to stop; returns the exit code.
+
+    Args:
+      startup: the log that there is before the configuration names its own.
+    """
+    started_with = dict(os.environ)
+    notify = Notify(os.environ)
+    numbers = upgrade.inherited(os.environ, startup.main)
+    upgraded = numbers is not None
+    if numbers is None:
+        numbers = activated(os.environ)
+    held = listening.inherit(numbers, startup.main)
+    try:
+        configuration = load(startup.main)
+        born = generation.first(configuration, options, startup.main, held)
+    except GenerationError:
+        return 1
+    _say_what_runs(born.log)
+    signals.block()
+    foreground = None
+    if born.main.daemon and not upgraded:
+        foreground = daemonise()
+    pid = born.main.pid
+    if pid is not None:
+        try:
+            pidfile.write(pid, os.getpid())
+        except PidError as failure:
+            born.log.emerg(str(failure), error=failure.error)
+            return 1
+    born.logs.redirect_stderr()
+    born.logs.stop_copying()
+    startup.close()
+    origin = Origin(
+        background=upgraded or foreground is not None,
+        lender=os.getppid() if numbers else None,
+    )
+    home = _Home(options, started_with, notify, foreground)
+    if born.main.master_process:
+        return _lead(born, load, home, origin)
+    return _serve_alone(born, home, origin)
+
+
+@dataclass(frozen=True)
+class _Home:
+    """What a process keeps over all generations."""
+
+    options: Options
+    started_with: Mapping[str, str]
+    """The environment."""
+    notify: Notify
+    foreground: Foreground | None
+    children: Children = field(default_factory=Children)
+
+    def release(self, code: int) -> None:
+        """Let the command that started us return."""
+        if self.foreground is not None:
+            self.foreground.release(code)
+
+    def work(
+        self,
+        born: Generation,
+        outgoing: Generation | None,
+        slot: int,
+        orders: socket.socket,
+    ) -> int:
+        """Be a worker, from the fork to the exit code."""
+        log = born.log
+        retitle = partial(set_title, self.options.name)
+        retitle("worker process")
+        self.notify.close()
+        if self.foreground is not None:
+            self.foreground.close()
+        if outgoing is not None:
+            kept = {listener.key for listener in born.listeners}
+            for listener in outgoing.listeners:
+                if listener.key not in kept:
+                    listener.socket.close()
+            outgoing.logs.close()
+        set_environment(environment(born.main.env, self.started_with))
+        try:
+            become_worker(born.main, slot, log)
+            return Worker(
+                born.configuration, born.listeners, born.logs, orders, retitle
+            ).run()
+        except UnfitError:
+            return FATAL
+        except Exception as error:  # the master starts another one
+            log.exception("worker process failed, this is a bug", exception=error)
+            return 1
+
+
+def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
+    """Be the master."""
+    options = home.options
+    set_title(options.name, " ".join(("master process", *options.argv)))
+    master = Master(
+        born,
+        lambda old: generation.following(load(old.log), options, old),
+        home.work,
+        processes=home.children,
+        signals=signals,
+        upgrade=Successor(
+            options.argv, home.started_with, home.notify.variables, home.children
+        ),
+        notify=home.notify,
+        origin=origin,
+    )
+    if not master.start():
+        home.release(FATAL)
+        return FATAL
+    home.release(0)
+    return master.run()
+
+
+def _serve_alone(born: Generation, home: _Home, origin: Origin) -> int:
+    """Be master and worker in one (`master_process off`)."""
+    home.notify.ready("single process")
+    home.release(0)
+    set_environment(environment(born.main.env, home.started_with))
+    code = Worker(born.configuration, born.listeners, born.logs).run()
+    if born.main.pid is not None:
+        try:
+            pidfile.remove(born.main.pid)
+        except PidError as failure:
+            born.log.alert(str(failure), error=failure.error)
+    files = not origin.lender_lives
+    listening.close(born.listeners, born.log, files=files, say=False)
+    return code
+
+
+def _say_what_runs(log: Logger) -> None:
+    system = platform.uname()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    log.notice(f"mailproxy/{__version__}")
+    log.notice(
+        f"running on {platform.python_implementation()} {platform.python_version()}"
+        f" with {ssl.OPENSSL_VERSION}"
+    )
+    log.notice(f"OS: {system.system} {system.release}")
+    log.notice(f"getrlimit(RLIMIT_NOFILE): {soft}:{hard}")

@@ -1,0 +1,282 @@
+"""The workers as the master sees them: who runs, who leaves, who is to follow.
+
+A worker that ends without having been ordered to is replaced: at once if it had
+been well for a while, ever later if workers die of their start; never if it ended
+with the code FATAL. Workers are asked now and then whether they are alive, and one
+that is stuck is killed.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from signal import Signals
+from typing import Protocol
+
+from mailproxy.log import Logger
+from mailproxy.process.children import FATAL, PING, QUIT, REOPEN, STOP, End
+from mailproxy.process.generation import Generation
+
+HEALTHY = 10.0
+"""A worker that lived so many seconds did not die of its start."""
+SLOWEST = 32
+"""Seconds between the starts, at most, of workers that die of their start."""
+PATIENCE = 60.0
+"""Seconds without an answer after which a worker counts as stuck."""
+FIRST_STOP = 0.05
+"""Seconds until a stop order is repeated; then twice as long, and so on …"""
+LAST_STOP = 1.0
+"""… and once it is longer than this, SIGKILL follows: three seconds in all."""
+MOST = 1024
+"""As many processes as nginx can have (NGX_MAX_PROCESSES)."""
+
+_NAME = "worker process"
+
+
+class Processes(Protocol):
+    """What is done with processes; `Children` does it."""
+
+    def start(self, work: Callable[[socket.socket], int]) -> int: ...
+    def tell(self, pid: int, order: bytes) -> bool: ...
+    def hear(self, pid: int) -> bool: ...
+    def kill(self, pid: int, number: int) -> None: ...
+    def reap(self) -> list[End]: ...
+
+
+Work = Callable[[Generation, Generation | None, int, socket.socket], int]
+"""Be a worker of a generation, of another one that is still open (on reload), in a
+slot, with the line to the master; returns the exit code."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker."""
+
+    pid: int
+    slot: int
+    generation: Generation
+    started: float
+    died_young: int
+    """How many before it in its slot died of their start, in a row."""
+    up: bool = False
+    """It has answered."""
+    leaving: bool = False
+    """It was ordered to, and is not replaced."""
+    asked: float | None = None
+    """Since when an answer is due."""
+
+
+class Workers:
+    """All workers of all generations.
+
+    Attributes:
+      generation: that of those who start.
+      outgoing: the one it replaces, while that is not decided.
+      failed: a worker of `generation` ended before it came up.
+      ever_up: some worker once came up.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        work: Work,
+        processes: Processes,
+        clock: Callable[[], float],
+        patience: float = PATIENCE,
+    ) -> None:
+        self.generation = generation
+        self.outgoing: Generation | None = None
+        self.failed = False
+        self.ever_up = False
+        self._work = work
+        self._processes = processes
+        self._clock = clock
+        self._patience = patience
+        self._all: dict[int, Worker] = {}
+        self._respawns: list[tuple[float, int, int]] = []
+        self._stop_delay = FIRST_STOP
+        self._stop_at: float | None = None
+        self._watch_at = clock() + patience / 4
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def coming_up(self) -> bool:
+        """Whether some of the current generation still are."""
+        return any(not each.up for each in self._all.values() if self._current(each))
+
+    @property
+    def _log(self) -> Logger:
+        return self.generation.log
+
+    def _current(self, worker: Worker) -> bool:
+        return worker.generation is self.generation and not worker.leaving
+
+    # Start
+
+    def start(self) -> None:
+        """Start all workers of the current generation."""
+        self._log.notice("start worker processes")
+        self._respawns.clear()
+        self.failed = False
+        gc.collect()  # what is garbage now, every worker would carry along
+        for slot in range(self.generation.main.worker_processes):
+            self._start(slot)
+
+    def fill(self) -> None:
+        """Start a worker in each slot that has none."""
+        manned = {each.slot for each in self._all.values() if self._current(each)}
+        for slot in range(self.generation.main.worker_processes):
+            if slot not in manned:
+                self._start(slot)
+
+    def _start(self, slot: int, died_young: int = 0) -> None:
+        if len(self._all) >= MOST:
+            self._log.alert(f"no more than {MOST} processes can be spawned")
+            return
+        try:
+            pid = self._processes.start(
+                partial(self._work, self.generation, self.outgoing, slot)
+            )
+        except OSError as error:
+            self._log.alert(f'fork() failed while spawning "{_NAME}"', error=error)
+            self._start_later(slot, died_young + 1)
+            return
+        self._log.notice(f"start {_NAME} {pid}")
+        worker = Worker(pid, slot, self.generation, self._clock(), died_young)
+        self._all[pid] = worker
+        self._ask(worker)
+
+    def _start_later(self, slot: int, died_young: int) -> None:
+        delay = min(1 << max(died_young - 2, 0), SLOWEST)
+        self._log.error(
+            f"{_NAME}es end right after their start, {died_young} in a row;"
+            f" the next one starts in {delay} s"
+        )
+        self._respawns.append((self._clock() + delay, slot, died_young))
+
+    # End
+
+    def bury(self, end: End, *, replace: bool) -> bool:
+        """Note that a process has ended; False if it was no worker."""
+        worker = self._all.pop(end.pid, None)
+        if worker is None:
+            return False
+        (self._log.alert if end.code is None else self._log.notice)(
+            f"{_NAME} {end.pid} {end.text}"
+        )
+        if worker.leaving or not replace:
+            return True
+        if not worker.up and worker.generation is self.generation:
+            self.failed = True
+        if end.code == FATAL:
+            self._log.alert(
+                f"{_NAME} {end.pid} exited with fatal code {FATAL}"
+                " and cannot be respawned"
+            )
+        elif self.outgoing is None:  # else `fill` follows, whatever is decided
+            young = self._clock() - worker.started < HEALTHY
+            died_young = worker.died_young + 1 if young else 0
+            if died_young > 1:
+                self._start_later(worker.slot, died_young)
+            else:
+                self._start(worker.slot, died_young)
+        return True
+
+    def leave(self, but: Generation | None = None) -> None:
+        """Order all, except those of generation `but`, to leave gracefully."""
+        self._respawns.clear()
+        for worker in self._all.values():
+            if not worker.leaving and worker.generation is not but:
+                self._order(worker, QUIT, signal.SIGQUIT)
+                worker.leaving = True
+
+    def stop(self, but: Generation | None = None) -> None:
+        """Order all, except those of generation `but`, to exit at once."""
+        self._respawns.clear()
+        for worker in self._all.values():
+            if worker.generation is not but:
+                self._order(worker, STOP, signal.SIGTERM)
+                worker.leaving = True
+
+    def insist(self) -> None:
+        """Order all to exit at once, again and again, and then kill them."""
+        self.stop()
+        self._stop_at = self._clock() + self._stop_delay
+
+    def reopen_logs(self) -> None:
+        """Order all to open their log files again."""
+        for worker in self._all.values():
+            self._order(worker, REOPEN, signal.SIGUSR1)
+
+    def _order(self, worker: Worker, order: bytes, otherwise: Signals) -> None:
+        if not self._processes.tell(worker.pid, order):
+            self._kill(worker, otherwise)
+
+    def _kill(self, worker: Worker, number: Signals) -> None:
+        try:
+            self._processes.kill(worker.pid, number)
+        except OSError as error:
+            self._log.alert(f"kill({worker.pid}, {number:d}) failed", error=error)
+
+    # Time
+
+    def hear(self) -> None:
+        """Take in what workers have said."""
+        for worker in self._all.values():
+            if self._processes.hear(worker.pid):
+                worker.asked = None
+                worker.up = self.ever_up = True
+
+    def until_next(self) -> float:
+        """Seconds until `catch_up` has something to do."""
+        due = [self._watch_at, *(due for due, _, _ in self._respawns)]
+        if self._stop_at is not None:
+            due.append(self._stop_at)
+        return max(min(due) - self._clock(), 0.0)
+
+    def catch_up(self) -> bool:
+        """Do what has become due; True if that was a look at who is stuck."""
+        now = self._clock()
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop_again(now)
+        for respawn in [each for each in self._respawns if each[0] <= now]:
+            self._respawns.remove(respawn)
+            self._start(*respawn[1:])
+        if now < self._watch_at:
+            return False
+        self._watch_at = now + self._patience / 4
+        self._watch(now)
+        return True
+
+    def _stop_again(self, now: float) -> None:
+        if self._stop_delay > LAST_STOP:
+            for worker in self._all.values():
+                self._kill(worker, signal.SIGKILL)
+        else:
+            self.stop()
+        self._stop_delay *= 2
+        self._stop_at = now + self._stop_delay
+
+    def _watch(self, now: float) -> None:
+        """Kill who is stuck, and ask the others whether they are alive."""
+        self.hear()
+        for worker in self._all.values():
+            if worker.asked is None:
+                self._ask(worker)
+            elif now - worker.asked >= self._patience:
+                self._log.alert(
+                    f"{_NAME} {worker.pid} is stuck: no answer"
+                    f" for {now - worker.asked:.0f} s, killing it"
+                )
+                self._kill(worker, signal.SIGKILL)
+                worker.asked = now  # it may take its time to die, too
+
+    def _ask(self, worker: Worker) -> None:
+        if self._processes.tell(worker.pid, PING):
+            worker.asked = self._clock()

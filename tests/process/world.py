@@ -1,0 +1,226 @@
+"""A world without processes for the master: signals, workers and time are made up.
+
+A test tells a story, a generator: it yields what happens next, and looks at the
+world in between. A signal arrives, or seconds pass:
+
+    def story(world: World) -> Story:
+        yield SIGHUP
+        assert world.running == [102]
+        yield 5.0
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from mailproxy.log import NOTICE, ErrorLog, open_logs
+from mailproxy.log.directive import File
+from mailproxy.mail.modules import Configuration, Messages
+from mailproxy.process.children import End
+from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.generation import Generation, GenerationError
+from mailproxy.process.master import Master, Origin
+from mailproxy.process.notify import Notify
+from mailproxy.process.signals import HANDLED, Received
+from mailproxy.process.upgrade import Successor
+
+SENDER = 4711
+"""Who sends all signals but those of the kernel."""
+
+NEW_BINARY = 900
+"""The pid of a new binary."""
+
+PROGRAM = "/bin/true"
+"""Something that can be executed."""
+
+Story = Iterator[signal.Signals | float]
+
+
+class OverError(Exception):
+    """The story has been told."""
+
+
+@dataclass
+class World:
+    """What a master sees, and what it did.
+
+    Attributes:
+      running: workers, by pid, in order of their start.
+      told: orders, each as "PID ORDER", pings left out.
+      killed: signals sent, each as "PID NUMBER".
+      prompt: workers come up as soon as they are started.
+    """
+
+    directory: Path
+    main: MainSettings
+    background: bool = True
+    running: list[int] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    prompt: bool = True
+    mute: set[int] = field(default_factory=set)
+    """Workers that never answer."""
+    forks: int = 1 << 30
+    """How many more processes can be had."""
+    next_main: MainSettings | None = None
+    """What the next reload finds; None: a broken file."""
+    now: float = 1000.0
+    _next_pid: int = 101
+    _ends: list[End] = field(default_factory=list)
+    _pinged: set[int] = field(default_factory=set)
+    _answered: set[int] = field(default_factory=set)
+    _pending: list[signal.Signals] = field(default_factory=list)
+    _passing: float = 0.0
+
+    # What tests use
+
+    def play(self, tell: Callable[[World], Story]) -> int | None:
+        """Run a master through a story; its exit code, None if it goes on."""
+        self._story = tell(self)
+        if self.main.pid is not None:
+            Path(self.main.pid).write_text("1\n", encoding="ascii")
+        master = Master(
+            self.generation(self.main),
+            self._load,
+            lambda *_: 0,
+            processes=self,
+            signals=self,
+            upgrade=Successor((PROGRAM, "-q"), {}, {}, self),
+            notify=Notify({}),
+            origin=Origin(background=self.background),
+            clock=lambda: self.now,
+        )
+        try:
+            return master.run() if master.start() else 2
+        except OverError:
+            return None
+
+    def generation(self, main: MainSettings) -> Generation:
+        """A generation without servers, which logs into the directory."""
+        error_log = (ErrorLog(File(str(self.log_path)), NOTICE),)
+        configuration = Configuration(
+            main=main,
+            events=EventsSettings(),
+            servers=(),
+            error_logs=(),
+            messages=Messages(),
+        )
+        return Generation(configuration, open_logs(error_log, default=""), ())
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "error.log"
+
+    def log(self) -> list[str]:
+        """What was logged since it was last asked here, notices without level."""
+        text = self.log_path.read_text(encoding="utf-8")
+        self.log_path.write_text("", encoding="utf-8")
+        found = re.findall(r"^\S+ \S+ \[(\w+)\] [0-9#]+: (.*)$", text, re.MULTILINE)
+        return [
+            message if level == "notice" else f"[{level}] {message}"
+            for level, message in found
+        ]
+
+    def dies(self, pid: int, code: int = 0, by: int = 0) -> signal.Signals:
+        """A process ends, with an exit code or by a signal."""
+        if pid in self.running:
+            self.running.remove(pid)
+        self._ends.append(End(pid, by or code << 8))
+        return signal.SIGCHLD
+
+    def comes_up(self, *pids: int) -> signal.Signals:
+        """Workers have answered."""
+        self._pinged -= set(pids)
+        self._answered = set(pids)
+        return signal.SIGIO
+
+    # What the master uses
+
+    def wait(
+        self, timeout: float | None, signals: Collection[signal.Signals] = HANDLED
+    ) -> Received | None:
+        for number in self._pending:
+            if number in signals:
+                self._pending.remove(number)
+                return self._received(number)
+        if self.prompt and (self._pinged - self.mute) & set(self.running):
+            return Received(signal.SIGIO)
+        while True:
+            if self._passing:
+                assert timeout is not None
+                if timeout <= self._passing:
+                    self.now += timeout
+                    self._passing -= timeout
+                    return None
+                self.now += self._passing
+                timeout -= self._passing
+                self._passing = 0.0
+            try:
+                step = next(self._story)
+            except StopIteration:
+                raise OverError from None
+            if isinstance(step, float):
+                self._passing = step
+            elif step in signals:
+                return self._received(step)
+            else:
+                self._pending.append(step)
+
+    def _received(self, number: signal.Signals) -> Received:
+        kernel = number in (signal.SIGIO, signal.SIGCHLD)
+        return Received(number, 0 if kernel else SENDER)
+
+    def start(self, work: Callable[[socket.socket], int]) -> int:
+        assert isinstance(work, partial)
+        if not self.forks:
+            raise OSError(11, os.strerror(11))
+        self.forks -= 1
+        pid, self._next_pid = self._next_pid, self._next_pid + 1
+        self.running.append(pid)
+        return pid
+
+    def execute(
+        self,
+        path: str,
+        arguments: list[str],
+        environment: dict[str, str],
+        keep: Sequence[int],
+        failed: Callable[[OSError], None],
+    ) -> int:
+        if not self.forks:
+            raise OSError(11, os.strerror(11))
+        return NEW_BINARY
+
+    def tell(self, pid: int, order: bytes) -> bool:
+        if order == b"ping":
+            self._pinged.add(pid)
+        else:
+            self.told.append(f"{pid} {order.decode()}")
+        return True
+
+    def hear(self, pid: int) -> bool:
+        if self.prompt and pid in self._pinged - self.mute:
+            self._pinged.remove(pid)
+            return True
+        heard = pid in self._answered
+        self._answered.discard(pid)
+        return heard
+
+    def kill(self, pid: int, number: int) -> None:
+        self.killed.append(f"{pid} {number}")
+
+    def reap(self) -> list[End]:
+        ends, self._ends = self._ends, []
+        return ends
+
+    def _load(self, old: Generation) -> Generation:
+        if self.next_main is None:
+            raise GenerationError
+        return self.generation(self.next_main)
