@@ -21,7 +21,6 @@ from mailproxy.conf.values import (
     choice,
     choices,
     flag,
-    in_directory,
     number,
     parse_number,
     parse_size,
@@ -176,6 +175,10 @@ def _parse_starttls(found: Directive, scope: Scope) -> str:
     return chosen
 
 
+def _in_directory(path: str, scope: Scope) -> str:
+    return path and scope.in_directory(path)  # an empty name takes away an inherited one
+
+
 starttls: Value[str] = replace(_starttls_choice, parse=_parse_starttls)
 ssl_flag: Value[bool] = replace(flag, parse=_parse_ssl)
 password_file: Value[PasswordFile | None] = Value(_parse_password_file, "file")
@@ -190,6 +193,9 @@ sources: Value[tuple[str, ...]] = Value(
 keys: Value[tuple[Key, ...]] = Value(
     lambda found, _: (Key(c_string(found.words[1].value)),),
     "file | data:PEM | engine:name:id | store:URI",
+)
+file: Value[str] = Value(
+    lambda found, scope: _in_directory(c_string(found.words[1].value), scope), "file"
 )
 files: Value[tuple[str, ...]] = Value(
     lambda found, scope: (scope.in_directory(c_string(found.words[1].value)),), "file"
@@ -233,7 +239,7 @@ class SslSettings(Settings):
     )
     """Whether certificates are sent compressed; needs OpenSSL 3.2."""
 
-    ssl_dhparam: str = directive(in_directory, default="")
+    ssl_dhparam: str = directive(file, default="")
     """Parameters for DHE ciphers; without them these are not used."""
 
     ssl_ecdh_curve: str = directive(text, default="auto")
@@ -277,13 +283,13 @@ class SslSettings(Settings):
     ssl_verify_depth: int = directive(number, default=1)
     """CA certificates that a client's chain may have."""
 
-    ssl_client_certificate: str = directive(in_directory, default="")
+    ssl_client_certificate: str = directive(file, default="")
     """CA certificates that are trusted, and whose names clients are sent."""
 
-    ssl_trusted_certificate: str = directive(in_directory, default="")
+    ssl_trusted_certificate: str = directive(file, default="")
     """CA certificates that are trusted as well."""
 
-    ssl_crl: str = directive(in_directory, default="")
+    ssl_crl: str = directive(file, default="")
     """Lists of client certificates that were revoked."""
 
     ssl_conf_command: tuple[tuple[str, str], ...] = directive(

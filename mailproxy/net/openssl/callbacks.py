@@ -64,7 +64,7 @@ def limit_lifetime(ssl: int, where: int, _value: int) -> None:
     """
     if where != _ACCEPT_LOOP or c.SSL_version(ssl) != TLS1_3:
         return
-    session = c.SSL_get0_session(ssl)
+    session = c.SSL_get_session(ssl)
     if not session:
         return
     now = int(time.time())

@@ -42,13 +42,13 @@ _SIGNATURES: dict[str, str] = dict(
     SSL_CTX_set_info_callback=vpp SSL_CTX_set_session_id_context=ippu
     SSL_CTX_set_timeout=lpl SSL_CTX_get_timeout=lp SSL_CTX_remove_session=ipp
     SSL_CTX_sess_set_new_cb=vpp SSL_CTX_sess_set_get_cb=vpp
-    SSL_CTX_sess_set_remove_cb=vpp SSL_CTX_set_tlsext_ticket_key_evp_cb=lpp
+    SSL_CTX_sess_set_remove_cb=vpp SSL_CTX_set_tlsext_ticket_key_evp_cb=ipp
     SSL_CONF_CTX_new=P SSL_CONF_CTX_free=vp SSL_CONF_CTX_set_flags=upu
     SSL_CONF_CTX_set_ssl_ctx=vpp SSL_CONF_CTX_finish=ip SSL_CONF_cmd=ippp
     SSL_CONF_cmd_value_type=ipp
-    SSL_get_SSL_CTX=Pp SSL_get_options=op SSL_version=ip SSL_get0_session=Pp
+    SSL_get_SSL_CTX=Pp SSL_get_options=op SSL_version=ip SSL_get_session=Pp
     SSL_get_verify_result=lp SSL_get_servername=Ppi SSL_get_certificate=Pp
-    SSL_select_next_proto=ippupu
+    SSL_select_next_proto=ipppupu
     SSL_SESSION_get_id=Ppp SSL_SESSION_get_time=lp SSL_SESSION_set_time=lpl
     SSL_SESSION_get_timeout=lp SSL_SESSION_set_timeout=lpl
     SSL_SESSION_set1_id_context=ippu i2d_SSL_SESSION=ipp d2i_SSL_SESSION=Pppl
@@ -119,6 +119,7 @@ def callback(signature: str) -> Callable[[Callable[..., int | None]], object]:
     return ctypes.CFUNCTYPE(_TYPES[signature[0]], *arguments)
 
 
+_LOWEST_ADDRESS = 4096
 _CTX_FIELD = object.__basicsize__
 _SSL_FIELD = object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
 
@@ -161,7 +162,7 @@ def _layout_is_known() -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 5  # rare enough to be recognised
     ctx = ctx_of(context)
-    if not ctx or ctx % ctypes.sizeof(ctypes.c_void_p):
+    if ctx < _LOWEST_ADDRESS or ctx % ctypes.sizeof(ctypes.c_void_p):
         return False
     if c.SSL_CTX_get_num_tickets(ctx) != context.num_tickets:
         return False

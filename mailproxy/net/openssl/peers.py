@@ -97,7 +97,7 @@ def verify_result(tls: ssl.SSLSocket | ssl.SSLObject) -> tuple[int, str]:
 def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     """Forget the session of a client that must not resume it."""
     connection = ssl_of(tls)
-    session = c.SSL_get0_session(connection)
+    session = c.SSL_get_session(connection)
     if session:
         c.SSL_CTX_remove_session(c.SSL_get_SSL_CTX(connection), session)
 
