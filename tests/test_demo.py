@@ -1,7 +1,12 @@
 """The demo's own servers, and what it writes."""
 
 import base64
+import re
+import signal
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -14,12 +19,13 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
-from mailproxy.demo import mail_servers
+from mailproxy.demo import mail_servers, main
 from mailproxy.demo.auth import auth_session
 from mailproxy.demo.mailbox import Mailbox, Session
 from mailproxy.demo.site import free_port, make_certificates
 from mailproxy.errors import BackendError
 from mailproxy.net.lines import LineStream, Stream
+from tests.processes import PATIENCE, Process
 
 MemoryStream = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
 
@@ -158,12 +164,13 @@ async def test_auth_server_decides(credentials: bytes, wanted: bytes) -> None:
 
 
 def test_a_port_that_is_taken_is_not_chosen() -> None:
-    with socket.socket() as taken:
+    with socket.socket() as taken, socket.socket() as free:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        assert free_port(port) != port
-    assert free_port(port) == port
+        free.bind(("127.0.0.1", 0))
+        port, other = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        assert free_port([port, other]) == other
 
 
 def test_certificates_are_made_once(tmp_path: Path) -> None:
@@ -171,3 +178,66 @@ def test_certificates_are_made_once(tmp_path: Path) -> None:
     before = (tmp_path / "server.pem").read_bytes()
     make_certificates(tmp_path)
     assert (tmp_path / "server.pem").read_bytes() == before
+
+
+def test_check_logs_in_through_every_port(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [re.sub(r"[\d.]+:\d+", "", line) for line in lines] == [
+        "IMAP  STARTTLS: ok",
+        "IMAP  TLS: ok",
+        "POP3  STARTTLS: ok",
+        "POP3  TLS: ok",
+        "SMTP  STARTTLS: ok",
+        "SMTP  TLS: ok",
+    ]
+
+
+@contextmanager
+def running_demo(directory: Path) -> Iterator[Process]:
+    """The demo as a person runs it."""
+    command = [
+        sys.executable,
+        "-m",
+        "mailproxy",
+        "demo",
+        "--directory",
+        str(directory / "demo"),
+    ]
+    process = Process(command, directory)
+    try:
+        yield process
+    finally:
+        process.popen.send_signal(signal.SIGINT)
+        process.popen.wait(PATIENCE)
+
+
+def test_demo_shows_a_site_and_uses_what_the_person_has_changed(tmp_path: Path) -> None:
+    with running_demo(tmp_path) as demo:
+        demo.wait_for_text(demo.output, "client closed connection")
+    first = demo.output.read_text()
+    assert demo.popen.returncode == 0
+    assert "curl --cacert" in first
+    ports = re.findall(r"^  (IMAP [\d.:]+ TLS)$", first, re.MULTILINE)
+    assert ports
+
+    file = tmp_path / "demo" / "nginx.conf"
+    file.write_text(file.read_text().replace("starttls on", "starttls off"))
+    demo.output.unlink()
+    with running_demo(tmp_path) as demo:
+        demo.wait_for_text(demo.output, "client closed connection")
+    second = demo.output.read_text()
+    assert ports == re.findall(r"^  (IMAP [\d.:]+ TLS)$", second, re.MULTILINE)
+    assert "STARTTLS" not in second
+    assert "--ssl-reqd" not in second
+
+
+def test_demo_says_that_a_changed_configuration_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "nginx.conf").write_text("events {}\nmial {}\n")
+    with running_demo(tmp_path) as demo:
+        demo.popen.wait(PATIENCE)
+    assert demo.popen.returncode == 1
+    said = demo.output.read_text()
+    assert 'unknown directive "mial"' in said
+    assert "the proxy did not start" in said

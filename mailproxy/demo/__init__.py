@@ -11,7 +11,8 @@ import signal
 import ssl
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -72,34 +73,47 @@ def main(argv: Sequence[str]) -> int:
         help="log in through every port of a new site, say what failed, and end",
     )
     options = parser.parse_args(argv)
-    if options.check:
-        with tempfile.TemporaryDirectory(prefix="mailproxy-demo-") as directory:
-            return trio.run(demonstrate, Path(directory), True)
-    options.directory.mkdir(parents=True, exist_ok=True)
-    return trio.run(demonstrate, options.directory, False)
+    try:
+        if options.check:
+            with (
+                tempfile.TemporaryDirectory(prefix="mailproxy-demo-") as directory,
+                (Path(directory) / "error.log").open("w+b") as log,
+            ):
+                return trio.run(demonstrate, Path(directory), log)
+        options.directory.mkdir(parents=True, exist_ok=True)
+        return trio.run(demonstrate, options.directory, None)
+    except KeyboardInterrupt:  # a second Ctrl-C, of an impatient person
+        return 0
 
 
-async def demonstrate(directory: Path, checking: bool) -> int:
-    """Make everything, then check it, or show it until somebody ends it."""
+async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
+    """Make everything, then check it, or show it until somebody ends it.
+
+    Args:
+      directory: where the site is on disk; what is there already is used.
+      log: where the proxy's log goes while everything is checked; None: show it.
+
+    Returns:
+      The exit status.
+    """
     make_certificates(directory)
     (directory / "letter.eml").write_bytes(LETTER)
     if not (directory / "nginx.conf").exists():
-        text = configuration(directory, usual=not checking)
+        reload = reload_command(directory)
+        text = configuration(reload, usual=log is None)
         (directory / "nginx.conf").write_text(text)
     try:
         site = read_site(directory)
     except ConfigErrors:
         site = Site()  # the proxy is going to say what is wrong
     status = 0
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(end_on_signal, nursery.cancel_scope)
+    async with until_signal() as nursery:
         backends = await start_servers(site, nursery)
-        log = (directory / "error.log").open("w+b") if checking else None
         proxy: trio.Process = await nursery.start(run_proxy, directory, log)
         if not await accepts(site, proxy):
             print("mailproxy demo: the proxy did not start")
             status = 1
-        elif checking:
+        elif log is not None:
             status = await check_all(site, directory)
         else:
             print(summary(directory, site, backends), flush=True)
@@ -112,13 +126,19 @@ async def demonstrate(directory: Path, checking: bool) -> int:
     return status
 
 
-async def end_on_signal(scope: trio.CancelScope) -> None:
-    """Cancel the scope when a person or a service manager wants an end."""
-    with trio.open_signal_receiver(
-        signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    ) as signals:
-        async for _ in signals:
-            scope.cancel()
+@asynccontextmanager
+async def until_signal() -> AsyncIterator[trio.Nursery]:
+    """A nursery that is cancelled when a person or a service manager wants an end."""
+    ends = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    with trio.open_signal_receiver(*ends) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                await anext(aiter(signals))
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait)
+            yield nursery
 
 
 async def start_servers(site: Site, nursery: trio.Nursery) -> dict[str, int]:
@@ -189,14 +209,19 @@ async def accepts(site: Site, proxy: trio.Process) -> bool:
 
 
 async def check_all(site: Site, directory: Path) -> int:
-    """Log in through every port; says how it went, line by line."""
+    """Log in through every port; says how it went."""
     context = ssl.create_default_context(cafile=directory / "ca.pem")
-    status = 0
+    failures: dict[Door, str | None] = {}
+
+    async def one(door: Door) -> None:
+        failures[door] = await trio.to_thread.run_sync(check, door, context)
+
+    async with trio.open_nursery() as nursery:
+        for door in site.doors:
+            nursery.start_soon(one, door)
     for door in site.doors:
-        failure = await trio.to_thread.run_sync(check, door, context)
-        print(f"{door}: {failure or 'ok'}", flush=True)
-        status = 1 if failure else status
-    return status
+        print(f"{door}: {failures[door] or 'ok'}", flush=True)
+    return 1 if any(failures.values()) else 0
 
 
 def summary(directory: Path, site: Site, backends: Mapping[str, int]) -> str:
@@ -220,9 +245,20 @@ There is one account: {USER.decode()}, password {PASSWORD.decode()}. Try, in ano
 
 {commands}
 
-The configuration is {directory}/nginx.conf: change it, and reload. Ctrl-C ends the demo.
-What follows is the proxy's error log at level "info".
+The configuration is {directory}/nginx.conf. After a change:
+
+  {reload_command(directory)}
+
+Ctrl-C ends the demo. What follows is the proxy's error log at level "info".
 """
+
+
+def reload_command(directory: Path) -> str:
+    """What makes the proxy read its configuration again."""
+    called = Path(sys.argv[0])
+    ours = called.name == "mailproxy"
+    name = os.path.relpath(called) if ours and called.is_file() else "mailproxy"
+    return f"{name} -p {directory}/ -c nginx.conf -s reload"
 
 
 def to_try(site: Site) -> list[Door]:

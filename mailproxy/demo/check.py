@@ -5,6 +5,7 @@ import poplib
 import smtplib
 import ssl
 from collections.abc import Callable
+from contextlib import closing
 
 from mailproxy.demo.mailbox import PASSWORD, USER
 from mailproxy.demo.site import Door
@@ -48,12 +49,13 @@ def check_pop3(door: Door, context: ssl.SSLContext, password: str) -> None:
         )
     else:
         client = poplib.POP3(door.host, door.port, timeout=TIMEOUT)
+    with closing(client):
         if door.security == "STARTTLS":
             client.stls(context)
-    client.user(USER.decode())
-    client.pass_(password)
-    expect_welcome(repr(client.retr(1)))
-    client.quit()
+        client.user(USER.decode())
+        client.pass_(password)
+        expect_welcome(repr(client.retr(1)))
+        client.quit()
 
 
 def check_smtp(door: Door, context: ssl.SSLContext, password: str) -> None:

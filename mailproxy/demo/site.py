@@ -1,6 +1,8 @@
 """The demo on disk and on the network: directory, certificates, ports, nginx.conf."""
 
+import random
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +16,9 @@ HOST = "127.0.0.1"
 
 CONFIGURATION = """\
 # The configuration of `mailproxy demo`. It is a plain nginx.conf: nginx runs it, too.
-# After a change, in another terminal:
+# After a change, in another terminal (or with -t instead, to test it only):
 #
-#   mailproxy -p {directory}/ -c nginx.conf -t
-#   mailproxy -p {directory}/ -c nginx.conf -s reload
+#   {reload}
 
 worker_processes 1;
 pid mailproxy.pid;
@@ -120,26 +121,38 @@ def read_site(directory: Path) -> Site:
     return Site(tuple(doors), frozenset(auth_ports))
 
 
-def free_port(preferred: int) -> int:
-    """The preferred port of the loopback, or another one if it is taken."""
-    for port in (preferred, 0):
+def free_port(candidates: Iterable[int]) -> int:
+    """The first port of the loopback that nobody has.
+
+    Raises:
+      OSError: there is none.
+    """
+    for port in candidates:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
-                return int(probe.getsockname()[1])
             except OSError:
                 continue
+            return port
     raise OSError("there is no free port on the loopback")
 
 
-def configuration(directory: Path, *, usual: bool) -> str:
+def configuration(reload: str, *, usual: bool) -> str:
     """The text of a new nginx.conf, with ports that are free now.
 
     Args:
-      usual: prefer those of `PREFERRED`.
+      reload: the command that makes a change effective.
+      usual: take those of `PREFERRED` if they are free, else any.
     """
-    ports = {name: free_port(port if usual else 0) for name, port in PREFERRED.items()}
+    # All of them are below the ports that the kernel gives to outgoing connections.
+    steps = [100 * step for step in range(200)]
+    if not usual:
+        random.shuffle(steps)
+    ports = {
+        name: free_port(preferred + step for step in steps)
+        for name, preferred in PREFERRED.items()
+    }
     servers = "".join(
         SERVER.format(
             protocol=protocol,
@@ -151,7 +164,7 @@ def configuration(directory: Path, *, usual: bool) -> str:
         if protocol in ports
     )
     auth = f"{HOST}:{ports['auth']}"
-    return CONFIGURATION.format(directory=directory, auth=auth, servers=servers)
+    return CONFIGURATION.format(reload=reload, auth=auth, servers=servers)
 
 
 def make_certificates(directory: Path) -> None:
