@@ -13,6 +13,7 @@ from signal import (
     SIGUSR1,
     SIGUSR2,
     SIGWINCH,
+    Signals,
 )
 
 import pytest
@@ -90,7 +91,7 @@ class TestStart:
 class TestStop:
     @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
     def test_term_stops_at_once(
-        self, world: World, pid_file: Path, number: SIGTERM
+        self, world: World, pid_file: Path, number: Signals
     ) -> None:
         def story(world: World) -> Story:
             world.log()
