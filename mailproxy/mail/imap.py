@@ -119,7 +119,8 @@ class _Reader:
             raise self._bad(text)
         name = command[1].upper()
         self._revealing = name in (b"LOGIN", b"AUTHENTICATE")
-        return name, await self._read_arguments(text, text[command.end() :])
+        rest = text[command.end() :]
+        return name, await self._read_arguments(text, rest, MAX_ARGUMENTS)
 
     async def ask(self, challenge: bytes) -> bytes:
         """Send a SASL challenge; returns the first word of the answer.
@@ -131,15 +132,17 @@ class _Reader:
         await self._client.send(b"+ %s\r\n" % challenge)
         self._revealing = True
         text = await self._read_text()
-        arguments = await self._read_arguments(text, text)
-        return b"" if text.startswith(b" ") or not arguments else arguments[0]
+        # nginx takes the first word as it is; only behind it there may be literals.
+        first, _, more = text.partition(b" ")
+        await self._read_arguments(text, more, MAX_ARGUMENTS - 1)
+        return first
 
-    async def _read_arguments(self, line: bytes, text: bytes) -> list[bytes]:
-        """All arguments that begin in `text`, the rest of `line`."""
+    async def _read_arguments(self, line: bytes, text: bytes, room: int) -> list[bytes]:
+        """All arguments that begin in `text`, the rest of `line`; at most `room`."""
         arguments: list[bytes] = []
         while True:
             try:
-                more, literal = split_arguments(text, MAX_ARGUMENTS - len(arguments))
+                more, literal = split_arguments(text, room - len(arguments))
             except BadCommand:
                 raise self._bad(line) from None
             arguments += more
@@ -331,14 +334,14 @@ async def _expect(backend: LineStream, start: bytes) -> bytes:
     Raises:
       BackendError: it is another one.
     """
-    used = 0
+    before = b""
     while True:
-        line = await expect_line(backend, used)
+        line = await expect_line(backend, before)
         if line.startswith(start):
             return line
         if not line.startswith(b"* ") or start == b"* OK":
             raise invalid_reply(line)
-        used += len(line)
+        before += line
 
 
 async def _expect_tagged(backend: LineStream, tag: bytes) -> bytes:
@@ -349,7 +352,7 @@ async def _expect_tagged(backend: LineStream, tag: bytes) -> bytes:
     """
     reply = b""
     while True:
-        line = await expect_line(backend, len(reply))
+        line = await expect_line(backend, reply)
         reply += line
         if line.startswith(tag):
             status = line[len(tag) :]

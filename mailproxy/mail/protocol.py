@@ -392,20 +392,22 @@ def too_long_command(shown: bytes) -> BadCommand:
 _REVEALING = frozenset((b"LOGIN", b"AUTHENTICATE", b"AUTH", b"PASS", b"APOP"))
 
 
-async def expect_line(backend: LineStream, used: int = 0) -> bytes:
+async def expect_line(backend: LineStream, before: bytes = b"") -> bytes:
     """One line of a backend, with its LF.
 
     Args:
-      used: octets of the same reply that were read before.
+      before: lines of the same reply that were read before.
 
     Raises:
       BackendError: it left, or the reply is too long (`proxy_buffer`).
     """
     try:
-        return await backend.read_line(used)
+        return await backend.read_line(len(before))
     except TooLong as too_long:
+        # All but the last octet, as nginx shows it.
+        shown = (before + too_long.received)[:-1]
         raise BackendError(
-            'upstream sent too long response line: "%s"', too_long.received
+            'upstream sent too long response line: "%s"', shown
         ) from None
 
 

@@ -74,7 +74,10 @@ async def authenticate(
             secret = decode(await ask(PASSWORD_CHALLENGE), name)
         case "cram-md5":
             salt = client.salt
-            user, secret = parse_cram_md5(await ask(base64.b64encode(salt)))
+            user, secret = split_cram_md5(await ask(base64.b64encode(salt)))
+            if len(secret) != 32:
+                client.context.login = user
+                raise _invalid("CRAM-MD5 hash", "AUTH CRAM-MD5")
         case "external":
             first = initial[0] if initial else await ask(USER_CHALLENGE)
             user, secret = decode(first, name), None
@@ -143,16 +146,14 @@ def parse_plain(response: bytes) -> tuple[bytes, bytes]:
     return user, password
 
 
-def parse_cram_md5(response: bytes) -> tuple[bytes, bytes]:
-    """User and digest of CRAM-MD5 (RFC 2195).
+def split_cram_md5(response: bytes) -> tuple[bytes, bytes]:
+    """User and digest of CRAM-MD5 (RFC 2195); both empty without a space.
 
     Raises:
-      BadCommand: there is no digest of 32 octets behind the first space.
+      BadCommand: it is not base64.
     """
-    user, _, digest = decode(response, "CRAM-MD5").partition(b" ")
-    if len(digest) != 32:
-        raise _invalid("CRAM-MD5 hash", "AUTH CRAM-MD5")
-    return user, digest
+    user, space, digest = decode(response, "CRAM-MD5").partition(b" ")
+    return (user, digest) if space else (b"", b"")
 
 
 def parse_xoauth2(response: bytes) -> tuple[bytes, bytes]:

@@ -213,6 +213,8 @@ async def _enter(
                 lines, entering, client, sending
             )
         if scope.cancelled_caught:
+            if lines.buffered:
+                context.action = "reading response from upstream"
             raise BackendError(
                 "upstream timed out", error=timed_out(), level="info", action=None
             )

@@ -64,23 +64,14 @@ class _Command:
 
     Attributes:
       name: in upper case.
-      arguments: at most `MAX_ARGUMENTS`.
+      arguments: at most `MAX_ARGUMENTS`; none in a line with a NUL, which could not
+        be passed on in headers of auth requests.
       text: the whole line, without its end and spaces before that.
     """
 
     name: bytes
     arguments: list[bytes]
     text: bytes
-
-    @property
-    def one_argument(self) -> bool:
-        """Whether it has exactly one argument, which can be passed on in headers."""
-        return len(self.arguments) == 1 and b"\0" not in self.text
-
-    @property
-    def some_argument(self) -> bool:
-        """Whether it has an argument, and can be passed on in headers."""
-        return bool(self.arguments) and b"\0" not in self.text
 
 
 async def _read_command(client: Client) -> _Command:
@@ -96,6 +87,8 @@ async def _read_command(client: Client) -> _Command:
         raise BadCommand(counted=True)
     arguments = split_words(match[2], MAX_ARGUMENTS)
     client.accepted()
+    if b"\0" in text:
+        arguments = []
     return _Command(name, arguments, text.rstrip(b" "))
 
 
@@ -183,7 +176,7 @@ class SmtpSettings(Settings):
                         await self._mail(client, command)
                     case b"RCPT" if not client.mail:
                         await client.send(_BAD_SEQUENCE)
-                    case b"RCPT" if command.some_argument:
+                    case b"RCPT" if command.arguments:
                         envelope = Envelope(client.mail, command.text)
                         return Login("none", b"", envelope=envelope)
                     case b"RCPT":
@@ -206,7 +199,7 @@ class SmtpSettings(Settings):
                 await client.answer_bad(bad, _INVALID)
 
     async def _hello(self, client: Client, command: _Command) -> None:
-        if not command.one_argument:
+        if len(command.arguments) != 1:
             await client.send(_INVALID_ARGUMENT)
             return
         client.helo = command.arguments[0]
@@ -241,7 +234,7 @@ class SmtpSettings(Settings):
             await client.send(_TLS_REQUIRED)
         elif client.mail:
             await client.send(_BAD_SEQUENCE)
-        elif not command.some_argument:
+        elif not command.arguments:
             await client.send(_INVALID_ARGUMENT)
         else:
             client.mail = command.text
@@ -342,7 +335,7 @@ async def _read_reply(backend: LineStream) -> bytes:
     """
     reply = line = await expect_line(backend)
     while line[3:4] == b"-":
-        line = await expect_line(backend, len(reply))
+        line = await expect_line(backend, reply)
         reply += line
     return reply
 

@@ -57,7 +57,7 @@ async def check(
         failures = [s for s in answer.statuses if s not in (b"OK", b"WAIT")]
         if b"" in failures or not answer.statuses:
             # nginx takes silence for consent; a decision has to be one.
-            raise AuthError("auth http server %s did not send a decision", url.text)
+            raise AuthError("auth http server %s did not send a decision", url.address)
         if failures:
             return Refused(
                 failures[-1].replace(b"\0", b""),
@@ -66,9 +66,9 @@ async def check(
                 answer.fields.get(b"auth-error-sasl", b""),
             )
         if b"WAIT" not in answer.statuses:
-            return _granted(answer.fields, login, client, url.text)
+            return _granted(answer.fields, login, client, url.address)
         await trio.sleep(max(answer.wait, 1))
-    raise AuthError("auth http server %s put off its answer too often", url.text)
+    raise AuthError("auth http server %s put off its answer too often", url.address)
 
 
 def escape(text: bytes) -> bytes:
@@ -184,7 +184,7 @@ async def _ask(settings: AuthHttpSettings, request: bytes, client: Client) -> _A
         wire = network.take_idle(key)
         if wire is not None:
             try:
-                answer = await _exchange(wire, request, url.text)
+                answer = await _exchange(wire, request, url.address)
             except _StaleError:
                 wire.close()  # the server closed it as we asked: ask again
             except BaseException:
@@ -198,16 +198,16 @@ async def _ask(settings: AuthHttpSettings, request: bytes, client: Client) -> _A
         except OSError as error:
             level = "error" if error.errno in _REFUSED else "crit"
             raise AuthError(
-                "connect() to %s failed", url.text, error=error, level=level
+                "connect() to %s failed", url.address, error=error, level=level
             ) from None
         try:
-            answer = await _exchange(wire, request, url.text)
+            answer = await _exchange(wire, request, url.address)
         except _StaleError as stale:
             wire.close()
             if stale.error is not None:
                 raise AuthError("recv() failed", error=stale.error) from None
             raise AuthError(
-                "auth http server %s closed connection prematurely", url.text
+                "auth http server %s closed connection prematurely", url.address
             ) from None
         except BaseException:
             wire.close()
@@ -216,7 +216,7 @@ async def _ask(settings: AuthHttpSettings, request: bytes, client: Client) -> _A
         return answer
     raise AuthError(
         "auth http server %s timed out",
-        url.text,
+        url.address,
         error=OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)),
     )
 
