@@ -35,7 +35,9 @@ def main() -> int:
     scripts = [
         script
         for script in read_all()
-        if all(word in script.name for word in options.words) and script.only in {"", proxy}
+        if all(word in script.name for word in options.words)
+        and script.only in {"", proxy}
+        and not (getattr(options, "bytewise", False) and script.bytewise != "yes")
     ]
     record = Recording.NO
     if options.command == "regenerate":

@@ -35,7 +35,7 @@ _TLS = ["Auth-SSL: on", "Auth-SSL-Protocol: TLSv1.3", "Auth-SSL-Cipher: TLS_AES_
 
 
 def shorten(lines: list[str], protocol: str, attempt: int) -> list[str]:
-    """The short form of a request where there is one, else the lines themselves."""
+    """A request with its first lines in the short form where they have one."""
     whole = [re.sub("␠$", " ", line) for line in lines]
     values = dict(re.findall(r"^([A-Za-z-]+): (.*)$", "\n".join(whole), re.MULTILINE))
     names = ("Auth-Method", "Auth-User", "Auth-Pass")
@@ -43,4 +43,5 @@ def shorten(lines: list[str], protocol: str, attempt: int) -> list[str]:
     words += ["salt"] if "Auth-Salt" in values else []
     words += ["tls"] if "Auth-SSL" in values else []
     short = " ".join(words)
-    return [short] if expand(short, protocol, attempt) == whole else lines
+    usual = expand(short, protocol, attempt)
+    return [short, *lines[len(usual) :]] if whole[: len(usual)] == usual else lines

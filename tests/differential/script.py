@@ -94,6 +94,11 @@ class Script:
         """The steps that hold for one of the two proxies."""
         return [step for step in self.steps if step.proxy in {"", proxy}]
 
+    def is_timed(self) -> bool:
+        """Whether time passes in it, so that nothing else should go on meanwhile."""
+        pauses = any(step.kind == "pause" for step in self.steps)
+        return pauses or "timeout" in "".join(map(self.directives, (NGINX, OURS)))
+
     def differs(self) -> bool:
         """Whether something is expected of one proxy and not of the other."""
         return any(step.proxy for step in self.steps)

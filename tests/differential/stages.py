@@ -1,7 +1,8 @@
 """Starts a proxy with a server block for each script."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -11,7 +12,7 @@ from tests.differential.player import Playback, Player, Recording, Stage
 from tests.differential.script import NGINX, Script
 from tests.processes import free_port, load_modules, mailproxy_command, nginx_command, running
 
-AT_ONCE = 24
+AT_ONCE = 32
 """Scripts that are played at the same time."""
 
 
@@ -74,10 +75,12 @@ def play_all(
             player = Player(scripts[index], stages[index], bytewise=bytewise, record=record)
             playbacks[index] = await player.play()
 
-    async def play_them() -> None:
+    async def play_them(*, timed: bool) -> None:
         async with trio.open_nursery() as nursery:
-            for index in range(len(scripts)):
-                nursery.start_soon(play, index)
+            for index, script in enumerate(scripts):
+                if script.is_timed() == timed:
+                    nursery.start_soon(play, index)
 
-    trio.run(play_them)
+    for timed in (False, True):
+        trio.run(partial(play_them, timed=timed))
     return [playbacks[index] for index in range(len(scripts))]
