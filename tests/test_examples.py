@@ -63,7 +63,7 @@ def test_example_passes_the_configuration_test(
     expected = {"http"} if example.stem == "with-a-web-server" else set()
     if os.getuid() != 0 and "user " in example.read_text():
         expected.add("user")
-    assert set(re.findall(r'\[\w+\] the "(\w+)"', said)) == expected
+    assert set(re.findall(r'\[warn\] [^"]*"(\w+)"', said)) == expected
     assert len(re.findall(r"\[\w+\]", said)) == len(expected), said
 
 
