@@ -13,12 +13,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.corpus.cases import HERE, Block, Case, blocks, expand, first_word, stripped
-from tests.corpus.run import Answer, ask_nginx, lacks, nginx_missing, prepare
+from tests.corpus.run import (
+    Answer,
+    ask_nginx,
+    lacks,
+    nginx_differs,
+    nginx_missing,
+    prepare,
+)
 
 
 def main(names: list[str]) -> int:
     """Rewrite the named case files, or all of them."""
-    missing = nginx_missing()
+    missing = nginx_missing() or nginx_differs()
     if missing:
         sys.stderr.write(f"cannot regenerate: {missing}\n")
         return 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import ssl
 import tempfile
@@ -19,9 +18,11 @@ from tests.corpus.run import (
     ask_nginx,
     ask_process,
     lacks,
+    nginx_differs,
     nginx_missing,
     prepare,
 )
+from tests.processes import require_peers
 
 CASES = load()
 CHOSEN = [case for case in CASES if case.headers.get("also") == "process"]
@@ -76,10 +77,10 @@ def test_a_process_of_mailproxy_gives_the_answer(case: Case, directory: Path) ->
 def test_nginx_gives_the_answer_unless_there_is_a_reason(
     case: Case, directory: Path
 ) -> None:
-    if nginx_missing():
-        if os.environ.get("MAILPROXY_REQUIRE_PEERS") == "1":
-            pytest.fail(nginx_missing())
-        pytest.skip(nginx_missing())
+    if nginx_missing() and require_peers():
+        pytest.fail(nginx_missing())
+    if nginx_missing() or nginx_differs():
+        pytest.skip(nginx_missing() or nginx_differs())
     skip_if_impossible(case)
     prepare(case, directory)
     answer = ask_nginx(case, directory)
