@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Hashable
 
+from mailproxy.net.dns import Resolver, ResolverSettings
 from mailproxy.net.engine import READABLE, Engine
 from mailproxy.net.relay import Relay
 from mailproxy.net.wire import SockAddress, Wire
@@ -25,6 +26,7 @@ class Network:
         self.relay = Relay(engine)
         self._idle: defaultdict[Hashable, list[Wire]] = defaultdict(list)
         self._numbers = itertools.count(1)
+        self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
 
     def next_number(self) -> int:
         """A connection number for the log; unique in this worker.
@@ -52,6 +54,17 @@ class Network:
         self.next_number()
         self.make_room()
         return Wire.connect(self.engine, family, address)
+
+    def resolver(self, settings: ResolverSettings, timeout: float) -> Resolver:
+        """The resolver of a `resolver` directive; it remembers answers.
+
+        Args:
+          timeout: `resolver_timeout`.
+        """
+        key = settings, timeout
+        if key not in self._resolvers:
+            self._resolvers[key] = Resolver(settings, timeout)
+        return self._resolvers[key]
 
     def take_idle(self, key: Hashable) -> Wire | None:
         """A connection that `keep` was given under `key` and that is still open."""
