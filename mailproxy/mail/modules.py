@@ -131,7 +131,9 @@ class _Assembly:
         self.blocks = mail.blocks
         made: list[dict[type[Settings], Settings]] = [{} for _ in mail.blocks]
         for module in MODULES:
-            concerned = {*declarations(module), "listen"}
+            concerned = set(declarations(module))
+            if module is SslSettings:
+                concerned.add("listen")
             for block, found in zip(mail.blocks, made, strict=True):
                 protocol = getattr(module, "name", None)
                 if protocol is not None and _protocol(found) != protocol:
