@@ -46,7 +46,7 @@ GOOD = "pid mail.pid; error_log mail.log; events {}"
 
 
 @pytest.fixture
-def test(tmp_path: Path, run: Run) -> Run:
+def check(tmp_path: Path, run: Run) -> Run:
     """The same for a configuration: its text first."""
 
     def call(text: str, *words: str, name: str = "mailproxy") -> Ran:
@@ -92,8 +92,8 @@ def test_a_value_is_the_rest_of_its_word_or_the_next_word(run: Run) -> None:
     assert f'open() "/none/-q" {missing}' in run("-t", "-p", "/none/", "-c", "-q").err
 
 
-def test_a_dash_alone_is_no_option(test: Run) -> None:
-    assert test(GOOD, "-", "-t").code == 0
+def test_a_dash_alone_is_no_option(check: Run) -> None:
+    assert check(GOOD, "-", "-t").code == 0
 
 
 def test_the_version(run: Run) -> None:
@@ -139,8 +139,8 @@ Options:
     assert "--dump-json" in run("-h").err
 
 
-def test_with_a_version_the_configuration_is_tested_all_the_same(test: Run) -> None:
-    ran = test(GOOD, "-vt")
+def test_with_a_version_the_configuration_is_tested_all_the_same(check: Run) -> None:
+    ran = check(GOOD, "-vt")
     assert ran.code == 0
     assert "version" in ran.err
     assert "test is successful" in ran.err
@@ -149,18 +149,18 @@ def test_with_a_version_the_configuration_is_tested_all_the_same(test: Run) -> N
 # -- testing a configuration -------------------------------------------------------
 
 
-def test_a_good_configuration(test: Run) -> None:
-    assert test(GOOD, "-t") == Ran(
+def test_a_good_configuration(check: Run) -> None:
+    assert check(GOOD, "-t") == Ran(
         0,
         "",
         "mailproxy: the configuration file P/mail.conf syntax is ok\n"
         "mailproxy: configuration file P/mail.conf test is successful\n",
     )
-    assert test(GOOD, "-tq") == Ran(0, "", "")
+    assert check(GOOD, "-tq") == Ran(0, "", "")
 
 
-def test_a_bad_configuration(test: Run) -> None:
-    assert test("events {}\nmail { timeout x; }", "-tq") == Ran(
+def test_a_bad_configuration(check: Run) -> None:
+    assert check("events {}\nmail { timeout x; }", "-tq") == Ran(
         1,
         "",
         """\
@@ -172,8 +172,8 @@ mailproxy: configuration file P/mail.conf test failed
     )
 
 
-def test_what_is_wrong_only_for_a_start_comes_after_the_syntax(test: Run) -> None:
-    assert test("worker_processes 2; worker_cpu_affinity 1 1 1;", "-t").err == (
+def test_what_is_wrong_only_for_a_start_comes_after_the_syntax(check: Run) -> None:
+    assert check("worker_processes 2; worker_cpu_affinity 1 1 1;", "-t").err == (
         """\
 mailproxy: the configuration file P/mail.conf syntax is ok
 mailproxy: [warn] the number of "worker_processes" is not equal to the number of \
@@ -185,8 +185,8 @@ mailproxy: configuration file P/mail.conf test failed
     )
 
 
-def test_mistakes_on_the_command_line_are_shown_too(test: Run) -> None:
-    assert test("events {}", "-t", "-g", "foo 1;").err == (
+def test_mistakes_on_the_command_line_are_shown_too(check: Run) -> None:
+    assert check("events {}", "-t", "-g", "foo 1;").err == (
         """\
 mailproxy: [emerg] unknown directive "foo" in command line
     1 | foo 1;
@@ -196,8 +196,8 @@ mailproxy: configuration file P/mail.conf test failed
     )
 
 
-def test_logs_and_ports_are_tried(test: Run, tmp_path: Path) -> None:
-    assert test(f"{GOOD} mail {{ error_log none/x; }}", "-t") == Ran(
+def test_logs_and_ports_are_tried(check: Run, tmp_path: Path) -> None:
+    assert check(f"{GOOD} mail {{ error_log none/x; }}", "-t") == Ran(
         1,
         "",
         "mailproxy: the configuration file P/mail.conf syntax is ok\n"
@@ -206,14 +206,14 @@ def test_logs_and_ports_are_tried(test: Run, tmp_path: Path) -> None:
     )
     server = "listen unix:/none/x; protocol imap; auth_http 127.0.0.1;"
     assert "[emerg] bind() to unix:/none/x failed (2: No such file or directory)" in (
-        test(f"{GOOD} mail {{ server {{ {server} }} }}", "-t").err
+        check(f"{GOOD} mail {{ server {{ {server} }} }}", "-t").err
     )
 
 
 def test_the_startup_log_has_nginx_s_lines_and_no_others(
-    test: Run, tmp_path: Path
+    check: Run, tmp_path: Path
 ) -> None:
-    err = test("events {}\nmail { timout 1; foo; }", "-t", "-e", "start.log").err
+    err = check("events {}\nmail { timout 1; foo; }", "-t", "-e", "start.log").err
     assert err.startswith('mailproxy: [emerg] unknown directive "timout"')
     lines = (tmp_path / "start.log").read_text().splitlines()
     assert [re.sub(r"^[\d/]+ [\d:]+ |\d+#\d+: ", "", line) for line in lines] == [
@@ -222,8 +222,8 @@ def test_the_startup_log_has_nginx_s_lines_and_no_others(
     ]
 
 
-def test_where_stderr_is_the_startup_log_messages_have_its_form(test: Run) -> None:
-    err = test("events {}\nfoo;", "-t", "-e", "stderr").err
+def test_where_stderr_is_the_startup_log_messages_have_its_form(check: Run) -> None:
+    err = check("events {}\nfoo;", "-t", "-e", "stderr").err
     assert re.match(
         r'[\d/]{10} [\d:]{8} \[emerg\] \d+#\d+: unknown directive "foo" in P/mail.conf:2\n'
         r"    2 \| foo;\n",
@@ -231,7 +231,7 @@ def test_where_stderr_is_the_startup_log_messages_have_its_form(test: Run) -> No
     )
 
 
-def test_the_dump_has_every_file_once(test: Run, tmp_path: Path) -> None:
+def test_the_dump_has_every_file_once(check: Run, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"# \xff\n")
     (tmp_path / "b").write_text("include a;\n")
     text = f"{GOOD}\ninclude a; include b;\nhttp {{ include c; }}\n"
@@ -261,12 +261,12 @@ def test_the_dump_has_every_file_once(test: Run, tmp_path: Path) -> None:
     )
 
 
-def test_there_is_no_dump_of_what_is_wrong(test: Run) -> None:
-    assert test("events {} x;", "-T").out == ""
+def test_there_is_no_dump_of_what_is_wrong(check: Run) -> None:
+    assert check("events {} x;", "-T").out == ""
 
 
-def test_values_in_effect_are_dumped_with_their_origin(test: Run) -> None:
-    ran = test(
+def test_values_in_effect_are_dumped_with_their_origin(check: Run) -> None:
+    ran = check(
         f"""{GOOD}
         mail {{
             auth_http 127.0.0.1/auth; timeout 5s; imap_auth login;
@@ -309,14 +309,14 @@ def test_all_directives_are_listed(run: Run) -> None:
     ) in out
 
 
-def test_a_signal_needs_a_good_configuration_and_a_pid_file(test: Run) -> None:
-    assert test("x;", "-s", "reload").code == 1
-    assert test(GOOD, "-sreload") == Ran(
+def test_a_signal_needs_a_good_configuration_and_a_pid_file(check: Run) -> None:
+    assert check("x;", "-s", "reload").code == 1
+    assert check(GOOD, "-sreload") == Ran(
         1,
         "",
         'mailproxy: [error] open() "P/mail.pid" failed (2: No such file or directory)\n',
     )
-    assert test(GOOD, "-ts", "stop").code == 0
+    assert check(GOOD, "-ts", "stop").code == 0
 
 
 # -- speed -------------------------------------------------------------------------
