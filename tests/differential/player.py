@@ -44,6 +44,8 @@ class Stage:
     """Where it listens: `127.0.0.1:143`, `[::1]:143`, `unix:/path`."""
     port: int
     auth_port: int
+    auth_socket: Path
+    backend_port: int
     closed_port: int
     """A port where nobody listens."""
     signs: dict[bytes, bytes] = field(default_factory=dict)
@@ -72,9 +74,15 @@ class Player:
         self.recording = record is not Recording.NO
         self.steps = script.steps_for(stage.proxy)
         self.playback = Playback()
-        ports = {"listen": stage.port, "auth": stage.auth_port, "closed": stage.closed_port}
+        ports = {
+            "listen": stage.port,
+            "auth": stage.auth_port,
+            "backend": stage.backend_port,
+            "closed": stage.closed_port,
+        }
         self.signs = Signs(ports)
         self.signs.texts.update(stage.signs)
+        self.signs.texts[bytes(stage.auth_socket)] = "⟨socket⟩".encode()
         self.channels: dict[tuple[str, int], Channel] = {}
         self.arrived: dict[str, list[Channel]] = {"Q": [], "P": []}
         self.arrival = trio.Event()
@@ -101,19 +109,16 @@ class Player:
 
     async def _open(self) -> None:
         """Listen, as auth server and as backend."""
-        if self.script.auth == "unix":
-            path = self.stage.directory / f"auth{self.stage.auth_port}"
-            path.unlink(missing_ok=True)
-            listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            await listening.bind(str(path))
-            listening.listen()
-            self.nursery.start_soon(self._accept, "Q", trio.SocketListener(listening))
-        elif self.script.auth != "closed":
-            (listener,) = await trio.open_tcp_listeners(self.stage.auth_port, host="127.0.0.1")
-            self.nursery.start_soon(self._accept, "Q", listener)
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.signs.ports["backend"] = listener.socket.getsockname()[1]
-        self.nursery.start_soon(self._accept, "P", listener)
+        listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.stage.auth_socket.unlink(missing_ok=True)
+        await listening.bind(str(self.stage.auth_socket))
+        listening.listen()
+        self.nursery.start_soon(self._accept, "Q", trio.SocketListener(listening))
+        (listener,) = await trio.open_tcp_listeners(self.stage.auth_port, host="127.0.0.1")
+        self.nursery.start_soon(self._accept, "Q", listener)
+        for host in ("127.0.0.1", "::1"):
+            (listener,) = await trio.open_tcp_listeners(self.stage.backend_port, host=host)
+            self.nursery.start_soon(self._accept, "P", listener)
 
     async def _accept(self, side: str, listener: trio.SocketListener) -> None:
         async with listener:

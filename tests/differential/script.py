@@ -69,8 +69,8 @@ class Script:
     """Address of the listener; `unix` for a socket in the file system."""
     listen: str = ""
     """Parameters of `listen`."""
-    auth: str = "/auth"
-    """URI of auth_http; `closed`: nobody listens there; `unix`: a socket in the file system."""
+    auth: str = "127.0.0.1:⟨auth⟩/auth"
+    """Argument of auth_http; the auth server listens at the port and at `⟨socket⟩`."""
     common: str = ""
     """Directives of the server blocks of the whole file."""
     server: dict[str, list[str]] = field(default_factory=dict)

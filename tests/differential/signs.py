@@ -28,10 +28,10 @@ class Signs:
 
     def put(self, data: bytes) -> bytes:
         """`data` with signs."""
-        for name, port in self.ports.items():
-            data = re.sub(rb"(?<!\d)%d(?!\d)" % port, f"⟨{name}⟩".encode(), data)
         for volatile, sign in self.texts.items():
             data = data.replace(volatile, sign)
+        for name, port in self.ports.items():
+            data = re.sub(rb"(?<![1-9])%d(?!\d)" % port, f"⟨{name}⟩".encode(), data)
         data = re.sub(rb"(?<= )PD[A-Za-z0-9+/=]+(?=\r\n)", self._challenge, data)
         return re.sub(rb"<(\d+\.\d+)@", lambda found: b"<%s@" % self._salt(found[1]), data)
 

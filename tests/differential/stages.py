@@ -48,16 +48,14 @@ def _stage(proxy: str, script: Script, directory: Path, log: Log) -> Stage:
         listen = f"unix:{directory}/listen{port}"
     else:
         listen = f"[{script.address}]:{port}" if ":" in script.address else f"{script.address}:{port}"
-    return Stage(proxy, directory, log, listen, port, free_port(), free_port())
+    ports = free_port(), directory / f"auth{port}", free_port(), free_port()
+    return Stage(proxy, directory, log, listen, port, *ports)
 
 
 def _server(script: Script, stage: Stage) -> str:
-    if script.auth == "unix":
-        auth = f"unix:{stage.directory}/auth{stage.auth_port}:/auth"
-    elif script.auth == "closed":
-        auth = f"127.0.0.1:{stage.closed_port}/auth"
-    else:
-        auth = f"127.0.0.1:{stage.auth_port}{script.auth}"
+    auth = script.auth.replace("⟨auth⟩", str(stage.auth_port))
+    auth = auth.replace("⟨closed⟩", str(stage.closed_port))
+    auth = auth.replace("⟨socket⟩", str(stage.auth_socket))
     listen = f"listen {stage.listen} {script.listen}".rstrip()
     directives = script.directives(stage.proxy)
     return f"    server {{ {listen}; protocol {script.protocol}; auth_http {auth}; {directives} }}"
