@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 
 from mailproxy.conf.directive import Scope
-from mailproxy.conf.syntax import ConfigError, Directive, Word
+from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import c_string, lower, parse_number
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, Self, TypeVar, cast
 
-from mailproxy.conf.syntax import ConfigError, Directive, Position, Word
+from mailproxy.conf.tree import ConfigError, Directive, Position, Word
 
 T = TypeVar("T")
 S = TypeVar("S")

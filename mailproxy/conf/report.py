@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mailproxy.conf.syntax import ConfigError, Source
+from mailproxy.conf.tree import ConfigError, Source
 
 WIDTH = 100
 """Characters of a source line that are shown."""

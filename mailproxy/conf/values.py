@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mailproxy.conf.directive import Scope, Value
-from mailproxy.conf.syntax import ConfigError, Directive, Word
+from mailproxy.conf.tree import ConfigError, Directive, Word
 
 T = TypeVar("T")
 

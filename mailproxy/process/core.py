@@ -60,6 +60,8 @@ def _parse_user(found: Directive, scope: Scope) -> User | None:
             found,
         )
         return None
+    if found.name in scope.block.given:
+        raise ValueError("is duplicate")
     name = found.words[1]
     group = found.words[-1]
     try:
@@ -220,9 +222,9 @@ class MainSettings(Settings):
     """The main context: processes, files, rights."""
 
     user: User | None = directive(
-        user, default=None, contexts="main", shown=DEFAULT_USER
+        user, default=None, contexts="main", repeats="last", shown=DEFAULT_USER
     )
-    """The account of the workers; None: that of the master, which is not root."""
+    """The account of the workers, if the master is root; else None."""
 
     worker_processes: int = directive(processes, default=1, contexts="main")
     """How many workers serve clients."""
@@ -253,7 +255,7 @@ class MainSettings(Settings):
     """Whether workers have processes of their own."""
 
     pid: str | None = directive(pid, default="", contexts="main", shown="/run/NAME.pid")
-    """The file with the number of the master; None: there is none."""
+    """The file with the number of the master; none with ``off``."""
 
     lock_file: str = directive(
         in_prefix, default="", contexts="main", shown="logs/nginx.lock"

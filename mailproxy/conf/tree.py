@@ -1,0 +1,257 @@
+"""What a configuration is made of: files, words, statements; and what is wrong with it.
+
+Words and statements keep their offset in the file; lines and columns are counted
+when somebody asks, which is for messages only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Position(NamedTuple):
+    """Where something stands in a configuration, for messages."""
+
+    file: str
+    """As nginx prints it: prefix and given name, not normalised."""
+    line: int
+    """From 1."""
+    column: int
+    """From 1, in characters."""
+    end: int = 0
+    """The line that nginx reports: of the ``;`` or ``{`` of the statement.
+
+    0 where that is `line` itself.
+    """
+
+    def __str__(self) -> str:
+        """As in nginx's messages: FILE:LINE, or ``command line`` for -g."""
+        if self.file == COMMAND_LINE:
+            return self.file
+        return f"{self.file}:{self.end or self.line}"
+
+
+COMMAND_LINE = "command line"
+"""The "file" that the text of -g is in."""
+
+
+class Source:
+    """A file (or the text of -g) and how offsets in it become lines."""
+
+    __slots__ = ("_lines", "name", "text")
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+        self._lines: list[int] | None = None
+
+    def position(self, offset: int, end: int | None = None) -> Position:
+        """The line and column of an offset; `end` is that of the terminator."""
+        line = self.line(offset)
+        assert self._lines is not None
+        column = offset - self._lines[line - 1] + 1
+        return Position(self.name, line, column, 0 if end is None else self.line(end))
+
+    def line(self, offset: int) -> int:
+        """The number of the line that an offset is in; only LF ends a line."""
+        if self._lines is None:
+            self._lines = [0, *_after_newlines(self.text)]
+        return bisect_right(self._lines, offset)
+
+
+def _after_newlines(text: str) -> Iterator[int]:
+    at = text.find("\n")
+    while at >= 0:
+        yield at + 1
+        at = text.find("\n", at + 1)
+
+
+_NOWHERE = Source("", "")
+
+
+class Word:
+    """One word of a statement: its value, and where it stands.
+
+    `value` has quotes and escapes taken away; bytes that are not UTF-8 are kept
+    as surrogate escapes, so `octets` is what the file holds.
+    """
+
+    __slots__ = ("offset", "source", "type", "value")
+
+    # What Lark asks of a token besides its type; we have places of our own.
+    start_pos = end_pos = line = column = end_line = end_column = None
+
+    def __init__(
+        self,
+        value: str,
+        source: Source = _NOWHERE,
+        offset: int = 0,
+        kind: str = "WORD",
+    ) -> None:
+        self.value = value
+        self.source = source
+        self.offset = offset
+        self.type = kind
+        """The terminal of the grammar."""
+
+    @property
+    def position(self) -> Position:
+        """Where the word begins."""
+        return self.source.position(self.offset)
+
+    @property
+    def octets(self) -> bytes:
+        """The word as it goes on the wire."""
+        return self.value.encode("utf-8", "surrogateescape")
+
+    def __str__(self) -> str:
+        return self.value
+
+    def __repr__(self) -> str:
+        return f"Word({self.value!r})"
+
+
+class Directive:
+    """A statement: its words, what ended it, and the block it may have."""
+
+    __slots__ = ("block", "closed", "end", "raw", "words")
+
+    def __init__(
+        self,
+        words: list[Word],
+        end: int = 0,
+        block: list[Directive] | None = None,
+        raw: str | None = None,
+    ) -> None:
+        self.words = words
+        """The name and the arguments."""
+        self.end = end
+        """Offset of the ``;`` or ``{``."""
+        self.block = block
+        """The statements in its braces; None for a simple statement."""
+        self.raw = raw
+        """For a Lua block, the text in its braces."""
+        self.closed: int | None = None
+        """Offset of the ``}`` of a block; None where a syntax error comes first."""
+
+    @property
+    def name(self) -> str:
+        """The first word."""
+        return self.words[0].value
+
+    @property
+    def args(self) -> list[Word]:
+        """The words after the name."""
+        return self.words[1:]
+
+    @property
+    def position(self) -> Position:
+        """Where the name stands, and the line where nginx would look for it."""
+        first = self.words[0]
+        return first.source.position(first.offset, self.end)
+
+    def __repr__(self) -> str:
+        return f"Directive({' '.join(word.value for word in self.words)!r})"
+
+
+class ConfigError(Exception):
+    """What is wrong with a configuration: a message in nginx's words, and where.
+
+    Also used, with level "warn", as the value that a warning is.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        position: Position | Word | Directive | None = None,
+        remedy: str | None = None,
+        *,
+        error: OSError | None = None,
+        level: str = "emerg",
+    ) -> None:
+        """Describe a mistake.
+
+        Args:
+          message: nginx's text, without the place and without the system error.
+          position: the wrong word, or the whole statement. A message about a
+            word gets the line of its statement when conf passes it on.
+          remedy: for people, what to write instead.
+          error: the system error behind it, shown as ``(2: No such file …)``.
+          level: nginx's level, "emerg" but for a few.
+        """
+        super().__init__(message)
+        self.message = message
+        self.position = (
+            position.position if isinstance(position, Word | Directive) else position
+        )
+        self.remedy = remedy
+        self.error = error
+        self.level = level
+
+    @property
+    def text(self) -> str:
+        """The message as nginx prints it, place included."""
+        body = self.message.encode("utf-8", "surrogateescape")
+        if self.error is not None and self.error.errno is not None:
+            code = self.error.errno
+            body = _fit(body, f" ({code}: {os.strerror(code)})".encode())
+        place = "" if self.position is None else f" in {self.position}"
+        return body[:MESSAGE_LIMIT].decode("utf-8", "surrogateescape") + place
+
+    def __str__(self) -> str:
+        return self.text
+
+
+MESSAGE_LIMIT = 1024
+"""Bytes of a message before its place; nginx cuts the rest."""
+_ERROR_ROOM = 50
+"""Bytes that nginx keeps free for the system error, when it has to cut."""
+
+
+def _fit(body: bytes, suffix: bytes) -> bytes:
+    if len(body) > MESSAGE_LIMIT - _ERROR_ROOM:
+        body = body[: MESSAGE_LIMIT - _ERROR_ROOM] + b"..."
+    return body + suffix
+
+
+def decode(octets: bytes) -> str:
+    """The text of a file; bytes that are not UTF-8 become surrogate escapes."""
+    return octets.decode("utf-8", "surrogateescape")
+
+
+def encode(text: str) -> bytes:
+    """The bytes that `decode` made `text` of."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+_BARE = re.compile(r"[A-Za-z0-9_.:/*@%+,=~^|<>?!&()-]+")
+
+
+def format_tree(statements: list[Directive], indent: str = "") -> str:
+    """The text of a tree; parsing it gives the same tree.
+
+    Args:
+      statements: what to write.
+      indent: goes before each line.
+    """
+    lines = []
+    for statement in statements:
+        head = indent + " ".join(map(_format_word, statement.words))
+        if statement.raw is not None:
+            lines.append(f"{head} {{{statement.raw}}}\n")
+        elif statement.block is not None:
+            inside = format_tree(statement.block, indent + "    ")
+            lines.append(f"{head} {{\n{inside}{indent}}}\n")
+        else:
+            lines.append(f"{head};\n")
+    return "".join(lines)
+
+
+def _format_word(word: Word) -> str:
+    if _BARE.fullmatch(word.value):
+        return word.value
+    return '"' + word.value.replace("\\", "\\\\").replace('"', '\\"') + '"'
