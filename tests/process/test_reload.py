@@ -1,0 +1,269 @@
+"""A reload: what changes, what stays, and what a failure leaves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGHUP
+
+import pytest
+
+from tests.fakes import FakeAuth, FakeImap, granted
+from tests.process.site import Client, Site
+from tests.processes import answers, free_port
+
+RELOADED = "exited with code 0"
+"""Of the last old worker."""
+
+
+def reload(site: Site, old: int = 2) -> None:
+    """Reload, and wait until the old workers without sessions are gone."""
+    site.forget_log()
+    site.signal(SIGHUP)
+    site.wait_for_line(RELOADED, old)
+
+
+def failed_reload(site: Site) -> list[str]:
+    """Reload something that cannot be; what is logged at emerg."""
+    before = site.workers
+    site.forget_log()
+    site.signal(SIGHUP)
+    site.wait_for(lambda: bool(site.log("emerg")), "an error in the log")
+    assert site.workers == before
+    assert answers(site.port)
+    return site.log("emerg")
+
+
+@pytest.fixture
+def mail() -> Iterator[tuple[FakeAuth, FakeImap]]:
+    with FakeImap() as backend, FakeAuth(granted(backend.port)) as auth:
+        yield auth, backend
+
+
+class TestThatSucceeds:
+    def test_workers_are_new_and_the_master_is_not(self, site: Site) -> None:
+        pid = site.start()
+        before = site.workers
+        site.configure(main="worker_processes 3;")
+        reload(site)
+        assert site.pid == pid
+        assert len(site.workers) == 3
+        assert not set(before) & set(site.workers)
+        site.no_complaints()
+
+    def test_listeners_come_and_go(self, site: Site) -> None:
+        other = free_port()
+        path = site.directory / "imap.sock"
+        site.configure(
+            "server { listen 127.0.0.1:PORT; listen unix:PATH; protocol imap; }",
+            PATH=path,
+        )
+        site.start()
+        kept = _inode(site.port)
+        site.configure(
+            "server { listen 127.0.0.1:PORT; listen 127.0.0.1:OTHER; protocol imap; }",
+            OTHER=other,
+        )
+        reload(site)
+        assert answers(other)
+        assert _inode(site.port) == kept
+        assert not path.exists()
+        assert site.log("warn") == [f"deleting socket {path}"]
+        site.configure()
+        reload(site)
+        assert not answers(other)
+        assert answers(site.port)
+
+    def test_sessions_stay_with_the_old_workers(
+        self, site: Site, mail: tuple[FakeAuth, FakeImap]
+    ) -> None:
+        auth, _ = mail
+        site.configure(AUTH=auth.port)
+        site.start()
+        with Client(site.port) as relayed, Client(site.port) as waiting:
+            assert relayed.log_in().startswith(b"a OK")
+            old = site.workers
+            site.configure(
+                "server { listen 127.0.0.1:PORT; protocol imap;"
+                " imap_capabilities NEW; }",
+                AUTH=auth.port,
+            )
+            site.forget_log()
+            site.signal(SIGHUP)
+            site.wait_for_line("gracefully shutting down", 2)
+            with Client(site.port) as new:
+                new.socket.sendall(b"c CAPABILITY\r\n")
+                assert b" NEW" in new.line()
+            relayed.ping()
+            waiting.socket.sendall(b"c CAPABILITY\r\n")
+            assert b"NEW" not in waiting.line()
+            assert waiting.line().startswith(b"c OK")
+            assert waiting.log_in().startswith(b"a OK")
+            waiting.ping()
+            leaving = [pid for pid in old if os.path.exists(f"/proc/{pid}")]
+            assert leaving
+        site.wait_for_line(RELOADED, 2)
+        site.no_complaints()
+
+    def test_log_file_and_pid_file_move(self, site: Site) -> None:
+        pid = site.start()
+        path = site.directory / "nginx.conf"
+        path.write_text(
+            path.read_text()
+            .replace("pid the.pid", "pid moved.pid")
+            .replace("error_log error.log", "error_log moved.log")
+        )
+        site.signal(SIGHUP)
+        moved = site.directory / "moved.log"
+        site.wait_for(
+            lambda: moved.exists() and moved.read_text().count(RELOADED) == 2, "reload"
+        )
+        assert not site.pid_path.exists()
+        assert (site.directory / "moved.pid").read_text() == f"{pid}\n"
+        assert site.log().count("start worker processes") == 1, "the rest is there"
+        assert os.readlink(f"/proc/{pid}/fd/2") == str(moved)
+
+    def test_descriptors_do_not_pile_up(self, site: Site) -> None:
+        pid = site.start()
+        reload(site)
+        before = len(os.listdir(f"/proc/{pid}/fd"))
+        for _ in range(3):
+            reload(site)
+        assert len(os.listdir(f"/proc/{pid}/fd")) == before
+
+
+class TestThatFails:
+    def test_broken_configuration(self, site: Site) -> None:
+        site.start()
+        site.configure("server { listen 127.0.0.1:PORT; protocol imapx; }")
+        (line,) = failed_reload(site)
+        assert line.startswith('unknown protocol "imapx" in ')
+
+    def test_missing_configuration(self, site: Site) -> None:
+        site.start()
+        path = site.directory / "nginx.conf"
+        path.unlink()
+        assert failed_reload(site) == [
+            f'open() "{path}" failed (2: No such file or directory)'
+        ]
+
+    def test_vanished_certificate(self, site: Site) -> None:
+        site.start()
+        site.configure(
+            "server { listen 127.0.0.1:PORT ssl; protocol imap;"
+            " ssl_certificate gone.pem; ssl_certificate_key gone.pem; }"
+        )
+        (line,) = failed_reload(site)
+        assert line.startswith(
+            f'cannot load certificate "{site.directory / "gone.pem"}"'
+        )
+
+    def test_port_that_is_taken(self, site: Site) -> None:
+        site.start()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            site.configure(
+                "server { listen 127.0.0.1:PORT; listen 127.0.0.1:OTHER;"
+                " protocol imap; }",
+                OTHER=taken.getsockname()[1],
+            )
+            failed_reload(site)
+            site.wait_for_line("still could not bind()")
+        site.configure(main="worker_processes 1;")
+        reload(site)
+        assert len(site.workers) == 1, "the next one succeeds"
+
+    def test_log_directory_that_vanished(self, site: Site) -> None:
+        site.start()
+        site.configure(main="error_log gone/error.log;")
+        path = site.directory / "gone/error.log"
+        assert failed_reload(site) == [
+            f'open() "{path}" failed (2: No such file or directory)'
+        ]
+
+    def test_pid_file_that_cannot_be_written(self, site: Site) -> None:
+        pid = site.start()
+        path = site.directory / "nginx.conf"
+        path.write_text(path.read_text().replace("pid the.pid", "pid gone/the.pid"))
+        (line,) = failed_reload(site)
+        assert line.startswith(f'open() "{site.directory / "gone/the.pid"}" failed')
+        assert site.pid == pid
+
+    def test_workers_that_cannot_work(self, site: Site) -> None:
+        site.start()
+        other = free_port()
+        site.configure(
+            "server { listen 127.0.0.1:PORT; listen 127.0.0.1:OTHER; protocol imap; }",
+            main="working_directory /missing;",
+            OTHER=other,
+        )
+        assert failed_reload(site) == [
+            "new worker processes do not start, nothing is changed"
+        ]
+        site.wait_for(lambda: not answers(other), "the new listener to be closed")
+        site.configure()
+        reload(site)
+
+
+@pytest.mark.parametrize("reloads", [50])
+def test_storm_of_reloads_is_not_noticed_by_clients(
+    site: Site, mail: tuple[FakeAuth, FakeImap], reloads: int
+) -> None:
+    """Nobody is refused, reset or answered wrongly."""
+    auth, _ = mail
+    site.configure(main="worker_processes 1;", AUTH=auth.port)
+    site.start()
+    done = threading.Event()
+    failures: list[AssertionError | OSError] = []
+    sessions = [0] * 8
+
+    def come_and_go(index: int) -> None:
+        try:
+            while not done.is_set():
+                with Client(site.port) as client:
+                    assert client.log_in().startswith(b"a OK")
+                    for _ in range(3):
+                        client.ping()
+                sessions[index] += 1
+        except (AssertionError, OSError) as error:
+            failures.append(error)
+
+    def stay(index: int) -> None:
+        try:
+            with Client(site.port) as client:
+                assert client.log_in().startswith(b"a OK")
+                while not done.wait(1):
+                    client.ping()
+        except (AssertionError, OSError) as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=(index,))
+        for work, count in ((come_and_go, 8), (stay, 192))
+        for index in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    for number in range(1, reloads + 1):
+        site.signal(SIGHUP)
+        site.wait_for_line("gracefully shutting down", number)
+        assert failures == []
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert min(sessions) > 0
+    site.wait_for_line(RELOADED, reloads)
+    site.no_complaints()
+
+
+def _inode(port: int) -> str:
+    """What the kernel calls the socket that listens on a port."""
+    local = f"0100007F:{port:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        fields = line.split()
+        if fields[1] == local and fields[3] == "0A":
+            return fields[9]
+    raise AssertionError(f"nobody listens on {port}")
