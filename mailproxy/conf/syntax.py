@@ -111,8 +111,6 @@ class Parsed(NamedTuple):
 
 def parse(source: Source) -> Parsed:
     """Parse a file, or the text of -g; any text gives a tree or an error."""
-    builder = _BUILDER
-    builder.begin()
     error: ConfigError | None = None
     try:
         _LARK.parse(source)
@@ -120,7 +118,7 @@ def parse(source: Source) -> Parsed:
         error = found
     except UnexpectedToken as found:
         error = _unexpected(found, source)
-    return Parsed(builder.statements, error)
+    return Parsed(_BUILDER.finish(), error)
 
 
 def _unexpected(found: UnexpectedToken, source: Source) -> ConfigError:
@@ -151,14 +149,17 @@ class _Builder(Transformer[Word, None]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget the tree before; another file comes."""
-        self.statements: list[Directive] = []
-        self._block = self.statements
+        self._statements: list[Directive] = []
         self._words: list[Word] = []
         self._around: list[tuple[list[Directive], Directive]] = []
+
+    def finish(self) -> list[Directive]:
+        """The tree; another file may come."""
+        if self._around:
+            self._statements, _ = self._around[0]
+        finished = self._statements
+        self._statements, self._words, self._around = [], [], []
+        return finished
 
     def WORD(self, word: Word) -> None:  # noqa: N802 # the grammar's name
         """A word of the statement that comes."""
@@ -168,7 +169,7 @@ class _Builder(Transformer[Word, None]):
 
     def END(self, end: Word) -> None:  # noqa: N802 # the grammar's name
         """The statement is complete."""
-        self._block.append(Directive(self._words, end.offset))
+        self._statements.append(Directive(self._words, end.offset))
         self._words = []
 
     def OPEN(self, brace: Word) -> None:  # noqa: N802 # the grammar's name
@@ -178,20 +179,20 @@ class _Builder(Transformer[Word, None]):
         inside: list[Directive] = []
         opened = Directive(self._words, brace.offset, inside)
         self._words = []
-        self._block.append(opened)
-        self._around.append((self._block, opened))
-        self._block = inside
+        self._statements.append(opened)
+        self._around.append((self._statements, opened))
+        self._statements = inside
 
     def CLOSE(self, brace: Word) -> None:  # noqa: N802 # the grammar's name
         """The block ends."""
-        self._block, opened = self._around.pop()
+        self._statements, opened = self._around.pop()
         opened.closed = brace.offset
 
     def LUA(self, lua: Word) -> None:  # noqa: N802 # the grammar's name
         """The statement has a block of Lua."""
         made = Directive(self._words, lua.offset, [], lua.value[1:-1])
         made.closed = lua.offset + len(lua.value) - 1
-        self._block.append(made)
+        self._statements.append(made)
         self._words = []
 
     def words(self, _: object) -> None:
