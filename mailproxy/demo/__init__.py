@@ -119,9 +119,11 @@ async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
             print(summary(directory, site, backends), flush=True)
             status = await proxy.wait()
             print(f"mailproxy demo: the proxy ended with exit code {status}")
-        if status and log:
+        if status and log is not None:
             log.seek(0)
             print(log.read().decode(errors="replace"), end="")
+        elif status:
+            print(f"Without {directory}/nginx.conf, the next start makes a new one.")
         nursery.cancel_scope.cancel()
     return status
 
