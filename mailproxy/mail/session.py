@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import ssl
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,7 +11,7 @@ import trio
 from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
 from mailproxy.mail import proxy, realip, sasl
 from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.protocol import BadCommand, Client, Login
+from mailproxy.mail.protocol import BadCommand, Client, Login, timed_out
 from mailproxy.net import openssl
 from mailproxy.net.lines import LineStream
 
@@ -75,39 +73,6 @@ async def run(
             backend.close()
 
 
-def timed_out() -> OSError:
-    return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-
-
-class within:  # noqa: N801 - it reads as a word of the with statement
-    """Limits a phase; at its end `fault` is raised with `event`.
-
-    A class, because contextlib's generators cost twice as much, three times a login.
-    """
-
-    __slots__ = ("_event", "_fault", "_scope", "_seconds")
-
-    def __init__(self, seconds: float, fault: type[SessionError], event: str) -> None:
-        self._seconds = seconds
-        self._fault = fault
-        self._event = event
-
-    def __enter__(self) -> None:
-        self._scope = trio.CancelScope(deadline=trio.current_time() + self._seconds)
-        self._scope.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        swallowed = self._scope.__exit__(kind, error, traceback)
-        if self._scope.cancelled_caught:
-            raise self._fault(self._event, error=timed_out())
-        return swallowed
-
-
 async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
     """Bring a new client to its backend.
 
@@ -115,49 +80,54 @@ async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | No
       The backend, what the client is to get first, and what the backend is to get
       first; None when the client said goodbye or was refused.
     """
+    try:
+        with client.timer:
+            return await _serve(client, log)
+    except (AuthError, BackendError) as error:
+        await _fail(client, error)
+        raise
+
+
+async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
     server = client.server
     context = client.context
+    limit = client.timer.limit
     timeout = server.core.timeout
     if client.listen.proxy_protocol:
         context.action = "reading PROXY protocol"
-        with within(timeout, ClientError, "client timed out"):
-            await realip.read_header(client)
+        limit(timeout)
+        await realip.read_header(client)
     if client.listen.ssl:
-        with within(timeout, ClientError, "client timed out"):
-            await client.start_tls("SSL handshaking")
+        limit(timeout)
+        await client.start_tls("SSL handshaking")
     context.action = "sending client greeting line"
+    client.timer.stop()
     protocol = server.protocol
     await protocol.greet(client)
     context.action = "in auth state"
-    answer = b""
+    limit(timeout)
     while True:
-        with within(timeout, ClientError, "client timed out"):
-            if answer:
-                await client.send(answer)
-            login = await protocol.read_login(client)
+        login = await protocol.read_login(client)
         if login is None:
             return None
         client.attempts += 1
         context.action = "in http auth state"
-        try:
-            verdict = await server.auth.check(login, client)
-            if isinstance(verdict, Granted):
-                return await _enter(client, login, verdict)
-        except (AuthError, BackendError) as error:
-            await _fail(client, error)
-            raise
+        client.timer.stop()
+        verdict = await server.auth.check(login, client)
+        if isinstance(verdict, Granted):
+            return await _enter(client, login, verdict)
         log.info('client login failed: "%s"', verdict.text)
         # nginx does not read the client meanwhile; neither do we.
+        client.timer.stop()
         await trio.sleep(verdict.wait)
         context.action = "in auth state"
+        limit(timeout)
+        answer = protocol.refusal(login, verdict.text, verdict.code)
         if verdict.sasl_error and login.method in sasl.OAUTH:
-            with within(timeout, ClientError, "client timed out"):
-                answer = await _explain(client, login, verdict)
-        else:
-            answer = protocol.refusal(login, verdict.text, verdict.code)
+            answer = await _explain(client, login, verdict)
+            limit(timeout)
+        await client.send(answer)
         if not verdict.wait:
-            with within(timeout, ClientError, "client timed out"):
-                await client.send(answer)
             return None
 
 
@@ -205,19 +175,19 @@ async def _enter(
             login.salt,
             login.envelope,
         )
-        with trio.move_on_after(client.server.core.timeout) as scope:
-            if client.server.proxy.proxy_protocol != "off":
-                sending("PROXY protocol header")
-                await proxy.send_header(client, backend)
-            answer = await client.server.protocol.enter(
-                lines, entering, client, sending
-            )
-        if scope.cancelled_caught:
+
+        def expired() -> BackendError:
             if lines.buffered:
                 context.action = "reading response from upstream"
-            raise BackendError(
+            return BackendError(
                 "upstream timed out", error=timed_out(), level="info", action=None
             )
+
+        client.timer.limit(client.server.core.timeout, expired)
+        if client.server.proxy.proxy_protocol != "off":
+            sending("PROXY protocol header")
+            await proxy.send_header(client, backend)
+        answer = await client.server.protocol.enter(lines, entering, client, sending)
     except BaseException:
         backend.close()
         raise

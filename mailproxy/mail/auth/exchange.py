@@ -11,7 +11,6 @@ we do not: a proxy's error page must not authenticate.
 from __future__ import annotations
 
 import errno
-import os
 import re
 import socket
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import trio
 
 from mailproxy.errors import AuthError
 from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.protocol import FORBIDDEN
+from mailproxy.mail.protocol import FORBIDDEN, timed_out
 from mailproxy.net import openssl
 
 if TYPE_CHECKING:
@@ -178,47 +177,50 @@ async def _ask(settings: AuthHttpSettings, request: bytes, client: Client) -> _A
     """Send the request, on a kept connection if there is one, and read the answer."""
     url = settings.auth_http
     assert url is not None
-    network = client.network
-    key = (url.family, url.sockaddr)
-    with trio.move_on_after(settings.auth_http_timeout):
-        wire = network.take_idle(key)
-        if wire is not None:
-            try:
-                answer = await _exchange(wire, request, url.address)
-            except _StaleError:
-                wire.close()  # the server closed it as we asked: ask again
-            except BaseException:
-                wire.close()
-                raise
-            else:
-                _put_back(wire, answer, client, key)
-                return answer
-        try:
-            wire = network.connect(url.family, url.sockaddr)
-        except OSError as error:
-            level = "error" if error.errno in _REFUSED else "crit"
-            raise AuthError(
-                "connect() to %s failed", url.address, error=error, level=level
-            ) from None
-        try:
-            answer = await _exchange(wire, request, url.address)
-        except _StaleError as stale:
-            wire.close()
-            if stale.error is not None:
-                raise AuthError("recv() failed", error=stale.error) from None
-            raise AuthError(
-                "auth http server %s closed connection prematurely", url.address
-            ) from None
-        except BaseException:
-            wire.close()
-            raise
-        _put_back(wire, answer, client, key)
-        return answer
-    raise AuthError(
-        "auth http server %s timed out",
-        url.address,
-        error=OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)),
+    server = url.address
+    client.timer.limit(
+        settings.auth_http_timeout,
+        lambda: AuthError("auth http server %s timed out", server, error=timed_out()),
     )
+    key = (url.family, url.sockaddr)
+    wire = client.network.take_idle(key)
+    if wire is not None:
+        try:
+            return await _ask_on(wire, request, server, client, key)
+        except _StaleError:
+            pass  # the server closed it as we asked: ask again
+    try:
+        wire = client.network.connect(url.family, url.sockaddr)
+    except OSError as error:
+        level = "error" if error.errno in _REFUSED else "crit"
+        raise AuthError(
+            "connect() to %s failed", server, error=error, level=level
+        ) from None
+    try:
+        return await _ask_on(wire, request, server, client, key)
+    except _StaleError as stale:
+        if stale.error is not None:
+            raise AuthError("recv() failed", error=stale.error) from None
+        raise AuthError(
+            "auth http server %s closed connection prematurely", server
+        ) from None
+
+
+async def _ask_on(
+    wire: Wire, request: bytes, server: str, client: Client, key: object
+) -> _Answer:
+    """Ask on one connection; it is kept for others if its server allows, or closed."""
+    keep = False
+    try:
+        answer = await _exchange(wire, request, server)
+        keep = answer.keep and answer.body == 0
+    finally:
+        if keep:
+            client.network.keep(key, wire)
+        else:
+            wire.close()
+    client.timer.stop()
+    return answer
 
 
 class _StaleError(Exception):
@@ -227,13 +229,6 @@ class _StaleError(Exception):
     def __init__(self, error: OSError | None = None) -> None:
         super().__init__()
         self.error = error
-
-
-def _put_back(wire: Wire, answer: _Answer, client: Client, key: object) -> None:
-    if answer.keep and answer.body == 0:
-        client.network.keep(key, wire)
-    else:
-        wire.close()
 
 
 async def _exchange(wire: Wire, request: bytes, server: str) -> _Answer:
