@@ -213,8 +213,6 @@ def _port_alone(text: str) -> tuple[int, int] | None:
     """``143`` or ``143-145``; None where it must be a name."""
     first, dash, last = text.partition("-")
     numbers = [first, last] if dash else [first]
-    if dash and last.isascii() and last.isdigit():
-        _port(last)
     if not all(number.isascii() and number.isdigit() for number in numbers):
         return None
     return _parse_ports(text, listen=True)

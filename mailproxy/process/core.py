@@ -142,6 +142,9 @@ def _parse_pid(found: Directive, scope: Scope) -> str | None:
 
 def _parse_thread_pool(found: Directive, scope: Scope) -> tuple[str, ...]:
     pool = found.words[1].value
+    given = scope.block.given.get(found.name)
+    if given is not None and isinstance(given.value, tuple) and pool in given.value:
+        raise ConfigError(f'duplicate thread pool "{pool}"', found.words[1])
     threads = False
     for word in found.words[2:]:
         name, equals, value = word.value.partition("=")
@@ -156,9 +159,6 @@ def _parse_thread_pool(found: Directive, scope: Scope) -> tuple[str, ...]:
         threads = threads or name == "threads"
     if not threads:
         raise ConfigError(f'"{found.name}" must have "threads" parameter', found)
-    given = scope.block.given.get(found.name)
-    if given is not None and isinstance(given.value, tuple) and pool in given.value:
-        raise ConfigError(f'duplicate thread pool "{pool}"', found.words[1])
     return (pool,)
 
 

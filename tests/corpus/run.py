@@ -26,7 +26,7 @@ MAIL_MODULE = Path("/usr/lib/nginx/modules/ngx_mail_module.so")
 _SHAPE = re.compile(
     r"mailproxy: (\[\w+\] |(the )?configuration file |invalid |option )|TIME \["
 )
-_FATAL = re.compile(r"(mailproxy:|TIME) \[emerg\] ")
+_FATAL = re.compile(r"(mailproxy:|TIME) \[(emerg|crit)\] ")
 _CONCLUSION = re.compile(r"mailproxy: configuration file .* test failed$")
 _OF_MAILPROXY_ALONE = re.compile(
     r'mailproxy: \[warn\] (only mail is served, the "\w+" block is skipped'
