@@ -390,7 +390,7 @@ class Client:
         self.context.action = action
         try:
             await self.wire.start_tls(context)
-        except ssl.SSLEOFError:
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             raise ClientError("peer closed connection in SSL handshake") from None
         except ssl.SSLError as error:
             raise ClientError(

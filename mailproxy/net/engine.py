@@ -82,6 +82,10 @@ class Engine:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def forget(self, fd: int) -> None:
+        """Take `fd` off, although somebody may have closed it already."""
+        self._handlers.pop(fd, None)
+
     def again(self, work: Callable[[], None]) -> None:
         """Call `work` in the next round, after the tasks that are ready had a turn."""
         self._again.append(work)
@@ -119,25 +123,19 @@ class Engine:
 
 
 class Readiness:
-    """Lets one task at a time wait for a registered descriptor.
+    """Lets one task at a time wait for a registered descriptor."""
 
-    Attributes:
-      events: what ended the last wait.
-    """
-
-    __slots__ = ("_mask", "_task", "events")
+    __slots__ = ("_mask", "_task")
 
     def __init__(self) -> None:
         self._task: trio.lowlevel.Task | None = None
         self._mask = 0
-        self.events = 0
 
     def ready(self, events: int) -> None:
         """The handler to register."""
         task = self._task
         if task is not None and events & self._mask:
             self._task = None
-            self.events = events
             trio.lowlevel.reschedule(task)
 
     async def wait(self, mask: int) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import ssl
 
-from mailproxy.net.engine import HUNG_UP, READABLE, WRITABLE, Engine, Readiness
+from mailproxy.net.engine import READABLE, WRITABLE, Engine, Readiness
 
 _CHUNK = 16 * 1024
 
@@ -91,9 +92,18 @@ class Wire:
             except BlockingIOError:
                 pass
             else:
-                if len(data) > seen or not data or self._readiness.events & HUNG_UP:
+                if len(data) > seen or not data or self._hung_up():
                     return data
             await self._readiness.wait(READABLE)
+
+    def _hung_up(self) -> bool:
+        """Whether no more will come than what `peek` shows.
+
+        The engine may have told before anybody waited, and does not tell twice.
+        """
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def drop(self, size: int) -> None:
         """Read away octets that `peek` has shown."""
@@ -125,9 +135,19 @@ class Wire:
         Raises:
           OSError: the handshake failed; `ssl.SSLError` if TLS is the reason.
         """
-        self.tls = context.wrap_socket(
-            self.socket, server_side=True, do_handshake_on_connect=False
-        )
+        # Of a connection that is broken `ssl` makes a closed one: ask first, while
+        # the descriptor is ours.
+        broken = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if broken:
+            raise OSError(broken, os.strerror(broken))
+        fd = self.socket.fileno()
+        try:
+            self.tls = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:
+            self.engine.forget(fd)  # it broke just now, and `ssl` has the descriptor
+            raise
         self.socket = self.tls
         while True:
             try:

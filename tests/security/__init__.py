@@ -1,0 +1,1 @@
+"""Attacks, one file for each: what mailproxy does with peers that mean harm."""
