@@ -9,7 +9,7 @@ A script says who sends what, in the order in which it happens:
 
 `C| ` continues the segment of the line before. `⟨close⟩ ⟨reset⟩ ⟨tls⟩ ⟨silence⟩` are
 events; other signs are those of `differential.notation`. Auth requests and answers
-have a short form (`Q: plain u p`, `A: OK`, `A: NO text`, `A| Auth-Wait: 3`). Time
+have a short form (`Q: plain u p`, `Q: ⟨any⟩`, `A: OK`, `A: NO text`). Time
 passes when nothing else can happen: `wait 3` waits, `at 60` tells how many seconds
 have passed since the start.
 """
@@ -325,12 +325,18 @@ def parse(script: str) -> list[Step]:
 
 @dataclass
 class Stage:
-    """A session and everyone it talks to."""
+    """A session and everyone it talks to.
+
+    Attributes:
+      server: who serves the client.
+      failing: see `MemoryNetwork`.
+      client: address of the client.
+      requests: what the auth server was asked.
+    """
 
     server: Server
     failing: Mapping[str, int] = field(default_factory=dict)
     client: str = CLIENT
-    level: str = "info"
 
     def __post_init__(self) -> None:
         self.log = CapturedLog()
@@ -340,6 +346,7 @@ class Stage:
         assert url is not None
         self.network = MemoryNetwork(url.sockaddr, self._news)
         self.network.failing.update(self.failing)
+        self.requests: list[bytes] = []
         self._changed: trio.Event | None = None
         self._logged = 0
         self._strict = False
@@ -391,7 +398,10 @@ class Stage:
     def _check_rest(self) -> None:
         sides = {"S": [self.wire], **self.network.wires}
         rest = [
-            f"{k}: {bytes(w.outgoing)!r}" for k in sides for w in sides[k] if w.outgoing
+            f"{side}: {bytes(wire.outgoing)!r}"
+            for side, wires in sides.items()
+            for wire in wires
+            if wire.outgoing and not (wire.ended and side != "S")
         ]
         assert not rest, f"not expected: {rest}"
         if self._strict:
@@ -485,12 +495,19 @@ class Stage:
     async def _receive_request(self, step: Step) -> None:
         await self._wire("Q")
         wires = self.network.wires["Q"]
-        await self._until(lambda: any(b"\r\n\r\n" in wire.outgoing for wire in wires))
-        wire = next(wire for wire in wires if wire.outgoing)
+
+        def asked() -> list[MemoryWire]:
+            return [wire for wire in wires if b"\r\n\r\n" in wire.outgoing]
+
+        await self._until(lambda: bool(asked()))
+        wire = asked()[-1]
         wires.remove(wire)
         wires.append(wire)  # it is the one that answers
         got = bytes(wire.outgoing)
         wire.outgoing.clear()
+        self.requests.append(got)
+        if step.text == "⟨any⟩":
+            return
         found = re.fullmatch(r"(.*) #(\d+)", step.text)
         text, attempt = (found[1], int(found[2])) if found else (step.text, 1)
         protocol = self.server.protocol.name

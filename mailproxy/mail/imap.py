@@ -122,8 +122,8 @@ class _Reader:
         rest = text[command.end() :]
         return name, await self._read_arguments(text, rest, MAX_ARGUMENTS)
 
-    async def ask(self, challenge: bytes) -> bytes:
-        """Send a SASL challenge; returns the first word of the answer.
+    async def ask(self, challenge: bytes) -> list[bytes]:
+        """Send a SASL challenge; returns the words of the answer.
 
         Raises:
           BadCommand: the answer is not a line of words.
@@ -134,8 +134,7 @@ class _Reader:
         text = await self._read_text()
         # nginx takes the first word as it is; only behind it there may be literals.
         first, _, more = text.partition(b" ")
-        await self._read_arguments(text, more, MAX_ARGUMENTS - 1)
-        return first
+        return [first, *await self._read_arguments(text, more, MAX_ARGUMENTS - 1)]
 
     async def _read_arguments(self, line: bytes, text: bytes, room: int) -> list[bytes]:
         """All arguments that begin in `text`, the rest of `line`; at most `room`."""
@@ -291,7 +290,7 @@ class ImapSettings(Settings):
                 words.append(b"LOGINDISABLED")
         return b" ".join(words) + b"\r\n"
 
-    async def challenge(self, client: Client, text: bytes) -> bytes:
+    async def challenge(self, client: Client, text: bytes) -> list[bytes]:
         return await _Reader(client).ask(text)
 
     def invalid(self, login: Login) -> bytes:

@@ -177,7 +177,7 @@ class Pop3Settings(Settings):
         """The answer to AUTH without a mechanism."""
         return _listed(b"+OK methods supported:", sasl.announced(self.pop3_auth))
 
-    async def challenge(self, client: Client, text: bytes) -> bytes:
+    async def challenge(self, client: Client, text: bytes) -> list[bytes]:
         return await client.ask(b"+ %s\r\n" % text, MAX_ARGUMENTS)
 
     def invalid(self, _login: Login) -> bytes:

@@ -121,8 +121,10 @@ class MailProtocol(Protocol):
         """
         ...
 
-    async def challenge(self, client: Client, text: bytes) -> bytes:
-        """Send a SASL challenge (base64, or empty) and return the answer's first word.
+    async def challenge(self, client: Client, text: bytes) -> list[bytes]:
+        """Send a SASL challenge (base64, or empty) and return the answer's words.
+
+        There is at least one; it is empty if the line is, or begins with a space.
 
         Raises:
           BadCommand: the answer is not a line of words.
@@ -324,8 +326,8 @@ class Client:
             raise BadCommand(counted=True)
         return text
 
-    async def ask(self, prompt: bytes, room: int) -> bytes:
-        """Send a SASL challenge of POP3 or SMTP; returns the first word of the answer.
+    async def ask(self, prompt: bytes, room: int) -> list[bytes]:
+        """Send a SASL challenge of POP3 or SMTP; returns the words of the answer.
 
         Args:
           prompt: the whole line.
@@ -336,11 +338,11 @@ class Client:
         """
         await self.send(prompt)
         text = await self.read_text(secret=True)
+        # What stands before the first space is a word, even if nothing does.
         first, _, more = text.partition(b" ")
-        if more:
-            split_words(more, room - 1)
+        words = [first, *split_words(more, room - 1)]
         self.accepted()
-        return first
+        return words
 
     def accepted(self) -> None:
         """Count a command that the parser accepted.

@@ -36,7 +36,7 @@ async def authenticate(
     client: Client,
     arguments: Sequence[bytes],
     enabled: Collection[str],
-    ask: Callable[[bytes], Awaitable[bytes]],
+    ask: Callable[[bytes], Awaitable[list[bytes]]],
     tag: bytes = b"",
 ) -> Login:
     """Have the dialogue of one AUTH or AUTHENTICATE command.
@@ -44,7 +44,8 @@ async def authenticate(
     Args:
       arguments: of the command: the mechanism, perhaps an initial response.
       enabled: mechanisms of the `*_auth` directive.
-      ask: sends a challenge (base64, or empty) and returns the answer.
+      ask: sends a challenge (base64, or empty) and returns the words of the answer;
+        the first one counts.
       tag: IMAP: the tag of the command.
 
     Raises:
@@ -60,31 +61,33 @@ async def authenticate(
     if len(initial) > (mechanism not in _WITHOUT_INITIAL_RESPONSE):
         raise BadCommand
 
+    async def response(challenge: bytes) -> bytes:
+        """The initial response, or else the answer to a challenge."""
+        return initial[0] if initial else (await ask(challenge))[0]
+
     name = mechanism.upper()
     salt = b""
     user: bytes
     secret: bytes | None
     match mechanism:
         case "plain":
-            user, secret = parse_plain(initial[0] if initial else await ask(b""))
+            user, secret = parse_plain(await response(b""))
         case "login":
-            first = initial[0] if initial else await ask(USER_CHALLENGE)
-            user = decode(first, name)
+            user = decode(await response(USER_CHALLENGE), name)
             client.context.login = user
-            secret = decode(await ask(PASSWORD_CHALLENGE), name)
+            secret = decode((await ask(PASSWORD_CHALLENGE))[0], name)
         case "cram-md5":
             salt = client.salt
-            user, secret = split_cram_md5(await ask(base64.b64encode(salt)))
+            user, secret = split_cram_md5(await response(base64.b64encode(salt)))
             if len(secret) != 32:
                 client.context.login = user
                 raise _invalid("CRAM-MD5 hash", "AUTH CRAM-MD5")
         case "external":
-            first = initial[0] if initial else await ask(USER_CHALLENGE)
-            user, secret = decode(first, name), None
+            user, secret = decode(await response(USER_CHALLENGE), name), None
         case "xoauth2":
-            user, secret = parse_xoauth2(initial[0] if initial else await ask(b""))
+            user, secret = parse_xoauth2(await response(b""))
         case _:
-            user, secret = parse_oauthbearer(initial[0] if initial else await ask(b""))
+            user, secret = parse_oauthbearer(await response(b""))
     client.context.login = user
     check_credentials(user, secret, f"AUTH {name}")
     method = "plain" if mechanism == "login" else mechanism
@@ -190,11 +193,17 @@ def parse_oauthbearer(response: bytes) -> tuple[bytes, bytes]:
 
 def _unescape(name: bytes) -> bytes | None:
     """A saslname (RFC 5801, section 4) in clear; None if it has a stray "="."""
-    plain = name.replace(b"=2C", b",").replace(b"=2c", b",")
-    plain = plain.replace(b"=3D", b"\0").replace(b"=3d", b"\0")
-    return None if b"=" in plain else plain.replace(b"\0", b"=")
+    if _STRAY.search(name):
+        return None
+    return _ESCAPED.sub(lambda match: b"," if match[0][1:2] == b"2" else b"=", name)
 
 
-def accepts_failure(method: str, answer: bytes) -> bool:
-    """Whether `answer` is what a client must say to Auth-Error-SASL (RFC 7628, 3.2.3)."""
-    return not answer if method == "xoauth2" else answer[:4] == b"AQ=="
+_ESCAPED = re.compile(rb"=(2C|3D)", re.IGNORECASE)
+_STRAY = re.compile(rb"=(?!2C|3D)", re.IGNORECASE)
+
+
+def accepts_failure(method: str, answer: Sequence[bytes]) -> bool:
+    """Whether the words are what a client must say to Auth-Error-SASL (RFC 7628, 3.2.3)."""
+    if len(answer) > 1:
+        return False
+    return not answer[0] if method == "xoauth2" else answer[0][:4] == b"AQ=="

@@ -136,7 +136,9 @@ async def _explain(client: Client, login: Login, verdict: Refused) -> bytes:
     protocol = client.server.protocol
     try:
         answer = await protocol.challenge(client, verdict.sasl_error)
-    except BadCommand:
+    except BadCommand as bad:
+        if bad.close:
+            await client.answer_bad(bad, protocol.invalid(login))
         return protocol.invalid(login)
     if sasl.accepts_failure(login.method, answer):
         return protocol.refusal(login, verdict.text, verdict.code)

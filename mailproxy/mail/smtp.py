@@ -241,7 +241,7 @@ class SmtpSettings(Settings):
             client.context.login = b""
             await client.send(_OK)
 
-    async def challenge(self, client: Client, text: bytes) -> bytes:
+    async def challenge(self, client: Client, text: bytes) -> list[bytes]:
         return await client.ask(b"334 %s\r\n" % text, MAX_ARGUMENTS)
 
     def invalid(self, _login: Login) -> bytes:
