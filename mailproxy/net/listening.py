@@ -197,22 +197,23 @@ def by_key(held: Iterable[Held]) -> dict[Key, Held]:
 
 
 def close(unwanted: Iterable[Held], log: Logger, *, files: bool, say: bool) -> None:
-    """Stop listening.
+    """Stop listening; what is closed already counts, too.
 
     Args:
       files: remove the files of unix sockets, too.
       say: and log that as a warning, as nginx does on reload.
     """
     for held in unwanted:
-        path = held.socket.getsockname() if held.key[0] == socket.AF_UNIX else None
         held.socket.close()
-        if path and files:
+        family, path, _ = held.key
+        if family == socket.AF_UNIX and files:
+            shown = os.fsdecode(path)
             if say:
-                log.warn(f"deleting socket {path}")
+                log.warn(f"deleting socket {shown}")
             try:
                 os.unlink(path)
             except OSError as error:
-                log.emerg(f"unlink() {path} failed", error=error)
+                log.emerg(f"unlink() {shown} failed", error=error)
 
 
 def test(wanted: Sequence[L], log: Logger) -> bool:

@@ -46,6 +46,21 @@ class Generation:
         """For what concerns no session."""
         return self.logs.main
 
+    def lacks(self, other: Generation) -> list[Listener[Listen]]:
+        """The listeners of another generation that this one has no use for."""
+        kept = {listener.key for listener in self.listeners}
+        return [listener for listener in other.listeners if listener.key not in kept]
+
+    def remove_pid(self, but: Generation | None = None, suffix: str = "") -> None:
+        """Remove the pid file, unless another generation has the same."""
+        path = self.main.pid
+        if path is None or (but is not None and _same(path, but.main.pid)):
+            return
+        try:
+            pidfile.remove(path + suffix)
+        except PidError as failure:
+            self.log.alert(str(failure), error=failure.error)
+
     def reopen_logs(self) -> None:
         """Open the log files again by name, so that workers can do it, too."""
         user = self.main.user

@@ -25,7 +25,6 @@ from mailproxy.net.listening import Held
 from mailproxy.process import pidfile
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.notify import Notify
-from mailproxy.process.pidfile import PidError
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.workers import PATIENCE, Processes, Work, Workers
 
@@ -186,26 +185,18 @@ class Master:
             self._close(self._generation.listeners, say=False)
 
     def _leave(self) -> None:
-        path = self._generation.main.pid
-        if path is not None:
-            self._remove(path if self._new_binary is None else path + pidfile.OLDBIN)
+        renamed = "" if self._new_binary is None else pidfile.OLDBIN
+        self._generation.remove_pid(suffix=renamed)
         self._log.notice("exit")
-        self._close(self._generation.listeners, say=False)
+        if self._ending != signal.SIGQUIT:
+            self._close(self._generation.listeners, say=False)
 
     def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:
         """Close sockets; their files stay while they are another process's, too."""
         for held in unwanted:
-            if held.socket.fileno() < 0:
-                continue  # by QUIT, before
             lent = held.inherited and self._origin.lender_lives
             files = self._new_binary is None and not lent
             listening.close([held], self._log, files=files, say=say)
-
-    def _remove(self, path: str) -> None:
-        try:
-            pidfile.remove(path)
-        except PidError as error:
-            self._log.alert(str(error), error=error.error)
 
     # Logs
 
@@ -250,12 +241,8 @@ class Master:
 
     def _dismiss(self, loser: Generation, winner: Generation) -> None:
         """Give up what one generation has and the other has not."""
-        kept = {listener.key for listener in winner.listeners}
-        unwanted = [held for held in loser.listeners if held.key not in kept]
-        self._close(unwanted, say=True)
-        pid, other = loser.main.pid, winner.main.pid
-        if pid is not None and not (other is not None and pidfile.same(pid, other)):
-            self._remove(pid)
+        self._close(winner.lacks(loser), say=True)
+        loser.remove_pid(but=winner)
         loser.logs.close()
 
     def _wait_until_up(self) -> bool:

@@ -81,7 +81,7 @@ def run(options: Options, load: Load, startup: Logs) -> int:
     home = _Home(options, started_with, notify, foreground)
     if born.main.master_process:
         return _lead(born, load, home, origin)
-    return _serve_alone(born, home, origin)
+    return _serve_alone(born, load, home, origin)
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,8 @@ class _Home:
         if self.foreground is not None:
             self.foreground.close()
         if outgoing is not None:
-            kept = {listener.key for listener in born.listeners}
-            for listener in outgoing.listeners:
-                if listener.key not in kept:
-                    listener.socket.close()
+            for listener in born.lacks(outgoing):
+                listener.socket.close()
             outgoing.logs.close()
         set_environment(environment(born.main.env, self.started_with))
         try:
@@ -156,20 +154,56 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
     return master.run()
 
 
-def _serve_alone(born: Generation, home: _Home, origin: Origin) -> int:
+def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
     """Be master and worker in one (`master_process off`)."""
+    alone = _Alone(born, load, home, origin)
     home.notify.ready("single process")
     home.release(0)
     set_environment(environment(born.main.env, home.started_with))
-    code = Worker(born.configuration, born.listeners, born.logs).run()
-    if born.main.pid is not None:
-        try:
-            pidfile.remove(born.main.pid)
-        except PidError as failure:
-            born.log.alert(str(failure), error=failure.error)
-    files = not origin.lender_lives
-    listening.close(born.listeners, born.log, files=files, say=False)
+    code = Worker(
+        born.configuration,
+        born.listeners,
+        born.logs,
+        reconfigure=alone.reconfigure,
+    ).run()
+    alone.leave()
     return code
+
+
+class _Alone:
+    """What the master would do for a worker that has none."""
+
+    def __init__(
+        self, born: Generation, load: Load, home: _Home, origin: Origin
+    ) -> None:
+        self._generation = born
+        self._load = load
+        self._home = home
+        self._files = not origin.lender_lives
+
+    async def reconfigure(self, worker: Worker) -> None:
+        """Reload; where it fails, nothing is changed."""
+        old = self._generation
+        old.log.notice("reconfiguring")
+        self._home.notify.reloading()
+        try:
+            configuration = self._load(old.log)
+            new = generation.following(configuration, self._home.options, old)
+        except GenerationError:
+            pass  # it is logged
+        else:
+            await worker.serve_instead(new.configuration, new.listeners, new.logs)
+            listening.close(new.lacks(old), new.log, files=self._files, say=True)
+            old.remove_pid(but=new)
+            # The old logs stay open: the sessions there are write to them.
+            self._generation = new
+        self._home.notify.ready("single process")
+
+    def leave(self) -> None:
+        """Leave nothing behind."""
+        born = self._generation
+        born.remove_pid()
+        listening.close(born.listeners, born.log, files=self._files, say=False)
 
 
 def _say_what_runs(log: Logger) -> None:

@@ -11,10 +11,11 @@ before the relay and the engine do, which they need to end.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 
 import trio
@@ -41,6 +42,19 @@ any that only the collector can free."""
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
+class _Accepting:
+    """A listener, and the end of accepting from it.
+
+    Attributes:
+      over: is set when nothing accepts from it any more.
+    """
+
+    def __init__(self, listener: Listener[Listen]) -> None:
+        self.listener = listener
+        self.scope = trio.CancelScope()
+        self.over = trio.Event()
+
+
 class Worker:
     """Serves clients until it is told to leave.
 
@@ -51,6 +65,7 @@ class Worker:
       orders: the worker's end of the line to the master (see `children`), None if
         there is no master.
       retitle: sets the process title.
+      reconfigure: without a master, what a HUP leads to: it calls `serve_instead`.
     """
 
     def __init__(
@@ -60,23 +75,51 @@ class Worker:
         logs: Logs,
         orders: socket.socket | None = None,
         retitle: Callable[[str], None] = lambda _: None,
+        reconfigure: Callable[[Worker], Awaitable[None]] | None = None,
+    ) -> None:
+        self._orders = orders
+        self._retitle = retitle
+        self._reconfigure = reconfigure
+        self._serving = trio.CancelScope()
+        self._shutdown = trio.CancelScope(deadline=float("inf"))
+        self._told_to_leave = trio.Event()
+        self._use(configuration, listeners, logs)
+
+    def _use(
+        self,
+        configuration: Configuration[MainSettings, EventsSettings],
+        listeners: Sequence[Listener[Listen]],
+        logs: Logs,
     ) -> None:
         self._main = configuration.main
         self._events = configuration.events
-        self._listeners = listeners
         self._logs = logs
         self._log = logs.main
-        self._orders = orders
-        self._retitle = retitle
         self._served: dict[int, tuple[Server, Logger]] = {
             id(listen): (server, logs.logger(server.core.error_log))
             for server in configuration.servers
             for listen in server.core.listen
         }
-        self._accepting = [trio.CancelScope() for _ in listeners]
-        self._serving = trio.CancelScope()
-        self._shutdown = trio.CancelScope(deadline=float("inf"))
-        self._leaving = False
+        self._accepting = [_Accepting(listener) for listener in listeners]
+
+    @property
+    def _leaving(self) -> bool:
+        return self._told_to_leave.is_set()
+
+    async def serve_instead(
+        self,
+        configuration: Configuration[MainSettings, EventsSettings],
+        listeners: Sequence[Listener[Listen]],
+        logs: Logs,
+    ) -> None:
+        """From now on accept for another configuration; sessions keep theirs."""
+        for old in self._accepting:
+            old.scope.cancel()
+        for old in self._accepting:
+            await old.over.wait()
+        self._use(configuration, listeners, logs)
+        for accepting in self._accepting:
+            self._nursery.start_soon(self._serve, accepting)
 
     def run(self) -> int:
         """Serve; returns the exit code."""
@@ -98,32 +141,25 @@ class Worker:
             if self._orders is not None:
                 background.start_soon(self._take_orders, self._orders)
             with self._serving:
-                async with trio.open_nursery() as serving:
-                    for listener, accepting in zip(
-                        self._listeners, self._accepting, strict=True
-                    ):
-                        serving.start_soon(self._serve, listener, accepting)
-                    if not self._listeners:
-                        with self._accepting_nothing():
-                            await trio.sleep_forever()
+                async with trio.open_nursery() as self._nursery:
+                    for accepting in self._accepting:
+                        self._nursery.start_soon(self._serve, accepting)
+                    # Without a listener, too, it stays until it is told to leave.
+                    await self._told_to_leave.wait()
             self._log.notice("exiting")
             background.cancel_scope.cancel()
         self._network.close()
         engine.close()
 
-    def _accepting_nothing(self) -> trio.CancelScope:
-        """A worker without listeners stays until it is told to leave."""
-        scope = trio.CancelScope()
-        self._accepting.append(scope)
-        return scope
-
-    async def _serve(
-        self, listener: Listener[Listen], accepting: trio.CancelScope
-    ) -> None:
+    async def _serve(self, accepting: _Accepting) -> None:
         """Accept clients of one listener until told to leave; wait for the last one."""
         async with trio.open_nursery() as sessions:
-            with accepting:
-                await self._accept(listener, sessions)
+            with accepting.scope:
+                await self._accept(accepting.listener, sessions)
+            if self._leaving:
+                # A socket that only we still have would keep clients waiting.
+                accepting.listener.socket.close()
+            accepting.over.set()
 
     async def _accept(self, listener: Listener[Listen], sessions: trio.Nursery) -> None:
         acceptor = Acceptor(self._network.engine, listener.socket)
@@ -211,7 +247,8 @@ class Worker:
             elif order == REOPEN:
                 self._reopen()
             elif order == PING:
-                orders.send(ALIVE)
+                with contextlib.suppress(OSError):  # the master is gone meanwhile
+                    orders.send(ALIVE)
             elif not order:
                 # As in nginx, workers outlive a master that was killed.
                 return
@@ -223,7 +260,12 @@ class Worker:
             while True:
                 await trio.lowlevel.wait_readable(descriptor.fileno())
                 for received in descriptor.read():
-                    self._take(received)
+                    if received.number.name == "SIGHUP" and self._reconfigure:
+                        self._log.notice(received.text("reconfiguring"))
+                        if not self._leaving:
+                            await self._reconfigure(self)
+                    else:
+                        self._take(received)
         finally:
             descriptor.close()
 
@@ -256,11 +298,11 @@ class Worker:
         """Stop accepting; go when the last session is over."""
         if self._leaving:
             return
-        self._leaving = True
         self._log.notice("gracefully shutting down")
         self._retitle("worker process is shutting down")
-        for scope in self._accepting:
-            scope.cancel()
+        for accepting in self._accepting:
+            accepting.scope.cancel()
+        self._told_to_leave.set()
         if self._main.worker_shutdown_timeout:
             self._shutdown.deadline = (
                 trio.current_time() + self._main.worker_shutdown_timeout

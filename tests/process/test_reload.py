@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGHUP
+from signal import SIGHUP, SIGQUIT
 
 import pytest
 
@@ -205,6 +205,48 @@ class TestThatFails:
         site.wait_for(lambda: not answers(other), "the new listener to be closed")
         site.configure()
         reload(site)
+
+
+class TestWithoutMaster:
+    def test_new_clients_are_served_anew(
+        self, site: Site, mail: tuple[FakeAuth, FakeImap]
+    ) -> None:
+        auth, _ = mail
+        other = free_port()
+        site.configure(main="master_process off;", AUTH=auth.port)
+        pid = site.start()
+        with Client(site.port) as old:
+            site.configure(
+                "server { listen 127.0.0.1:PORT; listen 127.0.0.1:OTHER;"
+                " protocol imap; imap_capabilities NEW; }",
+                main="master_process off;",
+                AUTH=auth.port,
+                OTHER=other,
+            )
+            site.signal(SIGHUP)
+            site.wait_for(lambda: answers(other), "the new listener")
+            for port in (site.port, other):
+                with Client(port) as new:
+                    new.socket.sendall(b"c CAPABILITY\r\n")
+                    assert b" NEW" in new.line()
+            old.socket.sendall(b"c CAPABILITY\r\n")
+            assert b" NEW" not in old.line()
+            assert old.line().startswith(b"c OK")
+            old.log_in()
+            old.ping()
+            site.configure("server { listen 127.0.0.1:OTHER; }", OTHER=other)
+            site.signal(SIGHUP)
+            site.wait_for(lambda: bool(site.log("emerg")), "an error")
+            assert answers(site.port)
+            site.configure(main="master_process off;", AUTH=auth.port)
+            site.signal(SIGHUP)
+            site.wait_for(lambda: not answers(other), "the listener to go")
+            old.ping()
+            site.signal(SIGQUIT)
+            site.wait_for(lambda: not answers(site.port), "refusal of new clients")
+            old.ping()
+        assert site.wait_for_end(pid) == 0
+        assert not site.pid_path.exists()
 
 
 @pytest.mark.parametrize("reloads", [50])
