@@ -33,10 +33,11 @@ class Channel:
         """Whether something was sent on it (auth server)."""
         self._changed = trio.Event()
         self._pumping = trio.CancelScope()
+        self._stopped = trio.Event()
 
     async def pump(self) -> None:
         """Receive until the end of the connection, or until TLS starts."""
-        with trio.CancelScope() as self._pumping:
+        with self._pumping:
             try:
                 while data := await self.stream.receive_some(65536):
                     self.buffer += data
@@ -45,6 +46,7 @@ class Channel:
                 pass  # a reset is a close here: which of them it is depends on timing
             self.ended = True
             self._change()
+        self._stopped.set()
 
     def _change(self) -> None:
         self._changed.set()
@@ -127,6 +129,8 @@ class Channel:
     async def start_tls(self, arguments: dict[str, str], directory: Path) -> None:
         """Shake hands as a client; the result becomes an event. `pump` has to be started again."""
         self._pumping.cancel()
+        await self._stopped.wait()
+        self._pumping, self._stopped = trio.CancelScope(), trio.Event()
         context = ssl.create_default_context(cafile=directory / "ca.pem")
         context.check_hostname = False
         if version := arguments.get("version"):

@@ -41,7 +41,7 @@ def shorten(lines: list[str], protocol: str, attempt: int) -> list[str]:
     names = ("Auth-Method", "Auth-User", "Auth-Pass")
     words = [values.get(name, "") or _EMPTY for name in names]
     words += ["salt"] if "Auth-Salt" in values else []
-    words += ["tls"] if "Auth-SSL" in values else []
+    words += ["tls"] if "Auth-SSL" in values and words[0] != "none" else []
     short = " ".join(words)
     usual = expand(short, protocol, attempt)
     return [short, *lines[len(usual) :]] if whole[: len(usual)] == usual else lines

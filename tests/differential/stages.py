@@ -7,6 +7,7 @@ from pathlib import Path
 
 import trio
 
+from tests.differential import certificates
 from tests.differential.log import Log
 from tests.differential.player import Playback, Player, Recording, Stage
 from tests.differential.script import NGINX, Script
@@ -20,8 +21,9 @@ AT_ONCE = 32
 def staged(proxy: str, scripts: Sequence[Script], directory: Path) -> Iterator[list[Stage]]:
     """`proxy` running in `directory`, with a server for each of `scripts`, in their order."""
     log = Log(directory / "error.log")
+    signs = certificates.write(directory)
     ready = free_port()
-    stages = [_stage(proxy, script, directory, log) for script in scripts]
+    stages = [_stage(proxy, script, directory, log, signs) for script in scripts]
     servers = "\n".join(map(_server, scripts, stages))
     (directory / "nginx.conf").write_text(
         f"""{load_modules()}
@@ -42,14 +44,16 @@ mail {{
         yield stages
 
 
-def _stage(proxy: str, script: Script, directory: Path, log: Log) -> Stage:
+def _stage(
+    proxy: str, script: Script, directory: Path, log: Log, signs: dict[bytes, bytes]
+) -> Stage:
     port = free_port()
     if script.address == "unix":
         listen = f"unix:{directory}/listen{port}"
     else:
         listen = f"[{script.address}]:{port}" if ":" in script.address else f"{script.address}:{port}"
     ports = free_port(), directory / f"auth{port}", free_port(), free_port()
-    return Stage(proxy, directory, log, listen, port, *ports)
+    return Stage(proxy, directory, log, listen, port, *ports, signs)
 
 
 def _server(script: Script, stage: Stage) -> str:
