@@ -11,6 +11,7 @@ import trio
 
 from tests.differential import log, requests
 from tests.differential.channel import CLOSE, OPEN, PATIENCE, Channel, Mismatch
+from tests.differential.names import Names
 from tests.differential.notation import line_bytes, to_bytes
 from tests.differential.script import OURS, Script, Step, groups
 from tests.differential.signs import Signs
@@ -46,6 +47,7 @@ class Stage:
     auth_port: int
     auth_socket: Path
     backend_port: int
+    dns_port: int
     closed_port: int
     """A port where nobody listens."""
     signs: dict[bytes, bytes] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Player:
             "listen": stage.port,
             "auth": stage.auth_port,
             "backend": stage.backend_port,
+            "dns": stage.dns_port,
             "closed": stage.closed_port,
         }
         self.signs = Signs(ports)
@@ -119,6 +122,10 @@ class Player:
         for host in ("127.0.0.1", "::1"):
             (listener,) = await trio.open_tcp_listeners(self.stage.backend_port, host=host)
             self.nursery.start_soon(self._accept, "P", listener)
+        if self.script.dns:
+            names = Names(self.script.dns)
+            await names.bind(self.stage.dns_port)
+            self.nursery.start_soon(names.serve)
 
     async def _accept(self, side: str, listener: trio.SocketListener) -> None:
         async with listener:

@@ -71,6 +71,8 @@ class Script:
     """Parameters of `listen`."""
     auth: str = "127.0.0.1:⟨auth⟩/auth"
     """Argument of auth_http; the auth server listens at the port and at `⟨socket⟩`."""
+    dns: list[str] = field(default_factory=list)
+    """What the DNS server at `⟨dns⟩` knows, as `NAME TYPE VALUE`; see `names.Names`."""
     common: str = ""
     """Directives of the server blocks of the whole file."""
     server: dict[str, list[str]] = field(default_factory=dict)
@@ -151,6 +153,7 @@ class _Reader:
                 number=number,
                 steps=[replace(step, number=number, inserted=True) for step in self.opening],
                 server={},
+                dns=[],
             )
             self.scripts.append(self.script)
             self.steps = self.script.steps
@@ -176,6 +179,8 @@ class _Reader:
             self.steps.append(Step("pause", text, proxy=proxy, number=number))
         elif key == "opening" and text == "none":
             del script.steps[:]
+        elif key == "dns":
+            script.dns.append(text)
         elif key == "server" and not self.scripts:
             script.common += text
         elif key == "server":

@@ -52,7 +52,7 @@ def _stage(
         listen = f"unix:{directory}/listen{port}"
     else:
         listen = f"[{script.address}]:{port}" if ":" in script.address else f"{script.address}:{port}"
-    ports = free_port(), directory / f"auth{port}", free_port(), free_port()
+    ports = free_port(), directory / f"auth{port}", free_port(), free_port(), free_port()
     return Stage(proxy, directory, log, listen, port, *ports, signs)
 
 
@@ -61,7 +61,7 @@ def _server(script: Script, stage: Stage) -> str:
     auth = auth.replace("⟨closed⟩", str(stage.closed_port))
     auth = auth.replace("⟨socket⟩", str(stage.auth_socket))
     listen = f"listen {stage.listen} {script.listen}".rstrip()
-    directives = script.directives(stage.proxy)
+    directives = script.directives(stage.proxy).replace("⟨dns⟩", str(stage.dns_port))
     return f"    server {{ {listen}; protocol {script.protocol}; auth_http {auth}; {directives} }}"
 
 
