@@ -120,13 +120,13 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
         # nginx does not read the client meanwhile; neither do we.
         client.timer.stop()
         await trio.sleep(verdict.wait)
-        context.action = "in auth state"
         limit(timeout)
         answer = protocol.refusal(login, verdict.text, verdict.code)
         if verdict.sasl_error and login.method in sasl.OAUTH:
             answer = await _explain(client, login, verdict)
             limit(timeout)
         await client.send(answer)
+        context.action = "in auth state"
         if not verdict.wait:
             return None
 
