@@ -67,13 +67,18 @@ class Network:
         return self._resolvers[key]
 
     def take_idle(self, key: Hashable) -> Wire | None:
-        """A connection that `keep` was given under `key` and that is still open."""
+        """A connection that `keep` was given under `key` and that is still open.
+
+        Nothing waits in it that would be taken for the next answer.
+        """
         idle = self._idle[key]
-        if not idle:
-            return None
-        wire = idle.pop()
-        wire.resume()
-        return wire
+        while idle:
+            wire = idle.pop()
+            if wire.is_quiet():
+                wire.resume()
+                return wire
+            wire.close()
+        return None
 
     def keep(self, key: Hashable, wire: Wire) -> None:
         """Keep an open connection for later; the last kept is the first taken.

@@ -105,6 +105,16 @@ class Wire:
         poll.register(self.socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
+    def is_quiet(self) -> bool:
+        """Whether the connection is open, and nothing waits to be received."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
     def drop(self, size: int) -> None:
         """Read away octets that `peek` has shown."""
         self.socket.recv(size)

@@ -111,6 +111,7 @@ class World:
 
     Attributes:
       running: sessions that have not ended.
+      peers: everyone there was, in the order of their coming.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class World:
         self.network = Network(self.engine)
         self.log = CapturedLog()
         self.running = 0
-        self._peers: list[Peer] = []
+        self.peers: list[Peer] = []
         self._ended = trio.Condition()
 
     async def connect(self, *, rcvbuf: int = 0) -> Peer:
@@ -186,7 +187,7 @@ class World:
 
     def _peer(self, stream: trio.SocketStream) -> Peer:
         peer = Peer(stream)
-        self._peers.append(peer)
+        self.peers.append(peer)
         return peer
 
     async def auth(self) -> Peer:
@@ -219,6 +220,11 @@ class World:
             while self.running:
                 await self._ended.wait()
 
+    def leave(self) -> None:
+        """Close all connections."""
+        for peer in self.peers:
+            peer.close()
+
     @property
     def texts(self) -> list[str]:
         """What was logged, but for the first lines of sessions."""
@@ -249,15 +255,15 @@ async def world(directives: str, *, limit: int = 1 << 30) -> AsyncIterator[World
     with trio.fail_after(PATIENCE):
         async with auth, backend, trio.open_nursery() as nursery:
             here = World(directives, nursery, auth, backend, limit)
-            nursery.start_soon(here.engine.run)
-            nursery.start_soon(here.network.relay.expire)
             try:
+                nursery.start_soon(here.engine.run)
+                nursery.start_soon(here.network.relay.expire)
                 yield here
+                here.leave()
+                await here.over()
+                here.check()
+                nursery.cancel_scope.cancel()
             finally:
-                for peer in here._peers:  # noqa: SLF001 - its own
-                    peer.close()
-            await here.over()
-            here.check()
-            nursery.cancel_scope.cancel()
-    here.network.close()
+                here.leave()
+                here.network.close()
     here.engine.close()

@@ -10,10 +10,11 @@ we do not: a proxy's error page must not authenticate.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -34,13 +35,15 @@ HEADER_LIMIT = 16 * 1024
 """Octets of status line and headers (nginx: 1 KiB, and then it waits in vain)."""
 BODY_LIMIT = 64 * 1024
 """A longer body is not read; the connection is closed instead of kept."""
+BODY_PATIENCE = 0.1
+"""Seconds for the body to come; nobody needs it, so nobody's login waits longer."""
 MOST_WAITS = 100
 """How often an auth server may put off its answer (`Auth-Status: WAIT`)."""
 
 _UNSAFE = re.compile(rb"[\x00-\x20%]")
 _HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
 """Header lines as nginx reads them; one without a colon is passed over."""
-_HEADER = re.compile(rb"^([A-Za-z0-9-]+): *([^\r\n]*?) *\r?$", re.MULTILINE)
+_HEADER = re.compile(rb"^([A-Za-z0-9-]+):([^\r\n]*)", re.MULTILINE)
 _REFUSED = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
 
@@ -61,8 +64,8 @@ async def check(
             return Refused(
                 failures[-1].replace(b"\0", b""),
                 answer.wait,
-                answer.fields.get(b"auth-error-code", b""),
-                answer.fields.get(b"auth-error-sasl", b""),
+                answer.fields.get(b"auth-error-code", b"").replace(b"\0", b""),
+                answer.fields.get(b"auth-error-sasl", b"").replace(b"\0", b""),
             )
         if b"WAIT" not in answer.statuses:
             return _granted(answer.fields, login, client, url.address)
@@ -161,7 +164,7 @@ class _Answer:
 
     statuses: list[bytes]
     """Every value of Auth-Status."""
-    fields: dict[bytes, bytes]
+    fields: dict[bytes, bytes] = field(repr=False)
     """The other headers by lower-case name; of several, the last."""
     keep: bool
     """Whether the connection can be used again, once `body` octets are read."""
@@ -232,7 +235,7 @@ class _StaleError(Exception):
 
 
 async def _exchange(wire: Wire, request: bytes, server: str) -> _Answer:
-    """Send the request; read the headers, and as much of the body as came with them."""
+    """Send the request; read the headers, and the body if the connection is kept."""
     received = b""
     try:
         await wire.send_all(request)
@@ -244,24 +247,32 @@ async def _exchange(wire: Wire, request: bytes, server: str) -> _Answer:
                         "auth http server %s closed connection prematurely", server
                     )
                 raise _StaleError
+            new = max(len(received) - 3, 0)
             received += data
-            end = _END.search(received)
+            end = _END.search(received, new)
             if end is not None and end.end() <= HEADER_LIMIT:
                 break
             if len(received) > HEADER_LIMIT:
                 raise AuthError("auth http server %s sent too long header", server)
-        answer = parse(received[: end.start()], server)
-        answer.body -= len(received) - end.end()
-        while answer.keep and 0 < answer.body <= BODY_LIMIT:
-            data = await wire.receive_some()
-            if not data:
-                answer.keep = False
-            answer.body -= len(data)
     except OSError as error:
         if received:
             raise AuthError("recv() failed", error=error) from None
         raise _StaleError(error) from None
+    answer = parse(received[: end.start()], server)
+    answer.body -= len(received) - end.end()
+    if answer.keep and 0 < answer.body <= BODY_LIMIT:
+        await _drop_body(wire, answer)
     return answer
+
+
+async def _drop_body(wire: Wire, answer: _Answer) -> None:
+    """Read the body away; if it does not come, the connection cannot be kept."""
+    with trio.move_on_after(BODY_PATIENCE), contextlib.suppress(OSError):
+        while answer.body > 0:
+            data = await wire.receive_some()
+            if not data:
+                return
+            answer.body -= len(data)
 
 
 _END = re.compile(rb"(?:\A|\n)\r?\n")
@@ -281,7 +292,9 @@ def parse(header: bytes, server: str) -> _Answer:
             raise AuthError("auth http server %s sent invalid response", server)
     if not _HEADERS.fullmatch(header):
         raise AuthError("auth http server %s sent invalid header in response", server)
-    pairs = [(name.lower(), value) for name, value in _HEADER.findall(header)]
+    pairs = [
+        (name.lower(), value.strip(b" ")) for name, value in _HEADER.findall(header)
+    ]
     statuses = [value for name, value in pairs if name == b"auth-status"]
     fields = dict(pairs)
     length = fields.get(b"content-length", b"")
@@ -293,10 +306,13 @@ def parse(header: bytes, server: str) -> _Answer:
     )
     bodyless = framing[9:13] in (b"204 ", b"204", b"304 ", b"304")
     known = length.isdigit() and b"transfer-encoding" not in fields
+    # Where two could read two lengths, what follows could be read as an answer to
+    # somebody else; and behind a 1xx there is another response to the same request.
+    clear = [name for name, _ in pairs].count(b"content-length") <= 1
     return _Answer(
         statuses,
         fields,
-        keep=lasting and (known or bodyless),
+        keep=lasting and clear and framing[9:10] != b"1" and (known or bodyless),
         body=int(length[:18]) if known and not bodyless else 0,
     )
 
