@@ -36,6 +36,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from mailproxy.log import MailContext
 from mailproxy.mail import session
 from mailproxy.mail.modules import Loader
+from mailproxy.net.dns import Resolver, ResolverSettings
 from mailproxy.net.network import Network
 from mailproxy.net.relay import Ended, Relay
 from mailproxy.net.wire import SockAddress, Wire
@@ -128,6 +129,7 @@ class MemoryWire(Wire):
       ended: the peer has closed, or, with `fault`, something worse.
       shaken: the peer does its part of a TLS handshake.
       room: octets that can be sent before somebody has to look at them.
+      listener: is called with what is sent, instead of keeping it in `outgoing`.
     """
 
     def __init__(self, news: Callable[[], None] = lambda: None) -> None:
@@ -141,6 +143,7 @@ class MemoryWire(Wire):
         self.fault: int | None = None
         self.shaken = False
         self.room = 1 << 30
+        self.listener: Callable[[MemoryWire, bytes], None] | None = None
         self._news = news
         self._parking = trio.lowlevel.ParkingLot()
 
@@ -183,8 +186,11 @@ class MemoryWire(Wire):
             await self._parking.park()
         if self.fault:
             raise OSError(self.fault, os.strerror(self.fault))
-        self.outgoing += data
-        self._news()
+        if self.listener is not None:
+            self.listener(self, bytes(data))
+        else:
+            self.outgoing += data
+            self._news()
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         while not self.shaken and not self.ended and not self.incoming:
@@ -254,16 +260,17 @@ class MemoryNetwork(Network):
     Attributes:
       wires: connections to the auth server ("Q") and to backends ("P").
       failing: what connect() says to them, if it is to fail.
+      known: answers for every `resolver` directive.
     """
 
     def __init__(self, auth: object, news: Callable[[], None] = lambda: None) -> None:
         self.relay = MemoryRelay()
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
+        self.known: Resolver | None = None
         self._auth = auth
         self._news = news
         self._kept: dict[Hashable, list[Wire]] = {}
-        self._resolvers = {}
 
     def next_number(self) -> int:
         return 1
@@ -271,7 +278,11 @@ class MemoryNetwork(Network):
     def make_room(self) -> bool:
         return True
 
-    def connect(self, family: int, address: SockAddress) -> Wire:
+    def resolver(self, settings: ResolverSettings, timeout: float) -> Resolver:
+        assert self.known is not None
+        return self.known
+
+    def connect(self, family: int, address: SockAddress) -> MemoryWire:
         kind = "Q" if address == self._auth else "P"
         if kind in self.failing:
             raise OSError(self.failing[kind], os.strerror(self.failing[kind]))
@@ -331,12 +342,14 @@ class Stage:
       server: who serves the client.
       failing: see `MemoryNetwork`.
       client: address of the client.
+      resolver: answers if the server asks for names.
       requests: what the auth server was asked.
     """
 
     server: Server
     failing: Mapping[str, int] = field(default_factory=dict)
     client: str = CLIENT
+    resolver: Resolver | None = None
 
     def __post_init__(self) -> None:
         self.log = CapturedLog()
@@ -346,6 +359,7 @@ class Stage:
         assert url is not None
         self.network = MemoryNetwork(url.sockaddr, self._news)
         self.network.failing.update(self.failing)
+        self.network.known = self.resolver
         self.requests: list[bytes] = []
         self._changed: trio.Event | None = None
         self._logged = 0
