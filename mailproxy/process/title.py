@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import setproctitle
 
+# It finds the place for titles, which the kernel has put in front of the
+# environment, by the first variable there: before anybody takes that one away.
+setproctitle.getproctitle()
+
 
 def set_title(name: str, title: str) -> None:
     """Show the process as `NAME: TITLE`, and its command (ps -C) as NAME.

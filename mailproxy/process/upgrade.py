@@ -22,6 +22,9 @@ from mailproxy.process.privileges import environment
 VARIABLES = ("NGINX", "ANGIE")
 """Where the numbers are looked for; a new binary gets both."""
 
+_SPARE = "X" * 300
+"""Room for the title of the new process, which lies where the environment does."""
+
 
 def inherited(variables: MutableMapping[str, str], log: Logger) -> list[int] | None:
     """The descriptors that an old master left us; None if there is no such master.
@@ -115,6 +118,7 @@ class Successor:
                     **environment(generation.main.env, self._start),
                     **self._extra,
                     **dict.fromkeys(VARIABLES, value),
+                    "SPARE": _SPARE,
                 },
                 numbers,
                 lambda error: log.alert(

@@ -19,7 +19,9 @@ def make_site(tmp_path: Path) -> Iterator[Callable[[str], Site]]:
     def make(name: str) -> Site:
         directory = tmp_path / name
         directory.mkdir()
-        sites.append(Site(directory, free_port()))
+        sites.append(
+            Site(directory, free_port(), "nginx" if name == "nginx" else "mailproxy")
+        )
         return sites[-1]
 
     # Workers run as nobody, who may not enter pytest's directories.

@@ -143,7 +143,7 @@ class Site:
         """Start in the background; returns the pid of the master."""
         done = self.call(*arguments, program=program)
         assert done.returncode == 0, done.stderr
-        wait_for(self._has_pid, "pid file")  # nginx writes it after it returned
+        wait_for(self.has_pid, "pid file")  # nginx writes it after it returned
         return self.pid
 
     @contextlib.contextmanager
@@ -164,7 +164,8 @@ class Site:
             process.kill()
             process.wait()
 
-    def _has_pid(self) -> bool:
+    def has_pid(self) -> bool:
+        """Whether the pid file is complete."""
         return self.pid_path.exists() and self.pid_path.read_text().endswith("\n")
 
     @property
