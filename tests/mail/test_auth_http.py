@@ -644,7 +644,7 @@ def test_oauth_client_that_says_nothing() -> None:
         S: ⟨close⟩
         at 60
         L: [info] client login failed: "expired" {WHERE}
-        L: [info] client timed out (110: Connection timed out) while in auth state, …, login: "u"
+        L: [info] client timed out (110: Connection timed out) {WHERE}
         """,
         f"imap_auth {ALL};",
     )
