@@ -53,9 +53,7 @@ def shake_hands(
     """
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     here = server.wrap_bio(up, down, server_side=True)
-    there = client.wrap_bio(
-        down, up, server_hostname="localhost", session=session
-    )
+    there = client.wrap_bio(down, up, server_hostname="localhost", session=session)
     waiting = [there, here, there, here]
     while waiting:
         try:

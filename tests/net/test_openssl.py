@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import hashlib
 import os
 import socket
 import ssl
-import sys
+import subprocess
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from trustme import KeyType
 
 from mailproxy.net import openssl
 from mailproxy.net.openssl import ContextBuilder, OpenSSLError, callbacks, library
 from mailproxy.net.sessions import SessionZone
-from tests.tls import Certificates, Handshake, shake_hands
+from tests.tls import Certificates, shake_hands
 
 TLS1_2, TLS1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 BOTH = ("TLSv1.2", "TLSv1.3")
-NO_TICKET = 0x4000
 
 FFDHE2048 = """\
 -----BEGIN DH PARAMETERS-----
@@ -89,10 +94,16 @@ def test_an_unknown_layout_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     type_of_object = object.__basicsize__ - 8
     monkeypatch.setattr(library, "_CTX_FIELD", type_of_object)
     reason = library.unsupported.__wrapped__()
+    assert reason is not None
     assert "layout" in reason
     monkeypatch.setattr("mailproxy.net.openssl.contexts.unsupported", lambda: reason)
     with pytest.raises(OpenSSLError, match="layout"):
         ContextBuilder(BOTH)
+
+
+def test_openssl_has_all_that_is_called() -> None:
+    lacking = {name for name in library._SIGNATURES if not library.c.has(name)}  # noqa: SLF001 - the table
+    assert lacking <= {"SSL_CTX_compress_certs"}
 
 
 def test_a_function_that_openssl_lacks_is_an_error_when_called() -> None:
@@ -292,9 +303,7 @@ def test_alpn_takes_the_protocol_or_refuses(
     assert openssl.error_level(error) == "info"
 
 
-def test_any_server_name_is_accepted_and_known(
-    make: Make, files: Certificates
-) -> None:
+def test_any_server_name_is_accepted_and_known(make: Make, files: Certificates) -> None:
     done = shake_hands(make().context, files.client())
     assert openssl.server_name(done.server) == b"localhost"
 
@@ -312,7 +321,7 @@ def test_a_connection_without_server_name(make: Make, files: Certificates) -> No
 
 
 def test_nginx_options_are_set(make: Make) -> None:
-    names = "IGNORE_UNEXPECTED_EOF NO_COMPRESSION NO_RENEGOTIATION".split()
+    names = ["IGNORE_UNEXPECTED_EOF", "NO_COMPRESSION", "NO_RENEGOTIATION"]
     options = make().context.options
     for name in names:
         assert options & getattr(ssl, f"OP_{name}")
@@ -443,6 +452,21 @@ def test_sessions_of_other_certificates_are_not_resumed(
     assert not resumable(server, client, other)
 
 
+def test_tickets_of_other_certificates_are_not_taken(
+    make: Make, client: ssl.SSLContext
+) -> None:
+    key = os.urandom(80)
+
+    def server(certificate: str) -> ContextBuilder:
+        builder = make(certificate=certificate)
+        builder.session_id_context(b"MAIL")
+        builder.tickets(enable=True, keys=[key])
+        return builder
+
+    assert resumable(server("ec"), client, server("ec"))
+    assert not resumable(server("ec"), client, server("other"))
+
+
 def test_the_key_of_tickets_changes_with_the_hour(
     make: Make, files: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,18 +480,10 @@ def test_the_key_of_tickets_changes_with_the_hour(
     assert resumable(server, client)
 
 
-def test_a_client_that_asks_for_any_session(make: Make, files: Certificates) -> None:
-    """The ids that are looked up come from clients: zeros are what empty memory has."""
-    zone = SessionZone(64 * 1024)
-    assert zone.find(bytes(32)) is None
-    started = time.process_time()
-    for _ in range(1000):
-        zone.find(bytes(32))
-    assert time.process_time() - started < 1
-
-
 @pytest.mark.parametrize("sizes", [(48,), (80,), (80, 48), (48, 80, 48)])
-def test_ticket_keys(make: Make, client: ssl.SSLContext, sizes: tuple[int, ...]) -> None:
+def test_ticket_keys(
+    make: Make, client: ssl.SSLContext, sizes: tuple[int, ...]
+) -> None:
     """The first key makes tickets; the others still open those of before."""
     keys = [os.urandom(size) for size in sizes]
 
@@ -481,7 +497,9 @@ def test_ticket_keys(make: Make, client: ssl.SSLContext, sizes: tuple[int, ...])
     for key in keys:
         assert resumable(server(key), client, server(*keys))
     assert not resumable(server(keys[0]), client, server(os.urandom(80)))
-    assert not resumable(server(keys[0]), client, server(os.urandom(48), os.urandom(80)))
+    assert not resumable(
+        server(keys[0]), client, server(os.urandom(48), os.urandom(80))
+    )
     # A ticket of an old key is exchanged for one of the new key.
     first = shake_hands(server(keys[-1]).context, client)
     renewed = shake_hands(server(*keys).context, client, first.session)
@@ -505,8 +523,9 @@ def test_a_damaged_ticket_means_a_full_handshake(
     assert not resumable(server(), client, server())
 
 
-def test_sessions_end_after_their_timeout(make: Make, client: ssl.SSLContext) -> None:
+def test_sessions_end_after_their_timeout(make: Make, files: Certificates) -> None:
     """Resumed again and again, a session with a client certificate lasts no longer."""
+    client = files.client(version=TLS1_3)
     server = make()
     server.verify_client(1)
     server.session_id_context(b"MAIL")
@@ -575,17 +594,12 @@ def test_revoked_certificates(make: Make, files: Certificates, tmp_path: Path) -
 
 
 def revocation_list(files: Certificates, name: str) -> bytes:
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
     key = serialization.load_pem_private_key(
         files.ca.private_key_pem.bytes(), password=None
     )
     issuer = x509.load_pem_x509_certificate(files.ca.cert_pem.bytes())
     wrong = x509.load_pem_x509_certificate(files.text(f"{name}.pem").encode())
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.now(UTC)
     revoked = (
         x509.RevokedCertificateBuilder()
         .serial_number(wrong.serial_number)
@@ -595,9 +609,331 @@ def revocation_list(files: Certificates, name: str) -> bytes:
     return (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.subject)
-        .last_update(now - datetime.timedelta(days=1))
-        .next_update(now + datetime.timedelta(days=1))
+        .last_update(now - timedelta(days=1))
+        .next_update(now + timedelta(days=1))
         .add_revoked_certificate(revoked)
         .sign(key, hashes.SHA256())  # type: ignore[arg-type] # trustme's keys can sign
         .public_bytes(serialization.Encoding.PEM)
     )
+
+
+# -- what is known of a certificate ------------------------------------------------
+
+
+def odd_certificate(files: Certificates, serial: int) -> None:
+    """odd.pem: a subject with all that needs escaping."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = [(NameOID.COUNTRY_NAME, "DE"), (NameOID.ORGANIZATION_NAME, "Ünï, Ltd")]
+    names += [(NameOID.COMMON_NAME, 'a+b="c"\r\n#1 ')]
+    now = datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(oid, value) for oid, value in names])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "issuer")]))
+        .public_key(key.public_key())
+        .serial_number(serial)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    files.write("odd.pem", made.public_bytes(serialization.Encoding.PEM))
+    text = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    files.write("odd.key", text)
+
+
+def test_a_client_certificate_is_described_as_by_nginx(
+    make: Make, files: Certificates
+) -> None:
+    odd_certificate(files, 0xABC12)
+    server = make()
+    server.verify_client(1)
+    done = shake_hands(server.context, files.client(own="odd"))
+    found = openssl.peer_certificate(done.server)
+    assert found is not None
+    assert found.subject == rb"CN=a\+b=\"c\"\0D\0A#1\ ,O=\C3\9Cn\C3\AF\, Ltd,C=DE"
+    assert found.issuer == b"CN=issuer"
+    assert found.common_name == b'a+b="c"\r\n#1 '
+    assert found.serial == b"0ABC12"
+    assert found.pem.decode() == files.text("odd.pem")
+    der = ssl.PEM_cert_to_DER_cert(files.text("odd.pem"))
+    assert found.fingerprint == hashlib.sha1(der).hexdigest().encode()
+
+
+def test_a_long_serial_number_has_no_line_break(
+    make: Make, files: Certificates
+) -> None:
+    odd_certificate(files, int("7F" * 20, 16))
+    server = make()
+    server.verify_client(1)
+    # Certificates may have longer ones than they should.
+    done = shake_hands(server.context, files.client(own="odd"))
+    found = openssl.peer_certificate(done.server)
+    assert found is not None
+    assert found.serial == b"7F" * 20
+
+
+def test_the_certificate_of_a_resumed_session_is_known(
+    make: Make, client: ssl.SSLContext, files: Certificates
+) -> None:
+    client.load_cert_chain(files.path("other.pem"), files.path("other.key"))
+    server = make()
+    server.verify_client(1, files.path("ca.pem"))
+    server.session_id_context(b"MAIL")
+    first = shake_hands(server.context, client)
+    again = shake_hands(server.context, client, first.session)
+    assert again.resumed
+    shown = openssl.peer_certificate(again.server)
+    assert shown is not None
+    assert shown == openssl.peer_certificate(first.server)
+    assert shown.pem.decode() == files.text("other.pem")
+    assert openssl.verify_result(again.server) == (0, "ok")
+
+
+def test_names_of_cas_are_announced_once(make: Make, files: Certificates) -> None:
+    twice = files.write("twice.pem", files.text("ca.pem") * 2)
+    server = make()
+    server.verify_client(1, twice, twice)
+    assert len(announced(server.context)) == 1
+    server = make()
+    server.verify_client(1, "", files.path("ca.pem"))
+    assert not announced(server.context)
+
+
+def announced(context: ssl.SSLContext) -> list[str]:
+    """The CA names that `openssl s_client` is sent."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}"]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as client:
+            accepted, _ = listener.accept()
+            with context.wrap_socket(accepted, server_side=True) as tls:
+                with contextlib.suppress(OSError):
+                    tls.unwrap()
+            output, _ = client.communicate(timeout=10)
+    _, found, rest = output.partition("Acceptable client certificate CA names\n")
+    return rest.partition("\nRequested")[0].split("\n") if found else []
+
+
+# -- commands ----------------------------------------------------------------------
+
+
+def commanded(make: Make, files: Certificates, *commands: str) -> ContextBuilder:
+    server = make()
+    server.session_id_context(b"MAIL")
+    server.sessions(300)
+    server.tickets(enable=False)
+    pairs = [(name, value) for name, value in (c.split(" ", 1) for c in commands)]
+    server.commands(pairs, files.path)
+    return server
+
+
+def test_commands_come_last(
+    make: Make, client: ssl.SSLContext, files: Certificates
+) -> None:
+    assert not resumable(commanded(make, files), client)
+    assert resumable(commanded(make, files, "Options SessionTicket"), client)
+
+
+def test_commands_for_ciphers_of_tls_1_3(make: Make, files: Certificates) -> None:
+    server = commanded(make, files, "Ciphersuites TLS_CHACHA20_POLY1305_SHA256")
+    done = shake_hands(server.context, files.client(version=TLS1_3))
+    assert done.cipher == "TLS_CHACHA20_POLY1305_SHA256"
+
+
+def test_commands_replace_the_certificate(make: Make, files: Certificates) -> None:
+    server = commanded(make, files, "Certificate other.pem", "PrivateKey other.key")
+    done = shake_hands(server.context, files.client())
+    certificate = done.client.getpeercert(binary_form=True)
+    assert certificate == ssl.PEM_cert_to_DER_cert(files.text("other.pem"))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "Foo bar",
+            'SSL_CONF_cmd("Foo", "bar") failed (SSL: error:0A000182:SSL routines::'
+            "unknown cmd name:cmd=Foo)",
+        ),
+        (
+            "Options bar",
+            'SSL_CONF_cmd("Options", "bar") failed (SSL: error:0A000180:SSL routines::'
+            "bad value:cmd=Options, value=bar)",
+        ),
+        (
+            "Ciphersuites foo",
+            'SSL_CONF_cmd("Ciphersuites", "foo") failed (SSL: error:0A0000B9:'
+            "SSL routines::no cipher match error:0A000180:SSL routines::"
+            "bad value:cmd=Ciphersuites, value=foo)",
+        ),
+    ],
+)
+def test_wrong_commands(
+    make: Make, files: Certificates, command: str, message: str
+) -> None:
+    with pytest.raises(OpenSSLError) as caught:
+        commanded(make, files, command)
+    assert str(caught.value) == message
+
+
+# -- errors ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "text", "level"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", "0A00009C:SSL routines::http request", "info"),
+        (b"a1 LOGIN x y\r\n", "0A00010B:SSL routines::wrong version number", "info"),
+        (
+            b"\x15\x03\x01\x00\x02\x02\x28",
+            "0A0000F4:SSL routines::unexpected message",
+            "info",
+        ),
+        (
+            b"\x16\x03\x01\xff\xff",
+            "0A0000C6:SSL routines::packet length too long",
+            "info",
+        ),
+    ],
+)
+def test_what_is_logged_of_a_client_that_speaks_no_tls(
+    make: Make, sent: bytes, text: str, level: str
+) -> None:
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = make().context.wrap_bio(up, down, server_side=True)
+    up.write(sent)
+    with pytest.raises(ssl.SSLError) as caught:
+        server.do_handshake()
+    assert openssl.error_text(caught.value) == f"error:{text}"
+    assert openssl.error_level(caught.value) == level
+
+
+def test_what_is_logged_of_an_alert(make: Make) -> None:
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = make().context.wrap_bio(up, down, server_side=True)
+    client = ssl.create_default_context().wrap_bio(
+        down, up, server_hostname="localhost"
+    )
+    for end in (client, server):
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        client.do_handshake()
+    with pytest.raises(ssl.SSLError) as caught:
+        server.do_handshake()
+    assert openssl.error_text(caught.value) == (
+        "error:0A000418:SSL routines::tlsv1 alert unknown ca:SSL alert number 48"
+    )
+    assert openssl.error_level(caught.value) == "info"
+
+
+def test_a_client_that_leaves_during_the_handshake(make: Make) -> None:
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = make().context.wrap_bio(up, down, server_side=True)
+    up.write(b"\x16\x03\x01")
+    up.write_eof()
+    with pytest.raises((ssl.SSLZeroReturnError, ssl.SSLEOFError)):
+        server.do_handshake()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ssl.SSLError(1, "something (_ssl.c:1)"), "error:something"),
+        (ssl.SSLError("odd"), "error:odd"),
+        (ssl.SSLError(), "error:"),
+    ],
+)
+def test_errors_without_a_code(error: ssl.SSLError, text: str) -> None:
+    assert openssl.error_text(error) == text
+    assert openssl.error_level(error) == "crit"
+
+
+def test_a_whole_queue_of_errors_is_shown(files: Certificates) -> None:
+    missing = files.path("missing.pem")
+    server = ContextBuilder(BOTH)
+    with pytest.raises(OpenSSLError) as caught:
+        server.certificate(missing, missing)
+    assert str(caught.value) == (
+        f'cannot load certificate "{missing}": BIO_new_file() failed '
+        "(SSL: error:80000002:system library::No such file or directory:"
+        f"calling fopen({missing}, r) error:10000080:BIO routines::no such file)"
+    )
+
+
+# -- memory ------------------------------------------------------------------------
+
+
+def test_contexts_are_freed(make: Make) -> None:
+    gc.collect()
+    before = len(callbacks._shared), len(callbacks._ticket_keys)  # noqa: SLF001 - the subject
+    server = shared_server(make, SessionZone(64 * 1024), tickets=False)
+    server.tickets(enable=True, keys=[os.urandom(48)])
+    gone = weakref.ref(server.context)
+    del server
+    gc.collect()
+    assert gone() is None
+    assert before == (len(callbacks._shared), len(callbacks._ticket_keys))  # noqa: SLF001
+
+
+def test_handshakes_leave_nothing_behind(make: Make, files: Certificates) -> None:
+    """Everything that calls back, in every handshake; the whole is measured."""
+    server = make()
+    server.alpn(b"imap")
+    server.verify_client(1, files.path("ca.pem"))
+    server.session_id_context(b"MAIL")
+    server.sessions(300, cache=True, zone=SessionZone(64 * 1024))
+    server.tickets(enable=True, keys=[os.urandom(48), os.urandom(80)])
+    clients = [files.client(version=v, own="other") for v in (TLS1_2, TLS1_3)]
+    for each in clients:
+        each.set_alpn_protocols(["imap"])
+
+    # Python's own SSLObject.session leaks in some versions: each is asked for once.
+    sessions = [shake_hands(server.context, client).session for client in clients]
+
+    def after(handshakes: int) -> int:
+        for number in range(handshakes):
+            client = clients[number % 2]
+            session = sessions[number % 2] if number % 4 > 1 else None
+            done = shake_hands(server.context, client, session)
+            assert done.resumed == (session is not None)
+            openssl.peer_certificate(done.server)
+            openssl.remove_session(done.server)
+        gc.collect()
+        return resident()
+
+    after(100)
+    before = after(100)
+    assert after(400) - before < 200
+
+
+def test_contexts_leave_nothing_behind(make: Make, files: Certificates) -> None:
+    def after(contexts: int) -> int:
+        for _ in range(contexts):
+            server = make()
+            server.verify_client(1, files.path("ca.pem"))
+            server.dh_parameters(files.path("dh"))
+            server.commands([("Options", "SessionTicket")], files.path)
+        gc.collect()
+        return resident()
+
+    after(20)
+    before = after(20)
+    assert after(100) - before < 1024
+
+
+def resident() -> int:
+    """KiB of memory that the process has."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])

@@ -116,6 +116,14 @@ def test_damaged_memory_gives_a_whole_session_or_none(junk: bytes, at: int) -> N
     assert zone.find(b"after") == b"session"
 
 
+def test_a_client_that_asks_for_what_empty_memory_holds(zone: SessionZone) -> None:
+    """Clients choose the ids that are looked up: many zeros must not cost more."""
+    started = time.process_time()
+    for _ in range(1000):
+        assert zone.find(bytes(32)) is None
+    assert time.process_time() - started < 1
+
+
 def test_the_ticket_key_changes_every_hour_alike_in_all_workers(
     clock: list[float],
 ) -> None:

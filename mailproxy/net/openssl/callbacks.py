@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 import time
 from ctypes import byref, c_char_p, c_int, c_uint, c_void_p
 from dataclasses import dataclass
@@ -80,6 +81,31 @@ def limit_lifetime(ssl: int, where: int, _value: int) -> None:
     else:
         c.SSL_SESSION_set_time(session, now)
         c.SSL_SESSION_set_timeout(session, limit - age)
+
+
+# -- which sessions a context may resume -------------------------------------------
+
+
+_identities: dict[int, bytes] = {}
+_HELLO_GOOD = 1
+
+
+def keep_identity(ctx: int, identity: bytes) -> None:
+    """See that connections have the session id context of their context.
+
+    Since 3.13, Python gives every connection one of its own, the same for all
+    contexts. It must not matter where contexts have a cache or ticket keys in common.
+    """
+    if sys.version_info >= (3, 12):  # in case that it comes to 3.12 as well
+        _identities[ctx] = identity
+        c.SSL_CTX_set_client_hello_cb(ctx, _identify, None)
+
+
+@callback("ippp")
+def _identify(ssl: int, _alert: int, _data: int) -> int:
+    identity = _identities.get(c.SSL_get_SSL_CTX(ssl), b"")
+    c.SSL_set_session_id_context(ssl, identity, len(identity))
+    return _HELLO_GOOD
 
 
 # -- ssl_session_cache shared ------------------------------------------------------
@@ -234,3 +260,4 @@ def forget(ctx: int) -> None:
     if _shared.pop(ctx, None) is not None:
         c.SSL_CTX_sess_set_remove_cb(ctx, None)
     _ticket_keys.pop(ctx, None)
+    _identities.pop(ctx, None)

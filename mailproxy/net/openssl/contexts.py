@@ -98,6 +98,7 @@ class ContextBuilder:
         self._control(_SET_MAX_VERSION, callbacks.TLS1_3)
         self._control(_MODE, _MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
         self._control(_SET_READ_AHEAD, 1)
+        self._identity = b""
         self._certificates: list[bytes] = []
         self._announced: dict[bytes, None] = {}
 
@@ -218,6 +219,7 @@ class ContextBuilder:
         value = hashlib.sha1(identity, usedforsecurity=False).digest()
         if not c.SSL_CTX_set_session_id_context(self._ctx, value, len(value)):
             raise failure("SSL_CTX_set_session_id_context() failed")
+        self._identity = value
 
     def sessions(
         self,
@@ -227,7 +229,7 @@ class ContextBuilder:
         builtin: int | None = None,
         zone: SessionZone | None = None,
     ) -> None:
-        """How long sessions can be resumed, and where they are kept.
+        """How long sessions can be resumed, and where; after `session_id_context`.
 
         Args:
           timeout: seconds.
@@ -250,6 +252,7 @@ class ContextBuilder:
             if builtin is not None and builtin >= 0:
                 self._control(_SET_CACHE_SIZE, builtin)
             if zone is not None:
+                callbacks.keep_identity(self._ctx, self._identity)
                 callbacks.share_sessions(self._ctx, callbacks.Shared(zone))
 
     def tickets(self, *, enable: bool, keys: Sequence[bytes] = ()) -> None:
@@ -261,6 +264,8 @@ class ContextBuilder:
         """
         if not enable:
             self._set_options(callbacks.OP_NO_TICKET)
+        if keys:
+            callbacks.keep_identity(self._ctx, self._identity)
         shared = callbacks.shared_of(self._ctx)
         if len(keys) == 1 and len(keys[0]) == 80:
             # OpenSSL's own layout, which costs no callback.

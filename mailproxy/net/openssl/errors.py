@@ -83,7 +83,7 @@ def _openssl_text(error: ssl.SSLError) -> str:
 
 def _code(error: ssl.SSLError) -> int:
     """The number of an error, which `ssl` does not keep; 0 if it is not found."""
-    library = _LIBRARIES.get(error.library or "", 0)
+    library = _LIBRARIES.get(getattr(error, "library", None) or "", 0)
     return _codes(library).get(_openssl_text(error), 0) if library else 0
 
 

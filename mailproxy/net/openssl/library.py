@@ -46,6 +46,7 @@ _SIGNATURES: dict[str, str] = dict(
     SSL_CONF_CTX_new=P SSL_CONF_CTX_free=vp SSL_CONF_CTX_set_flags=upu
     SSL_CONF_CTX_set_ssl_ctx=vpp SSL_CONF_CTX_finish=ip SSL_CONF_cmd=ippp
     SSL_CONF_cmd_value_type=ipp
+    SSL_CTX_set_client_hello_cb=vppp SSL_set_session_id_context=ippu
     SSL_get_SSL_CTX=Pp SSL_get_options=op SSL_version=ip SSL_get_session=Pp
     SSL_get_verify_result=lp SSL_get_servername=Ppi SSL_get_certificate=Pp
     SSL_select_next_proto=ipppupu
