@@ -173,14 +173,15 @@ def parse_error_log(
     filters: list[Filter] = []
     rate = 0
     for word in args[1:]:
-        if word in LEVELS[1:]:
+        name = word.partition("\0")[0]  # as C sees it
+        if name in LEVELS[1:]:
             if level or parts:
                 raise ValueError(f'duplicate log level "{word}"')
-            level = LEVELS.index(word)
-        elif word.startswith("debug_") and word[6:] in DEBUG_PARTS:
+            level = LEVELS.index(name)
+        elif name.startswith("debug_") and name[6:] in DEBUG_PARTS:
             if level:
                 raise ValueError(f'invalid log level "{word}"')
-            parts.add(word[6:])
+            parts.add(name[6:])
         elif word.startswith("format="):
             if json is not None:
                 raise ValueError(f'duplicate format= parameter ("{word}")')

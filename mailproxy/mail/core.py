@@ -255,7 +255,7 @@ def _parse_error_log(found: Directive, scope: Scope) -> tuple[ErrorLog, ...]:
     where = found.position
     try:
         value = parse_error_log(
-            [c_string(word.value) for word in found.args],
+            [word.value for word in found.args],
             path=scope.in_prefix,
             address=_syslog_address,
             file=where.file,
