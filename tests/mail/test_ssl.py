@@ -1,0 +1,472 @@
+"""TLS directives: what is written in a configuration shows in handshakes."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+import trustme
+from trustme import KeyType
+
+from mailproxy.mail.modules import ConfigErrors, Configuration, Loader
+from mailproxy.mail.ssl import Key, PasswordFile, SessionCache, SslSettings
+from mailproxy.net import openssl
+from mailproxy.process.core import EventsSettings, MainSettings
+from tests.tls import Certificates, shake_hands
+
+TLS1_2, TLS1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+PAIR = "ssl_certificate ec.pem; ssl_certificate_key ec.key;"
+
+Whole = Configuration[MainSettings, EventsSettings]
+Load = Callable[..., Whole]
+Serve = Callable[..., SslSettings]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    made = Certificates(tmp_path_factory.mktemp("tls"))
+    made.issue("other")
+    return made
+
+
+@pytest.fixture
+def load(files: Certificates) -> Load:
+    """Reads a configuration: the inside of mail, the servers in it."""
+
+    def read(mail: str, *servers: str) -> Whole:
+        blocks = "\n".join(
+            f"server {{ listen 127.0.0.1:{1000 + number}; protocol imap; {server} }}"
+            for number, server in enumerate(servers)
+        )
+        files.write(
+            "main",
+            f"pid {os.devnull};\nevents {{ worker_connections 2000; }}\nmail {{\nauth_http 127.0.0.1:9;\n"
+            f"{mail}\n{blocks}\n}}\n",
+        )
+        prefix = f"{files.directory}/"
+        loader = Loader(
+            MainSettings,
+            EventsSettings,
+            prefix=prefix,
+            path=f"{prefix}main",
+            name="mailproxy",
+        )
+        return loader.load()
+
+    return read
+
+
+@pytest.fixture
+def serve(load: Load) -> Serve:
+    """The TLS settings of one server, which has a certificate."""
+
+    def read(directives: str = "", mail: str = "", pair: str = PAIR) -> SslSettings:
+        (server,) = load(mail, f"starttls on; {pair} {directives}").servers
+        return server.ssl
+
+    return read
+
+
+@pytest.fixture(params=[TLS1_2, TLS1_3], ids=["TLSv1.2", "TLSv1.3"])
+def client(request: pytest.FixtureRequest, files: Certificates) -> ssl.SSLContext:
+    return files.client(version=request.param)
+
+
+def context(settings: SslSettings) -> ssl.SSLContext:
+    assert settings.context is not None
+    return settings.context
+
+
+def resumable(
+    first: SslSettings, client: ssl.SSLContext, second: SslSettings | None = None
+) -> bool:
+    done = shake_hands(context(first), client)
+    if not done.client.session:
+        return False
+    return shake_hands(context(second or first), client, done.session).resumed
+
+
+def messages(caught: pytest.ExceptionInfo[ConfigErrors]) -> list[str]:
+    return [str(error) for error in caught.value.messages if error.level != "warn"]
+
+
+# -- which servers have TLS --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("directives", "tls"),
+    [
+        ("", False),
+        ("starttls off;", False),
+        ("starttls on;", True),
+        ("starttls only;", True),
+        ("listen 127.0.0.1:2000 ssl;", True),
+        ("ssl on;", True),
+        ("ssl off;", False),
+    ],
+)
+def test_only_servers_with_tls_have_a_context(
+    load: Load, directives: str, tls: bool
+) -> None:
+    (server,) = load("", PAIR + directives).servers
+    assert (server.ssl.context is not None) == tls
+
+
+def test_what_no_server_uses_is_not_looked_at(load: Load) -> None:
+    load("ssl_certificate nothing; ssl_ciphers NOTHING;", "")
+
+
+def test_servers_with_the_same_settings_share_a_context(load: Load) -> None:
+    whole = load(
+        f"{PAIR} starttls on; ssl_session_cache shared:s:1m;",
+        "",
+        "starttls only;",
+        "ssl_ciphers HIGH;",
+        "protocol pop3;",
+        "listen 127.0.0.1:2000 ssl;",
+    )
+    first, only, ciphers, pop3, listen = (
+        server.ssl.context for server in whole.servers
+    )
+    assert first is only is listen
+    assert len({first, ciphers, pop3}) == 3
+
+
+def test_a_configuration_that_is_read_again_reads_files_again(
+    serve: Serve, files: Certificates
+) -> None:
+    pair = "ssl_certificate new.pem; ssl_certificate_key new.key;"
+    found = []
+    for _ in range(2):
+        files.issue("new")
+        done = shake_hands(context(serve(pair=pair)), files.client())
+        found.append(done.client.getpeercert(binary_form=True))
+        assert found[-1] == ssl.PEM_cert_to_DER_cert(files.text("new.pem"))
+    assert found[0] != found[1]
+
+
+def test_many_servers_with_one_certificate_load_quickly(load: Load) -> None:
+    started = time.process_time()
+    whole = load(
+        f"{PAIR} starttls on;",
+        *(f"server_name host{number}.example.com;" for number in range(1000)),
+    )
+    assert time.process_time() - started < 3
+    assert len({server.ssl.context for server in whole.servers}) == 1
+
+
+# -- every directive ---------------------------------------------------------------
+
+
+def test_the_defaults(serve: Serve, client: ssl.SSLContext) -> None:
+    settings = serve()
+    done = shake_hands(context(settings), client)
+    assert done.server.version() == client.minimum_version.name.replace("_", ".")
+    assert resumable(settings, client)
+    assert not resumable(serve("ssl_session_tickets off;"), client)
+
+
+def test_alpn_is_the_protocol_of_the_server(load: Load, files: Certificates) -> None:
+    whole = load(f"{PAIR} starttls on;", "", "protocol pop3;", "protocol smtp;")
+    for server, name in zip(whole.servers, ("imap", "pop3", "smtp"), strict=True):
+        client = files.client()
+        client.set_alpn_protocols(["h2", name])
+        done = shake_hands(context(server.ssl), client)
+        assert done.client.selected_alpn_protocol() == name
+        client.set_alpn_protocols(["h2"])
+        with pytest.raises(ssl.SSLError, match="NO_APPLICATION_PROTOCOL"):
+            shake_hands(context(server.ssl), client)
+
+
+def test_a_protocol_that_the_port_tells_is_known_to_alpn(
+    load: Load, files: Certificates
+) -> None:
+    whole = load(PAIR)
+    assert not whole.servers
+    files.write("one", "")
+    text = f"{PAIR} server {{ listen 127.0.0.1:995 ssl; }}"
+    (server,) = load(text).servers
+    client = files.client()
+    client.set_alpn_protocols(["pop3"])
+    done = shake_hands(context(server.ssl), client)
+    assert done.client.selected_alpn_protocol() == "pop3"
+
+
+def test_several_certificates(serve: Serve, files: Certificates) -> None:
+    files.issue("rsa", KeyType.RSA)
+    settings = serve("ssl_certificate rsa.pem; ssl_certificate_key rsa.key;")
+    for kind in ("RSA", "ECDSA"):
+        client = files.client(version=TLS1_2)
+        client.set_ciphers(f"ECDHE-{kind}-AES128-GCM-SHA256")
+        assert kind in shake_hands(context(settings), client).cipher
+
+
+def test_certificates_and_keys_are_inherited_each_for_itself(
+    load: Load, files: Certificates
+) -> None:
+    (server,) = load(
+        "starttls on; ssl_certificate other.pem; ssl_certificate_key ec.key;",
+        "ssl_certificate ec.pem;",
+    ).servers
+    shake_hands(context(server.ssl), files.client())
+
+
+def test_a_certificate_written_in_the_configuration(
+    serve: Serve, files: Certificates
+) -> None:
+    certificate, key = files.text("ec.pem"), files.text("ec.key")
+    pair = f'ssl_certificate "data:{certificate}"; ssl_certificate_key "data:{key}";'
+    settings = serve(pair=pair)
+    shake_hands(context(settings), files.client())
+    assert key[60:90] not in repr(settings)
+    assert key[60:90] not in str(settings.ssl_certificate_key[0])
+
+
+def test_passwords(serve: Serve, files: Certificates) -> None:
+    encrypt = ["openssl", "pkcs8", "-topk8", "-passout", "pass:open sesame"]
+    encrypt += ["-in", files.path("ec.key"), "-out", files.path("encrypted.key")]
+    subprocess.run(encrypt, check=True)
+    files.write("passwords", b"wrong\r\n\nopen sesame\r\nother")
+    pair = "ssl_certificate ec.pem; ssl_certificate_key encrypted.key;"
+    settings = serve("ssl_password_file passwords;", pair=pair)
+    shake_hands(context(settings), files.client())
+    assert "sesame" not in repr(settings)
+    files.write("passwords", b"wrong\n")
+    with pytest.raises(ConfigErrors) as caught:
+        serve("ssl_password_file passwords;", pair=pair)
+    (message,) = messages(caught)
+    name = files.path("encrypted.key")
+    start = f'cannot load certificate key "{name}": PEM_read_bio_PrivateKey() failed ('
+    assert message.startswith(start)
+    assert "wrong)" not in message.replace("wrong password)", "")
+
+
+def test_protocols(serve: Serve, client: ssl.SSLContext) -> None:
+    version = {TLS1_2: "TLSv1.2", TLS1_3: "TLSv1.3"}[client.minimum_version]
+    other = {TLS1_2: "TLSv1.3", TLS1_3: "TLSv1.2"}[client.minimum_version]
+    settings = serve(f"ssl_protocols SSLv3 {version};", mail=f"ssl_protocols {other};")
+    assert shake_hands(context(settings), client).server.version() == version
+    with pytest.raises(ssl.SSLError):
+        shake_hands(context(serve(f"ssl_protocols {other};")), client)
+
+
+@pytest.mark.parametrize("prefer", [True, False])
+def test_ciphers(serve: Serve, files: Certificates, prefer: bool) -> None:
+    theirs, ours = "ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384"
+    client = files.client(version=TLS1_2)
+    client.set_ciphers(f"{theirs}:{ours}")
+    word = "on" if prefer else "off"
+    settings = serve(f"ssl_ciphers {ours}:{theirs}; ssl_prefer_server_ciphers {word};")
+    done = shake_hands(context(settings), client)
+    assert done.cipher == (ours if prefer else theirs)
+
+
+def test_curves(serve: Serve, files: Certificates) -> None:
+    client = files.client()
+    client.set_ecdh_curve("secp521r1")
+    shake_hands(context(serve("ssl_ecdh_curve X25519:secp521r1;")), client)
+    with pytest.raises(ssl.SSLError):
+        shake_hands(context(serve("ssl_ecdh_curve X25519;")), client)
+
+
+def test_dh_parameters(serve: Serve, files: Certificates) -> None:
+    files.issue("rsa", KeyType.RSA)
+    make = ["openssl", "genpkey", "-genparam", "-algorithm", "DH"]
+    make += ["-pkeyopt", "group:ffdhe2048", "-out", files.path("dh")]
+    subprocess.run(make, check=True, capture_output=True)
+    client = files.client(version=TLS1_2)
+    client.set_ciphers("DHE-RSA-AES256-GCM-SHA384")
+    pair = "ssl_certificate rsa.pem; ssl_certificate_key rsa.key;"
+    settings = serve("ssl_dhparam dh;", pair=pair)
+    assert shake_hands(context(settings), client).cipher.startswith("DHE")
+    emptied = serve('ssl_dhparam "";', mail="ssl_dhparam nothing;", pair=pair)
+    with pytest.raises(ssl.SSLError):
+        shake_hands(context(emptied), client)
+
+
+@pytest.mark.parametrize(
+    ("cache", "resumed"),
+    [
+        ("off", False),
+        ("none", False),
+        ("builtin", True),
+        ("builtin:10", True),
+        ("shared:cache:1m", True),
+        ("builtin:10 shared:cache:1m", True),
+        ("shared:cache:1m none", False),
+    ],
+)
+def test_session_caches(
+    serve: Serve, client: ssl.SSLContext, cache: str, resumed: bool
+) -> None:
+    settings = serve(f"ssl_session_cache {cache}; ssl_session_tickets off;")
+    assert resumable(settings, client) == resumed
+    assert set(str(settings.ssl_session_cache).split()) <= set(
+        cache.replace("1m", str(1024 * 1024)).split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("mail", "server", "effective"),
+    [
+        ("", "", SessionCache("none")),
+        ("shared:s:1m", "", SessionCache("on", None, ("s", 1048576))),
+        ("shared:s:1m", "builtin", SessionCache("on", -1, ("s", 1048576))),
+        ("shared:s:1m", "off", SessionCache("off", None, ("s", 1048576))),
+        ("builtin:5", "shared:s:1m", SessionCache("on", None, ("s", 1048576))),
+        ("builtin:5", "none", SessionCache("none")),
+        ("off", "shared:s:1m builtin", SessionCache("on", -1, ("s", 1048576))),
+    ],
+)
+def test_both_parts_of_the_session_cache_are_inherited(
+    serve: Serve, mail: str, server: str, effective: SessionCache
+) -> None:
+    settings = serve(
+        server and f"ssl_session_cache {server};",
+        mail=mail and f"ssl_session_cache {mail};",
+    )
+    assert settings.ssl_session_cache == effective
+
+
+def test_a_shared_cache_outlives_a_reload(serve: Serve, client: ssl.SSLContext) -> None:
+    text = "ssl_session_cache shared:reload:1m; ssl_session_tickets {};"
+    for tickets in ("on", "off"):
+        before = serve(text.format(tickets))
+        after = serve(text.format(tickets))
+        assert before.context is not after.context
+        assert resumable(before, client, after)
+
+
+def test_sessions_last_as_long_as_told(serve: Serve, client: ssl.SSLContext) -> None:
+    settings = serve("ssl_session_timeout 1h;")
+    assert shake_hands(context(settings), client).session.ticket_lifetime_hint == 3600
+    longest = serve("ssl_session_timeout 1000y;")
+    assert shake_hands(context(longest), client).session.ticket_lifetime_hint > 3600
+
+
+def test_ticket_keys_rotate(
+    serve: Serve, client: ssl.SSLContext, files: Certificates
+) -> None:
+    files.write("old", os.urandom(48))
+    files.write("new", os.urandom(80))
+    old = serve("ssl_session_ticket_key old;")
+    both = serve("ssl_session_ticket_key new; ssl_session_ticket_key old;")
+    new = serve("ssl_session_ticket_key new;")
+    assert resumable(old, client, both)
+    assert resumable(both, client, new)
+    assert not resumable(old, client, new)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x" * 47, b"x" * 49, b"x" * 81])
+def test_ticket_keys_that_are_none(
+    serve: Serve, files: Certificates, content: bytes | None
+) -> None:
+    name = files.path("nothing")
+    if content is not None:
+        name = files.write("broken", content)
+    with pytest.raises(ConfigErrors) as caught:
+        serve(f"ssl_session_ticket_key {name};")
+    said = (
+        f'open() "{name}" failed (2: No such file or directory)'
+        if content is None
+        else f'"{name}" must be 48 or 80 bytes'
+    )
+    end_of_mail = 7
+    assert messages(caught) == [f"{said} in {files.path('main')}:{end_of_mail}"]
+
+
+@pytest.mark.parametrize("wanted", ["on", "optional", "optional_no_ca"])
+def test_client_certificates(serve: Serve, files: Certificates, wanted: str) -> None:
+    settings = serve(f"ssl_verify_client {wanted}; ssl_client_certificate ca.pem;")
+    done = shake_hands(context(settings), files.client(own="other"))
+    found = openssl.peer_certificate(done.server)
+    assert found is not None
+    assert found.pem.decode() == files.text("other.pem")
+    assert openssl.verify_result(done.server) == (0, "ok")
+    done = shake_hands(context(settings), files.client())
+    assert openssl.peer_certificate(done.server) is None
+
+
+def test_without_verify_client_files_of_cas_are_not_opened(serve: Serve) -> None:
+    serve("ssl_client_certificate no; ssl_trusted_certificate no; ssl_crl no;")
+
+
+def test_trusted_cas_suffice(serve: Serve, files: Certificates) -> None:
+    settings = serve("ssl_verify_client on; ssl_trusted_certificate ca.pem;")
+    done = shake_hands(context(settings), files.client(own="other"))
+    assert openssl.verify_result(done.server)[0] == 0
+
+
+def test_verify_depth(serve: Serve, files: Certificates) -> None:
+    child = files.ca.create_child_ca(key_type=KeyType.ECDSA)
+    files.issue("deep", ca=child.create_child_ca(key_type=KeyType.ECDSA))
+    text = "ssl_verify_client on; ssl_client_certificate ca.pem; "
+    for depth, good in (("", False), ("ssl_verify_depth 2;", True)):
+        settings = serve(text + depth)
+        done = shake_hands(context(settings), files.client(own="deep"))
+        assert (openssl.verify_result(done.server)[0] == 0) == good
+
+
+def test_a_crl_must_name_the_ca(serve: Serve, files: Certificates) -> None:
+    """Without a list of its CA, a certificate is not known to be good."""
+    config = files.write("ca.cnf", "[ca]\ndefault_ca=c\n[c]\ndatabase=index\n")
+    files.write("index", "")
+    stranger = trustme.CA(key_type=KeyType.ECDSA)
+    stranger.cert_pem.write_to_path(files.path("stranger.pem"))
+    stranger.private_key_pem.write_to_path(files.path("stranger.key"))
+    make = ["openssl", "ca", "-gencrl", "-config", config, "-md", "sha256"]
+    make += ["-crldays", "1", "-keyfile", "stranger.key", "-cert", "stranger.pem"]
+    subprocess.run(
+        [*make, "-out", "list"], check=True, cwd=files.directory, capture_output=True
+    )
+    settings = serve(
+        "ssl_verify_client on; ssl_client_certificate ca.pem; ssl_crl list;"
+    )
+    done = shake_hands(context(settings), files.client(own="other"))
+    assert openssl.verify_result(done.server) == (
+        3,
+        "unable to get certificate CRL",
+    )
+
+
+def test_commands_overrule_directives(
+    serve: Serve, client: ssl.SSLContext, files: Certificates
+) -> None:
+    settings = serve(
+        "ssl_session_tickets off; ssl_conf_command Options SessionTicket;"
+        "ssl_conf_command Certificate other.pem; ssl_conf_command PrivateKey other.key;"
+    )
+    assert resumable(settings, client)
+    done = shake_hands(context(settings), client)
+    shown = done.client.getpeercert(binary_form=True)
+    assert shown == ssl.PEM_cert_to_DER_cert(files.text("other.pem"))
+
+
+def test_certificate_compression_is_there_or_warned_of(load: Load) -> None:
+    whole = load("", f"starttls on; {PAIR} ssl_certificate_compression on;")
+    said = [str(message) for message in whole.messages]
+    if not openssl.library.c.has("SSL_CTX_compress_certs"):
+        assert said == [
+            '"ssl_certificate_compression" is not supported on this platform, ignored'
+        ]
+
+
+def test_a_python_that_cannot_is_a_configuration_error(
+    serve: Serve, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "the ssl module of snake 4.0 has a layout that is not known here"
+    monkeypatch.setattr("mailproxy.net.openssl.contexts.unsupported", lambda: reason)
+    load(PAIR, "")
+    with pytest.raises(ConfigErrors) as caught:
+        serve()
+    assert messages(caught) == [reason]
+
+
+def test_secrets_do_not_show() -> None:
+    assert "x" not in repr(Key("x"))
+    assert "x" not in repr(PasswordFile("f", (b"x",)))
+    assert str(Key("data:-----BEGIN PRIVATE KEY-----")) == "data:..."
