@@ -13,6 +13,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -41,17 +42,19 @@ class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         owner = self.server.owner
         owner.connections.append(self.connection)
-        try:
+        with suppress(OSError):  # the proxy left, which is its right
             owner.serve(self)
-        except OSError:
-            pass  # the proxy left, which is its right
 
 
 class _Fake:
     """A threaded server on a loopback port."""
 
     def __init__(self, port: int = 0, address: str = "127.0.0.1") -> None:
-        kind = type("Server", (_Server,), {"address_family": socket.AF_INET6}) if ":" in address else _Server
+        kind = (
+            type("Server", (_Server,), {"address_family": socket.AF_INET6})
+            if ":" in address
+            else _Server
+        )
         self._server = kind((address, port), _Handler)
         self._server.owner = self
         self.port: int = self._server.server_address[1]
@@ -62,17 +65,17 @@ class _Fake:
         raise AssertionError("each fake has its own")
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        ).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._server.server_close()
         for connection in self.connections:
-            try:
+            with suppress(OSError):  # it has ended before
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it has ended before
 
 
 Answer = Callable[[Request], Headers | bytes]
@@ -111,8 +114,13 @@ class FakeAuth(_Fake):
             if isinstance(answer, bytes):
                 connection.wfile.write(answer)
                 return
-            headers = {"Content-Length": "0", "Connection": "keep-alive" if stays else "close"}
-            text = "".join(f"{name}: {value}\r\n" for name, value in (answer | headers).items())
+            headers = {
+                "Content-Length": "0",
+                "Connection": "keep-alive" if stays else "close",
+            }
+            text = "".join(
+                f"{name}: {value}\r\n" for name, value in (answer | headers).items()
+            )
             connection.wfile.write(f"HTTP/1.0 200 OK\r\n{text}\r\n".encode("latin-1"))
             if not stays:
                 return

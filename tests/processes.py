@@ -4,7 +4,6 @@ Nothing here sleeps blindly. Who waits says for what (`wait_for`), and a program
 that dies meanwhile ends the waiting at once, with what it printed.
 """
 
-import itertools
 import os
 import random
 import select
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 20.0
@@ -56,24 +55,46 @@ def wait_for(
             raise AssertionError(f"waited {PATIENCE:.0f} s for {what}\n{story}")
 
 
-_lowest, _beyond = 12000, 32000  # below the ports the kernel gives to outgoing connections
-_ports = itertools.cycle(range(_lowest, _beyond))
-for _ in range(random.randrange(_beyond - _lowest)):
-    next(_ports)
+_BLOCK = 100
+_BLOCKS = range(12000, 32000, _BLOCK)  # the kernel gives others to outgoing connections
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on, and which no outgoing connection will take."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    for port in itertools.islice(_ports, _beyond - _lowest):
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+class _Ports:
+    """Ports for this process alone: it owns a block by holding its first port."""
+
+    def __init__(self) -> None:
+        self._guards: list[socket.socket] = []
+        self._left: list[int] = []
+
+    def take(self) -> int:
+        if not self._left:
+            start = next(filter(self._own, random.sample(_BLOCKS, len(_BLOCKS))))
+            self._left = list(range(start + 1, start + _BLOCK))
+        return self._left.pop()
+
+    def _own(self, start: int) -> bool:
+        guard = socket.socket()
+        try:
+            guard.bind(("127.0.0.1", start))
+        except OSError:
+            guard.close()
+            return False
+        self._guards.append(guard)
+        return True
+
+
+_ports = _Ports()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on, and that no one else will be given."""
+    while True:
+        port = _ports.take()
+        with socket.socket(socket.AF_INET6) as probe:  # of both families
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
+            with suppress(OSError):
+                probe.bind(("::", port))
+                return port
 
 
 def answers(port: int, address: str = "127.0.0.1") -> bool:
@@ -89,7 +110,10 @@ class Process:
     """A program that runs until it is told to stop."""
 
     def __init__(
-        self, command: Sequence[str], directory: Path, environment: dict[str, str] | None = None
+        self,
+        command: Sequence[str],
+        directory: Path,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.command = list(command)
         self.directory = directory
@@ -151,12 +175,24 @@ def mailproxy_command(directory: Path) -> list[str]:
 
 def _arguments(directory: Path) -> list[str]:
     foreground = "daemon off; master_process off;"
-    return ["-p", f"{directory}/", "-c", "nginx.conf", "-e", "startup.log", "-g", foreground]
+    return [
+        "-p",
+        f"{directory}/",
+        "-c",
+        "nginx.conf",
+        "-e",
+        "startup.log",
+        "-g",
+        foreground,
+    ]
 
 
 @contextmanager
 def running(
-    command: Sequence[str], directory: Path, port: int, environment: dict[str, str] | None = None
+    command: Sequence[str],
+    directory: Path,
+    port: int,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[Process]:
     """A program that accepts connections on `port`, for the length of the block."""
     process = Process(command, directory, environment)

@@ -4,6 +4,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -14,7 +15,7 @@ PATIENCE = 10.0
 OPEN, CLOSE = "⟨open⟩", "⟨close⟩"
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """The proxy did something else than the script says."""
 
 
@@ -56,13 +57,17 @@ class Channel:
         """Wait for bytes or the end of the connection.
 
         Raises:
-          Mismatch: `condition` does not come true in time.
+          MismatchError: `condition` does not come true in time.
         """
         with trio.move_on_after(PATIENCE):
             while not condition():
                 await self._changed.wait()
             return
-        raise Mismatch(f"waited {PATIENCE:.0f} s for {what}")
+        raise MismatchError(f"waited {PATIENCE:.0f} s for {what}")
+
+    async def wait_for_end(self) -> None:
+        """Wait until the proxy closes, too."""
+        await self.wait_until(lambda: self.ended, "the proxy to close")
 
     async def take_line(self) -> bytes | str:
         """The next line, or the name of an event."""
@@ -76,7 +81,8 @@ class Channel:
     async def take_exactly(self, size: int) -> bytes | str:
         """The next `size` bytes, or fewer before an event."""
         await self.wait_until(
-            lambda: len(self.buffer) >= size or bool(self.events) or self.ended, f"{size} bytes"
+            lambda: len(self.buffer) >= size or bool(self.events) or self.ended,
+            f"{size} bytes",
         )
         return self._take(size) if self.buffer else self._event()
 
@@ -87,7 +93,25 @@ class Channel:
         )
         if not self.buffer:
             return self._event()
-        return self._take(self.buffer.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in self.buffer else len(self.buffer))
+        return self._take(
+            self.buffer.find(b"\r\n\r\n") + 4
+            if b"\r\n\r\n" in self.buffer
+            else len(self.buffer)
+        )
+
+    def take_all(self, *, lines: bool = False) -> tuple[bytes, list[str]]:
+        """Everything that is there: bytes (or only whole `lines`), and then events."""
+        size = self.buffer.rfind(b"\n") + 1 if lines else len(self.buffer)
+        data = self._take(size)
+        events = [] if self.buffer else self.events
+        self.events = self.events[len(events) :]
+        return data, events
+
+    def is_news_that_it_ended(self) -> bool:
+        """Whether it has ended and nobody knows; now somebody does."""
+        news = self.ended and not self.told and not self.buffer
+        self.told = self.told or news
+        return news
 
     def _event(self) -> str:
         if self.events:
@@ -112,10 +136,8 @@ class Channel:
     def finish_sending(self) -> None:
         """Send a FIN."""
         self.told = True
-        try:
+        with suppress(OSError):  # it is closed already
             self.socket.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it is closed already
 
     def close(self, *, reset: bool = False) -> None:
         """Close, with a RST where asked for."""

@@ -8,10 +8,16 @@ from pathlib import Path
 from tests.differential.script import Step
 from tests.differential.signs import Signs
 
-_ENTRY = re.compile(rb"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(\w+)\] \d+#\d+: (?:\*(\d+) )?(.*)", re.DOTALL)
-_WHERE = re.compile(rb"(?:connected to|, server:) (\S+?)(?:, (?:login|upstream): .*)?$", re.DOTALL)
+_ENTRY = re.compile(
+    rb"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(\w+)\] \d+#\d+: (?:\*(\d+) )?(.*)", re.DOTALL
+)
+_WHERE = re.compile(
+    rb"(?:connected to|, server:) (\S+?)(?:, (?:login|upstream): .*)?$", re.DOTALL
+)
 
-_MORE = re.compile(r"L\d*: \[\w+\] (?:client|upstream|auth http server \S+) closed connection")
+_MORE = re.compile(
+    r"L\d*: \[\w+\] (?:client|upstream|auth http server \S+) closed connection"
+)
 
 Entry = tuple[bytes, bytes, bytes]
 """Level, number of the connection, message."""
@@ -36,7 +42,9 @@ class Log:
             entry = _ENTRY.fullmatch(text)
             where = entry and _WHERE.search(entry[3])
             if entry and where:
-                self._entries.setdefault(where[1], []).append((entry[1], entry[2], entry[3]))
+                self._entries.setdefault(where[1], []).append(
+                    (entry[1], entry[2], entry[3])
+                )
         return self._entries.setdefault(listen.encode(), [])
 
 
@@ -49,7 +57,8 @@ def steps(entries: Sequence[Entry], listen: str, signs: Signs) -> list[Step]:
     found = []
     sessions: list[bytes] = []
     first = re.compile(
-        rb"client (?:127\.0\.0\.1:\d+|\[::1\]:\d+|unix:) connected to " + re.escape(listen.encode())
+        rb"client (?:127\.0\.0\.1:\d+|\[::1\]:\d+|unix:) connected to "
+        + re.escape(listen.encode())
     )
     usual = signs.text(f", client: 127.0.0.1, server: {listen}\r\n".encode())
     for level, connection, message in entries:
@@ -58,7 +67,9 @@ def steps(entries: Sequence[Entry], listen: str, signs: Signs) -> list[Step]:
             if level == b"info" and first.fullmatch(message):
                 continue
         line = signs.text(message + b"\r\n").replace(usual, ", …")
-        found.append(Step("L", f"[{level.decode()}] {line}", sessions.index(connection) + 1))
+        found.append(
+            Step("L", f"[{level.decode()}] {line}", sessions.index(connection) + 1)
+        )
     return found
 
 

@@ -51,5 +51,7 @@ class Names:
         elif known[0].isupper():
             answer.set_rcode(dns.rcode.from_text(known[0]))
         elif known != ["empty"]:
-            answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", kind, *known))
+            answer.answer.append(
+                dns.rrset.from_text(question.name, 60, "IN", kind, *known)
+            )
         return answer

@@ -26,9 +26,16 @@ def to_bytes(text: str) -> bytes:
     """The bytes of a text with signs; no line end is added."""
     text = _REPEATED.sub(lambda found: found[1] * int(found[2]), text)
     return b"".join(
-        bytes.fromhex(found[1]) if found[1] else _SIGNS.get(found[2]) or found[2].encode()
+        bytes.fromhex(found[1])
+        if found[1]
+        else _SIGNS.get(found[2]) or found[2].encode()
         for found in _BYTE.finditer(text)
     )
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """Lines with their ends, which are LF; the last may have none."""
+    return re.findall(rb"[^\n]*\n|[^\n]+\Z", data)
 
 
 def line_text(line: bytes) -> str:
@@ -45,7 +52,11 @@ def line_text(line: bytes) -> str:
 def to_text(data: bytes) -> str:
     """How a script writes bytes; long runs of one byte are counted."""
     text = "".join(
-        _SIGN_OF[code] if code in _SIGN_OF else chr(code) if code < 0x7F else f"⟨{code:02x}⟩"
+        _SIGN_OF[code]
+        if code in _SIGN_OF
+        else chr(code)
+        if code < 0x7F
+        else f"⟨{code:02x}⟩"
         for code in data
     )
     return re.sub(r"([^⟨⟩ ])\1{15,}", lambda run: f"⟨{run[1]}*{len(run[0])}⟩", text)

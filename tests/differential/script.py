@@ -113,7 +113,10 @@ class Script:
         own = " ".join(self.server.get("", []) + self.server.get(proxy, []))
         names = {text.split()[0] for text in own.split(";") if text.strip()}
         common = (text.strip() for text in self.common.split(";") if text.strip())
-        return "".join(f"{text}; " for text in common if text.split()[0] not in names) + own
+        return (
+            "".join(f"{text}; " for text in common if text.split()[0] not in names)
+            + own
+        )
 
 
 def read_all() -> list[Script]:
@@ -151,7 +154,9 @@ class _Reader:
                 self.common,
                 title=line[3:].strip(),
                 number=number,
-                steps=[replace(step, number=number, inserted=True) for step in self.opening],
+                steps=[
+                    replace(step, number=number, inserted=True) for step in self.opening
+                ],
                 server={},
                 dns=[],
             )
@@ -173,7 +178,8 @@ class _Reader:
         script = self.scripts[-1] if self.scripts else self.common
         if key == "use":
             self.steps.extend(
-                replace(step, number=number, inserted=True) for step in self.blocks[text]
+                replace(step, number=number, inserted=True)
+                for step in self.blocks[text]
             )
         elif key == "pause":
             self.steps.append(Step("pause", text, proxy=proxy, number=number))
@@ -185,7 +191,16 @@ class _Reader:
             script.common += text
         elif key == "server":
             script.server.setdefault(proxy, []).append(text)
-        elif key in {"protocol", "address", "listen", "auth", "why", "only", "log", "bytewise"}:
+        elif key in {
+            "protocol",
+            "address",
+            "listen",
+            "auth",
+            "why",
+            "only",
+            "log",
+            "bytewise",
+        }:
             if not proxy:
                 before = getattr(script, key) if key == "why" else ""
                 setattr(script, key, f"{before} {text}".strip())

@@ -8,38 +8,50 @@ from tests.differential.notation import line_text, to_text
 
 
 class Signs:
-    """Ports and salts of one play.
+    """Ports, salts and other texts of one play.
 
-    Ports of `ports` are found in inputs too (`⟨backend⟩` in an answer of the auth
-    server); salts are numbered as they show up.
+    Ports are found in inputs too (`⟨backend⟩` in an answer of the auth server); salts
+    are numbered as they show up.
+
+    Args:
+      ports: by the names of their signs.
+      texts: other texts that differ from run to run, and their signs.
     """
 
-    def __init__(self, ports: Mapping[str, int]) -> None:
-        self.ports = dict(ports)
-        self.texts: dict[bytes, bytes] = {}
-        """Other texts that differ from run to run, and their signs."""
+    def __init__(self, ports: Mapping[str, int], texts: Mapping[bytes, bytes]) -> None:
+        self._ports = dict(ports)
+        self._texts = texts
+        self._clients = 0
         self._salts: list[bytes] = []
+
+    def add_client(self, port: int) -> None:
+        """The next client has this port: ⟨client⟩, ⟨client2⟩, ..."""
+        self._clients += 1
+        self._ports["client" if self._clients == 1 else f"client{self._clients}"] = port
 
     def fill_in(self, text: str) -> str:
         """`text` of a script with the ports of this play."""
-        for name, port in self.ports.items():
+        for name, port in self._ports.items():
             text = text.replace(f"⟨{name}⟩", str(port))
         return text
 
     def put(self, data: bytes) -> bytes:
         """`data` with signs."""
-        for volatile, sign in self.texts.items():
+        for volatile, sign in self._texts.items():
             data = data.replace(volatile, sign)
-        for name, port in self.ports.items():
+        for name, port in self._ports.items():
             data = re.sub(rb"(?<![1-9])%d(?!\d)" % port, f"⟨{name}⟩".encode(), data)
         data = re.sub(rb"(?<= )PD[A-Za-z0-9+/=]+(?=\r\n)", self._challenge, data)
-        return re.sub(rb"<(\d+\.\d+)@", lambda found: b"<%s@" % self._salt(found[1]), data)
+        return re.sub(
+            rb"<(\d+\.\d+)@", lambda found: b"<%s@" % self._salt(found[1]), data
+        )
 
     def text(self, line: bytes) -> str:
         """A line with signs, in the language of the scripts."""
         *parts, last = re.split("(⟨[a-z]+\\d*⟩)".encode(), self.put(line))
         return "".join(
-            part.decode() if index % 2 else to_text(part) for index, part in enumerate(parts)
+            part.decode() if index % 2 else to_text(part)
+            for index, part in enumerate(parts)
         ) + line_text(last)
 
     def _salt(self, value: bytes) -> bytes:

@@ -9,16 +9,25 @@ import trio
 
 from tests.differential import certificates
 from tests.differential.log import Log
-from tests.differential.player import Playback, Player, Recording, Stage
+from tests.differential.neighbours import Stage
+from tests.differential.player import Player
 from tests.differential.script import NGINX, Script
-from tests.processes import free_port, load_modules, mailproxy_command, nginx_command, running
+from tests.processes import (
+    free_port,
+    load_modules,
+    mailproxy_command,
+    nginx_command,
+    running,
+)
 
 AT_ONCE = 32
 """Scripts that are played at the same time."""
 
 
 @contextmanager
-def staged(proxy: str, scripts: Sequence[Script], directory: Path) -> Iterator[list[Stage]]:
+def staged(
+    proxy: str, scripts: Sequence[Script], directory: Path
+) -> Iterator[list[Stage]]:
     """`proxy` running in `directory`, with a server for each of `scripts`, in their order."""
     log = Log(directory / "error.log")
     signs = certificates.write(directory)
@@ -38,7 +47,9 @@ mail {{
 }}
 """
     )
-    command = nginx_command(directory) if proxy == NGINX else mailproxy_command(directory)
+    command = (
+        nginx_command(directory) if proxy == NGINX else mailproxy_command(directory)
+    )
     assert command is not None
     with running(command, directory, ready):
         yield stages
@@ -51,8 +62,18 @@ def _stage(
     if script.address == "unix":
         listen = f"unix:{directory}/listen{port}"
     else:
-        listen = f"[{script.address}]:{port}" if ":" in script.address else f"{script.address}:{port}"
-    ports = free_port(), directory / f"auth{port}", free_port(), free_port(), free_port()
+        listen = (
+            f"[{script.address}]:{port}"
+            if ":" in script.address
+            else f"{script.address}:{port}"
+        )
+    ports = (
+        free_port(),
+        directory / f"auth{port}",
+        free_port(),
+        free_port(),
+        free_port(),
+    )
     return Stage(proxy, directory, log, listen, port, *ports, signs)
 
 
@@ -65,24 +86,19 @@ def _server(script: Script, stage: Stage) -> str:
     return f"    server {{ {listen}; protocol {script.protocol}; auth_http {auth}; {directives} }}"
 
 
-def play_all(
-    scripts: Sequence[Script], stages: Sequence[Stage], *, bytewise: bool = False, record: Recording = Recording.NO
-) -> list[Playback]:
-    """Play each script on its stage, many at the same time."""
-    playbacks: dict[int, Playback] = {}
+def play_all(players: Sequence[Player]) -> None:
+    """Play many at the same time; those about time by themselves, lest they wait for others."""
     limit = trio.CapacityLimiter(AT_ONCE)
 
-    async def play(index: int) -> None:
+    async def play(player: Player) -> None:
         async with limit:
-            player = Player(scripts[index], stages[index], bytewise=bytewise, record=record)
-            playbacks[index] = await player.play()
+            await player.play()
 
-    async def play_them(*, timed: bool) -> None:
+    async def play_those(*, timed: bool) -> None:
         async with trio.open_nursery() as nursery:
-            for index, script in enumerate(scripts):
-                if script.is_timed() == timed:
-                    nursery.start_soon(play, index)
+            for player in players:
+                if player.script.is_timed() == timed:
+                    nursery.start_soon(play, player)
 
     for timed in (False, True):
-        trio.run(partial(play_them, timed=timed))
-    return [playbacks[index] for index in range(len(scripts))]
+        trio.run(partial(play_those, timed=timed))

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.differential.__main__ import report
-from tests.differential.player import Playback
+from tests.differential.player import Playback, Player
 from tests.differential.script import NGINX, OURS, Script, read_all
 from tests.differential.stages import play_all, staged
 from tests.processes import find_program, require_peers
@@ -30,19 +30,27 @@ def playbacks(
     chosen: dict[str, list[Script]] = {}
     for item in request.session.items:
         call = getattr(item, "callspec", None)
-        if isinstance(item, pytest.Function) and call is not None and "script" in call.params:
+        if (
+            isinstance(item, pytest.Function)
+            and call is not None
+            and "script" in call.params
+        ):
             chosen.setdefault(item.originalname, []).append(call.params["script"])
     with ExitStack() as stack:
 
         def play(test: str) -> Playbacks:
             if test not in done:
                 scripts = chosen[test]
-                proxy = NGINX if test == test_nginx_says_what_is_written.__name__ else OURS
+                proxy = (
+                    NGINX if test == test_nginx_says_what_is_written.__name__ else OURS
+                )
                 folder = tmp_path_factory.mktemp(proxy)
                 stages = stack.enter_context(staged(proxy, scripts, folder))
                 bytewise = test == test_segments_make_no_difference.__name__
-                played = play_all(scripts, stages, bytewise=bytewise)
-                done[test] = {s.name: p for s, p in zip(scripts, played, strict=True)}
+                both = zip(scripts, stages, strict=True)
+                players = [Player(*each, bytewise=bytewise) for each in both]
+                play_all(players)
+                done[test] = {each.script.name: each.playback for each in players}
             return done[test]
 
         yield play
@@ -66,14 +74,18 @@ def nginx() -> None:
     found = find_program("nginx")
     version = ""
     if found is not None:
-        version = subprocess.run([found, "-v"], capture_output=True, text=True, check=True).stderr
+        version = subprocess.run(
+            [found, "-v"], capture_output=True, text=True, check=True
+        ).stderr
     if f"nginx/{NGINX_VERSION}" not in version:
         missing = f"needs nginx {NGINX_VERSION}x, found {version or 'none'}"
         pytest.fail(missing) if require_peers() else pytest.skip(missing)
 
 
 @playable(NGINX)
-def test_nginx_says_what_is_written(script: Script, nginx: None, playbacks: PlayAll) -> None:
+def test_nginx_says_what_is_written(
+    script: Script, nginx: None, playbacks: PlayAll
+) -> None:
     check(script, playbacks(test_nginx_says_what_is_written.__name__)[script.name])
 
 
@@ -93,5 +105,11 @@ def test_segments_make_no_difference(script: Script, playbacks: PlayAll) -> None
 def test_what_differs_has_a_reason_and_does_differ() -> None:
     for script in _SCRIPTS:
         if script.differs():
-            nginx, ours = ([str(step).removeprefix(f"{proxy} ") for step in script.steps_for(proxy)] for proxy in (NGINX, OURS))
+            nginx, ours = (
+                [
+                    str(step).removeprefix(f"{proxy} ")
+                    for step in script.steps_for(proxy)
+                ]
+                for proxy in (NGINX, OURS)
+            )
             assert nginx != ours, script.name
