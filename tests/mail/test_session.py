@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import re
 
 import pytest
 import trio
@@ -15,7 +16,8 @@ from mailproxy.log import Logger, MailContext
 from mailproxy.net.dns import Resolver
 from mailproxy.net.wire import SockAddress
 from tests.captured_log import CapturedLog
-from tests.play import MemoryNetwork, MemoryWire, Stage, answer, load_server, play
+from tests.memory import MemoryNetwork, MemoryWire
+from tests.play import Stage, answer, load_server, play
 
 TLS = "ssl_certificate ⟨cert⟩; ssl_certificate_key ⟨cert⟩;"
 ASKED = """
@@ -579,6 +581,50 @@ def test_greeting_is_delayed_after_the_name_is_known() -> None:
 
 
 # Any octets
+
+BACKENDS = {
+    "imap": f"S: * OK IMAP4 ready\n{ENTERED}",
+    "pop3": """
+        S: +OK POP3 ready
+        C: USER u
+        S: +OK
+        C: PASS p
+        Q: plain u p
+        A: OK
+        B: +OK ready
+        P: USER u
+        B: +OK
+        P: PASS p
+        B: +OK two letters
+        S: +OK two letters
+    """,
+    "smtp": """
+        S: 220 mx.test ESMTP ready
+        C: AUTH PLAIN AHUAcA==
+        Q: plain u p
+        A: OK
+        B: 220-ready
+        B: 220 to go
+        P: EHLO mx.test
+        B: 250-backend
+        B: 250 XCLIENT
+        P: XCLIENT ADDR=127.0.0.1 LOGIN=u NAME=[UNAVAILABLE]
+        B: 220
+        S: 235 2.0.0 OK
+    """,
+}
+
+
+@pytest.mark.parametrize("protocol", BACKENDS)
+def test_backend_may_send_its_replies_in_pieces(protocol: str) -> None:
+    pieces = re.sub(
+        r"B: (.*)",
+        lambda line: "\n".join(f"B: {octet}…" for octet in f"{line[1]}⏎"),
+        BACKENDS[protocol],
+    )
+    for script in (BACKENDS[protocol], pieces):
+        play(f"{script}\n{LOGGED_IN}", f"protocol {protocol};")
+
 
 PROTOCOLS = {
     "imap": "imap_auth plain login cram-md5 external xoauth2 oauthbearer; imap_client_buffer 256;",

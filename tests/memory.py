@@ -1,0 +1,220 @@
+"""Wires, a relay and a network that are only memory; a test is at their other ends."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from mailproxy.net.dns import Resolver, ResolverSettings
+from mailproxy.net.network import Network
+from mailproxy.net.relay import Ended, Relay
+from mailproxy.net.wire import SockAddress, Wire
+
+if TYPE_CHECKING:
+    import socket
+
+
+class MemoryTls:
+    """What a session asks of a TLS connection where no certificate matters."""
+
+    def version(self) -> str:
+        return "TLSv1.3"
+
+    def cipher(self) -> tuple[str, str, int]:
+        return "TLS_AES_256_GCM_SHA384", "TLSv1.3", 256
+
+
+class MemorySocket:
+    """What a session asks of the socket itself."""
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 1143
+
+
+class MemoryWire(Wire):
+    """A connection whose peer is a test.
+
+    Attributes:
+      incoming: sent by the peer, not yet received.
+      outgoing: sent to the peer, not yet looked at.
+      received: how many octets were received.
+      ended: the peer has closed, or, with `fault`, something worse.
+      shaken: the peer does its part of a TLS handshake.
+      room: octets that can be sent before somebody has to look at them.
+      listener: is called with what is sent, instead of keeping it in `outgoing`.
+    """
+
+    def __init__(self, news: Callable[[], None] = lambda: None) -> None:
+        self.socket = cast("socket.socket", MemorySocket())
+        self.tls = None
+        self.closed = False
+        self.incoming = bytearray()
+        self.outgoing = bytearray()
+        self.received = 0
+        self.ended = False
+        self.fault: int | None = None
+        self.shaken = False
+        self.room = 1 << 30
+        self.listener: Callable[[MemoryWire, bytes], None] | None = None
+        self._news = news
+        self._parking = trio.lowlevel.ParkingLot()
+
+    def put(self, data: bytes) -> None:
+        """Send to the proxy, as its peer."""
+        self.incoming += data
+        self._parking.unpark_all()
+
+    def finish(self, fault: int | None = None) -> None:
+        """Close, as the peer."""
+        self.ended = True
+        self.fault = fault
+        self._parking.unpark_all()
+
+    def shake(self) -> None:
+        """Do the peer's part of a handshake."""
+        self.shaken = True
+        self._parking.unpark_all()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = await self.peek(max_bytes or 16384, 0)
+        self.drop(len(data))
+        return data
+
+    async def peek(self, size: int, seen: int) -> bytes:
+        assert not self.closed
+        while len(self.incoming[:size]) <= seen and not self.ended:
+            await self._parking.park()
+        if not self.incoming and self.fault:
+            raise OSError(self.fault, os.strerror(self.fault))
+        return bytes(self.incoming[:size])
+
+    def drop(self, size: int) -> None:
+        self.received += size
+        del self.incoming[:size]
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        assert not self.closed
+        while len(self.outgoing) + len(data) > self.room and not self.ended:
+            await self._parking.park()
+        if self.fault:
+            raise OSError(self.fault, os.strerror(self.fault))
+        if self.listener is not None:
+            self.listener(self, bytes(data))
+        else:
+            self.outgoing += data
+            self._news()
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        while not self.shaken and not self.ended and not self.incoming:
+            await self._parking.park()
+        if self.incoming:
+            raise ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+        if not self.shaken:
+            raise ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+        self.shaken = False
+        self.tls = cast("ssl.SSLSocket", MemoryTls())
+        self._news()
+
+    def resume(self) -> None:
+        pass
+
+    def close(self, *, notify: bool = True) -> None:
+        self.closed = True
+        self._news()
+
+
+class MemoryRelay(Relay):
+    """Relays between memory wires; the real one needs descriptors."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def carry(
+        self,
+        client: Wire,
+        backend: Wire,
+        *,
+        to_client: bytes = b"",
+        to_backend: bytes = b"",
+        idle_limit: float,
+        bound: int | None = None,
+    ) -> Ended:
+        ended = Ended("timeout")
+        async with trio.open_nursery() as nursery:
+
+            async def move(source: Wire, sink: Wire, data: bytes, name: str) -> None:
+                nonlocal ended
+                error = None
+                try:
+                    while True:
+                        nursery.cancel_scope.deadline = trio.current_time() + idle_limit
+                        if data:
+                            await sink.send_all(data)
+                        data = await source.receive_some()
+                        if not data:
+                            break
+                except OSError as raised:
+                    error = raised
+                ended = Ended("done", error, f"proxying and reading from {name}")
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(move, client, backend, to_backend, "client")
+            nursery.start_soon(move, backend, client, to_client, "upstream")
+        return ended
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryNetwork(Network):
+    """Connects to nobody; a test finds the other ends here.
+
+    Attributes:
+      wires: connections to the auth server ("Q") and to backends ("P").
+      failing: what connect() says to them, if it is to fail.
+      known: answers for every `resolver` directive.
+    """
+
+    def __init__(self, auth: object, news: Callable[[], None] = lambda: None) -> None:
+        self.relay = MemoryRelay()
+        self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
+        self.failing: dict[str, int] = {}
+        self.known: Resolver | None = None
+        self._auth = auth
+        self._news = news
+        self._kept: dict[Hashable, list[Wire]] = {}
+
+    def next_number(self) -> int:
+        return 1
+
+    def make_room(self) -> bool:
+        return True
+
+    def resolver(self, settings: ResolverSettings, timeout: float) -> Resolver:
+        assert self.known is not None
+        return self.known
+
+    def connect(self, family: int, address: SockAddress) -> MemoryWire:
+        kind = "Q" if address == self._auth else "P"
+        if kind in self.failing:
+            raise OSError(self.failing[kind], os.strerror(self.failing[kind]))
+        wire = MemoryWire(self._news)
+        self.wires[kind].append(wire)
+        self._news()
+        return wire
+
+    def take_idle(self, key: Hashable) -> Wire | None:
+        kept = self._kept.get(key)
+        return kept.pop() if kept else None
+
+    def keep(self, key: Hashable, wire: Wire) -> None:
+        self._kept.setdefault(key, []).append(wire)
+
+    def close(self) -> None:
+        for kept in self._kept.values():
+            for wire in kept:
+                wire.close()
