@@ -10,6 +10,7 @@ from pathlib import Path
 from signal import SIGHUP, SIGQUIT
 
 import pytest
+import trustme
 
 from tests.fakes import FakeAuth, FakeImap, granted
 from tests.process.site import Client, Site
@@ -133,6 +134,24 @@ class TestThatSucceeds:
         for _ in range(3):
             reload(site)
         assert len(os.listdir(f"/proc/{pid}/fd")) == before
+
+    def test_memory_stays_flat(self, site: Site) -> None:
+        certificate = trustme.CA().issue_cert("localhost")
+        certificate.private_key_and_cert_chain_pem.write_to_path(
+            str(site.directory / "both.pem")
+        )
+        site.configure(
+            "server { listen 127.0.0.1:PORT ssl; protocol imap;"
+            " ssl_certificate both.pem; ssl_certificate_key both.pem; }",
+            main="worker_processes 1;",
+        )
+        pid = site.start()
+        for _ in range(10):
+            reload(site, 1)
+        before = _memory(pid)
+        for _ in range(20):
+            reload(site, 1)
+        assert _memory(pid) - before < 256
 
 
 class TestThatFails:
@@ -299,6 +318,12 @@ def test_storm_of_reloads_is_not_noticed_by_clients(
     assert min(sessions) > 0
     site.wait_for_line(RELOADED, reloads)
     site.no_complaints()
+
+
+def _memory(pid: int) -> int:
+    """Resident memory of a process, in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def _inode(port: int) -> str:
