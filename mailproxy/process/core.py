@@ -26,6 +26,7 @@ from mailproxy.conf.values import (
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import error_log
 from mailproxy.mail.modules import Configuration, Loader
+from mailproxy.net import openssl
 from mailproxy.process.options import Options
 
 DEFAULT_USER = "nobody"
@@ -163,11 +164,12 @@ def _parse_thread_pool(found: Directive, scope: Scope) -> tuple[str, ...]:
 
 
 def _parse_engine(found: Directive, _: Scope) -> str:
-    raise ConfigError(
-        f'ENGINE_by_id("{found.words[1].value}") failed',
-        found.words[1],
-        "engines are gone from OpenSSL; Python cannot use them",
-    )
+    name = c_string(found.words[1].value)
+    try:
+        openssl.use_engine(name)
+    except openssl.OpenSSLError as error:
+        raise ConfigError(str(error)) from None
+    return name
 
 
 def _parse_env(found: Directive, _: Scope) -> tuple[tuple[str, str | None], ...]:
@@ -290,7 +292,7 @@ class MainSettings(Settings):
     """Accepted; nothing in mail uses thread pools."""
 
     ssl_engine: str = directive(engine, default="", contexts="main")
-    """Always an error: Python's OpenSSL has no engines."""
+    """An engine of OpenSSL (before 4.0) that does what it can do, for all of TLS."""
 
     ssl_object_cache_inheritable: bool = directive(flag, default=True, contexts="main")
     """Accepted; each configuration reads its certificates afresh."""

@@ -271,6 +271,17 @@ def test_a_key_never_shows_in_a_message(files: Certificates) -> None:
         assert key[60:80] not in str(caught.value)
 
 
+def test_an_engine_that_is_not_there(files: Certificates) -> None:
+    missing = r"ENGINE_by_id\(.*\) failed \(SSL: "
+    with pytest.raises(OpenSSLError, match=missing):
+        openssl.use_engine("nothing")
+    server, certificate = ContextBuilder(BOTH), files.path("ec.pem")
+    with pytest.raises(OpenSSLError, match=missing):
+        server.certificate(certificate, "engine:nothing:key")
+    with pytest.raises(OpenSSLError, match='"engine:nothing": invalid syntax'):
+        server.certificate(certificate, "engine:nothing")
+
+
 def test_compression_is_refused_where_openssl_has_none(make: Make) -> None:
     server = make()
     assert server.compress_certificates(enable=False)
