@@ -108,6 +108,7 @@ def following(configuration: Whole, options: Options, old: Generation) -> Genera
             except PidError as failure:
                 old.log.emerg(str(failure), error=failure.error)
                 raise GenerationError from failure
+            undo.push(contextlib.suppress(PidError))
             undo.callback(pidfile.remove, pid)
         logs = _open_logs(configuration, options, old.log, copy_as=None)
         undo.callback(logs.close)

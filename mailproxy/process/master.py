@@ -103,6 +103,7 @@ class Master:
         self._workers = Workers(first, work, processes, clock, patience)
         self._new_binary: int | None = None
         self._paused = False
+        self._listening = True
         self._ending: signal.Signals | None = None
 
     @property
@@ -182,13 +183,17 @@ class Master:
             self._ending = signal.SIGQUIT
             self._notify.stopping()
             self._workers.leave()
-            self._close(self._generation.listeners, say=False)
+            self._stop_listening()
 
     def _leave(self) -> None:
         renamed = "" if self._new_binary is None else pidfile.OLDBIN
         self._generation.remove_pid(suffix=renamed)
         self._log.notice("exit")
-        if self._ending != signal.SIGQUIT:
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
             self._close(self._generation.listeners, say=False)
 
     def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:
@@ -216,28 +221,39 @@ class Master:
             return
         self._log.notice("reconfiguring")
         self._notify.reloading()
-        old = self._generation
+        self._notify.alive()  # to read a long configuration may take its time
+        new = self._make_next()
+        if new is not None:
+            self._replace_by(new)
+        self._say_ready()
+
+    def _make_next(self) -> Generation | None:
         try:
-            new = self._load(old)
+            return self._load(self._generation)
         except GenerationError:
-            self._say_ready()
-            return
-        self._generation = self._workers.generation = new
-        self._workers.outgoing = old
-        self._workers.start()
+            pass  # it is logged
+        except Exception as error:  # noqa: BLE001 # a bug, but not of those who run
+            self._log.exception("reload failed, this is a bug", exception=error)
+        return None
+
+    def _replace_by(self, new: Generation) -> None:
+        """Start the workers of a generation; if they come up, the others leave."""
+        old, workers = self._generation, self._workers
+        self._generation = workers.generation = new
+        workers.outgoing = old
+        workers.start()
         if self._wait_until_up():
             self._paused = False
-            self._workers.leave(but=new)
+            workers.leave(but=new)
             self._dismiss(old, new)
         else:
-            self._generation = self._workers.generation = old
+            self._generation = workers.generation = old
             self._log.emerg("new worker processes do not start, nothing is changed")
-            self._workers.stop(but=old)
+            workers.stop(but=old)
             self._dismiss(new, old)
-        self._workers.outgoing = None
+        workers.outgoing = None
         if not self._paused:
-            self._workers.fill()
-        self._say_ready()
+            workers.fill()
 
     def _dismiss(self, loser: Generation, winner: Generation) -> None:
         """Give up what one generation has and the other has not."""

@@ -57,13 +57,10 @@ class Notify:
         """The end begins."""
         self._send("STOPPING=1\nSTATUS=Shutting down")
 
-    def main(self, pid: int) -> None:
-        """Another process is the main one from now on."""
-        self._send(f"MAINPID={pid}")
-
     def alive(self) -> None:
-        """Feed the watchdog."""
-        self._send("WATCHDOG=1")
+        """Feed the watchdog, if there is one."""
+        if self.watchdog is not None:
+            self._send("WATCHDOG=1")
 
     def close(self) -> None:
         """Give up the line, in a process that is not the master."""

@@ -35,7 +35,9 @@ def become_worker(main: MainSettings, slot: int, log: Logger) -> None:
     """
     if main.worker_priority:
         try:
-            os.setpriority(os.PRIO_PROCESS, 0, main.worker_priority)
+            # The kernel takes any number for the nearest possible one; Python not.
+            nice = max(-20, min(main.worker_priority, 19))
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
         except OSError as error:
             log.alert(f"setpriority({main.worker_priority}) failed", error=error)
     _limit("RLIMIT_NOFILE", main.worker_rlimit_nofile, log)
@@ -137,7 +139,13 @@ def _set_affinity(affinity: Affinity, slot: int, log: Logger) -> None:
 
 
 def _allow_core_files(log: Logger) -> None:
-    """Undo that a change of user forbids core files (prctl(2), PR_SET_DUMPABLE)."""
+    """Undo that a change of user forbids core files (prctl(2), PR_SET_DUMPABLE).
+
+    nginx does so always. It also lets other processes of that user look into this
+    one, which knows passwords: so only where core files are wanted.
+    """
+    if resource.getrlimit(resource.RLIMIT_CORE)[0] == 0:
+        return
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
     if prctl is not None and prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()

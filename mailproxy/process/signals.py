@@ -27,8 +27,10 @@ HANDLED = (
     signal.SIGWINCH,
     signal.SIGCHLD,
     signal.SIGIO,
+    signal.SIGALRM,
 )
-"""SIGCHLD: a process ended. SIGIO: a worker said something to the master."""
+"""SIGCHLD: a process ended. SIGIO: a worker said something to the master. SIGALRM:
+nothing, but nginx is not killed by it either."""
 
 _INFO_SIZE = 128
 """Size of `struct signalfd_siginfo`, signalfd(2)."""

@@ -12,6 +12,7 @@ import platform
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +48,12 @@ def run(options: Options, load: Load, startup: Logs) -> int:
     Args:
       startup: the log that there is before the configuration names its own.
     """
+    if sys.platform != "linux":
+        startup.main.emerg(
+            f"there is no epoll(7), signalfd(2) or pidfd_open(2) on {sys.platform}:"
+            " only Linux can run the proxy, though any system can test a configuration"
+        )
+        return 1
     started_with = dict(os.environ)
     notify = Notify(os.environ)
     numbers = upgrade.inherited(os.environ, startup.main)
@@ -151,11 +158,18 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
         home.release(FATAL)
         return FATAL
     home.release(0)
-    return master.run()
+    try:
+        return master.run()
+    except Exception as error:
+        # Workers go on without a master, as after its SIGKILL.
+        born.log.exception("master process failed, this is a bug", exception=error)
+        return FATAL
 
 
 def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
     """Be master and worker in one (`master_process off`)."""
+    if home.notify.watchdog is not None:
+        born.log.warn('a watchdog of systemd needs "master_process on"')
     alone = _Alone(born, load, home, origin)
     home.notify.ready("single process")
     home.release(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import setproctitle
 
 # It finds the place for titles, which the kernel has put in front of the
@@ -14,6 +16,7 @@ def set_title(name: str, title: str) -> None:
 
     Monitoring and start-stop-daemon look for these.
     """
-    setproctitle.setproctitle(f"{name}: {title}")
+    readable = os.fsencode(title).decode("utf-8", "replace")
+    setproctitle.setproctitle(f"{name}: {readable}")
     # The call above has put the beginning of the title there.
     setproctitle.setthreadtitle(name)

@@ -120,16 +120,15 @@ class Workers:
     # Start
 
     def start(self) -> None:
-        """Start all workers of the current generation."""
+        """Say that the current generation starts, and start it."""
         self._log.notice("start worker processes")
-        self._respawns.clear()
         self.failed = False
         gc.collect()  # what is garbage now, every worker would carry along
-        for slot in range(self.generation.main.worker_processes):
-            self._start(slot)
+        self.fill()
 
     def fill(self) -> None:
-        """Start a worker in each slot that has none."""
+        """Start a worker in each slot that has none of the current generation."""
+        self._respawns.clear()
         manned = {each.slot for each in self._all.values() if self._current(each)}
         for slot in range(self.generation.main.worker_processes):
             if slot not in manned:

@@ -373,6 +373,18 @@ class TestReload:
 
         world.play(story)
 
+    def test_bug_changes_nothing(self, world: World) -> None:
+        def story(world: World) -> Story:
+            world.log()
+            yield SIGHUP
+            found = world.log()
+            assert found[2] == "[alert] reload failed, this is a bug"
+            assert found[-1] == "[alert] ZeroDivisionError: of zero"
+            assert (world.running, world.told) == ([101, 102], [])
+
+        world.bug = ZeroDivisionError("of zero")
+        world.play(story)
+
     def test_workers_that_cannot_start_change_nothing(self, world: World) -> None:
         def story(world: World) -> Story:
             world.prompt = False
@@ -506,6 +518,14 @@ class TestUpgrade:
                 "signal 1 (SIGHUP) received from 4711, reconfiguring",
                 *started(103, 104),
             ]
+
+        world.play(story)
+
+    def test_hup_starts_none_twice(self, world: World) -> None:
+        def story(world: World) -> Story:
+            yield SIGUSR2
+            yield SIGHUP
+            assert world.running == [101, 102]
 
         world.play(story)
 

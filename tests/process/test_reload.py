@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,16 +179,18 @@ class TestThatFails:
             f'cannot load certificate "{site.directory / "gone.pem"}"'
         )
 
-    def test_port_that_is_taken(self, site: Site) -> None:
+    def test_address_that_cannot_be_had(self, site: Site) -> None:
         site.start()
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            site.configure(
-                "server { listen 127.0.0.1:PORT; listen 127.0.0.1:OTHER;"
-                " protocol imap; }",
-                OTHER=taken.getsockname()[1],
-            )
-            failed_reload(site)
-            site.wait_for_line("still could not bind()")
+        other = free_port()
+        site.configure(
+            "server { listen 127.0.0.1:PORT; listen 127.0.0.1:OTHER;"
+            " listen 192.0.2.1:OTHER; protocol imap; }",
+            OTHER=other,
+        )
+        assert failed_reload(site) == [
+            f"bind() to 192.0.2.1:{other} failed (99: Cannot assign requested address)"
+        ]
+        assert not answers(other)
         site.configure(main="worker_processes 1;")
         reload(site)
         assert len(site.workers) == 1, "the next one succeeds"

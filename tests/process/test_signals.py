@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from signal import SIGHUP, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH
@@ -58,6 +59,20 @@ class TestStop:
             client.ping()
         assert site.wait_for_end(pid) == 0
         assert not site.pid_path.exists()
+        site.no_complaints()
+
+    def test_fast_after_graceful(self, site: Site) -> None:
+        path = site.directory / "imap.sock"
+        site.configure("server { listen unix:PATH; protocol imap; }", PATH=path)
+        pid = site.start()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert client.recv(100) == b"* OK IMAP4 ready\r\n"
+            site.signal(SIGQUIT)
+            site.wait_for(lambda: not path.exists(), "the socket to go")
+            site.signal(SIGTERM)
+            assert client.recv(100) == b""
+        assert site.wait_for_end(pid) == 0
         site.no_complaints()
 
     def test_graceful_for_so_long(self, site: Site, auth: FakeAuth) -> None:

@@ -114,8 +114,8 @@ class TestNotify:
             environment = {"NOTIFY_SOCKET": f"@{name}"}
             notify = Notify(environment)
             assert environment == {}
-            notify.alive()
-            assert manager.recv(100) == b"WATCHDOG=1"
+            notify.ready("fine")
+            assert manager.recv(100).startswith(b"READY=1\n")
             assert notify.variables == {"NOTIFY_SOCKET": f"@{name}"}
             notify.close()
 

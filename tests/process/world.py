@@ -71,6 +71,8 @@ class World:
     """How many more processes can be had."""
     next_main: MainSettings | None = None
     """What the next reload finds; None: a broken file."""
+    bug: Exception | None = None
+    """What loading raises."""
     now: float = 1000.0
     _next_pid: int = 101
     _ends: list[End] = field(default_factory=list)
@@ -221,6 +223,8 @@ class World:
         return ends
 
     def _load(self, old: Generation) -> Generation:
+        if self.bug:
+            raise self.bug
         if self.next_main is None:
             raise GenerationError
         return self.generation(self.next_main)
