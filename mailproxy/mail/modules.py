@@ -130,6 +130,7 @@ class _Assembly:
         """At the end of mail: module by module, then server by server."""
         self.blocks = mail.blocks
         made: list[dict[type[Settings], Settings]] = [{} for _ in mail.blocks]
+        said: set[str] = set()
         for module in MODULES:
             concerned = set(declarations(module))
             if module is SslSettings:
@@ -145,7 +146,9 @@ class _Assembly:
                     if module is CoreSettings:
                         scope.shared(Alpn)[block] = _protocol(found)
                 except ConfigError as error:
-                    yield error
+                    if error.text not in said:  # a certificate that many servers share
+                        said.add(error.text)
+                        yield error
         self.servers = [
             _server(block, found)
             for block, found in zip(mail.blocks, made, strict=True)

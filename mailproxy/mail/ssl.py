@@ -8,6 +8,7 @@ keys. Servers with the same settings share one context.
 from __future__ import annotations
 
 import mmap
+import os
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import Protocol, Self, cast
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
 from mailproxy.conf.syntax import ConfigError, Directive, Position
 from mailproxy.conf.values import (
+    KIB,
     c_string,
     choice,
     choices,
@@ -32,6 +34,7 @@ from mailproxy.net.sessions import SessionZone
 
 DEFAULT_CIPHERS = "HIGH:!aNULL:!MD5"
 _PASSWORD_LIMIT = 4096
+_CHUNK = 64 * KIB
 _TICKET_KEY_SIZES = (48, 80)
 _LEAST_PAGES = 8
 
@@ -138,12 +141,13 @@ def _parse_password_file(found: Directive, scope: Scope) -> PasswordFile:
     path = scope.in_directory(c_string(word.value))
     call = "open"
     try:
-        with open(path, "rb", buffering=0) as file:
-            call = "read"
-            content = file.readall() or b""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        call = "read"
+        try:
+            content = b"".join(iter(lambda: os.read(descriptor, _CHUNK), b""))
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno == 21 and call == "open":  # Python looks before it reads
-            call = "read"
         raise ConfigError(f'{call}() "{path}" failed', word, error=error) from None
     lines = content.split(b"\n")
     if any(len(line) >= _PASSWORD_LIMIT for line in lines):
@@ -176,7 +180,8 @@ def _parse_starttls(found: Directive, scope: Scope) -> str:
 
 
 def _in_directory(path: str, scope: Scope) -> str:
-    return path and scope.in_directory(path)  # an empty name takes away an inherited one
+    # An empty name takes away what was inherited.
+    return path and scope.in_directory(path)
 
 
 starttls: Value[str] = replace(_starttls_choice, parse=_parse_starttls)

@@ -159,6 +159,13 @@ def test_many_servers_with_one_certificate_load_quickly(load: Load) -> None:
     assert len({server.ssl.context for server in whole.servers}) == 1
 
 
+def test_a_fault_that_servers_share_is_said_once(load: Load) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        load(f"{PAIR} starttls on; ssl_ciphers NONE;", "", "", "")
+    text = "error:0A0000B9:SSL routines::no cipher match"
+    assert messages(caught) == [f'SSL_CTX_set_cipher_list("NONE") failed (SSL: {text})']
+
+
 # -- every directive ---------------------------------------------------------------
 
 
