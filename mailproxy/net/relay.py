@@ -316,6 +316,7 @@ class _Session:
             return
         self.leave()
         if self.task is not None:
+            self.relay.engine.woke = True
             trio.lowlevel.reschedule(self.task, result)
         else:
             self.result = result

@@ -37,7 +37,7 @@ class Wire:
         self.socket = connection
         self.tls: ssl.SSLSocket | None = None
         self.closed = False
-        self._readiness = Readiness()
+        self._readiness = Readiness(engine)
         engine.register(connection.fileno(), self._readiness.ready)
 
     @classmethod

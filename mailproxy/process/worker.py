@@ -24,7 +24,7 @@ from mailproxy.log import Logger, Logs, MailContext
 from mailproxy.mail import session
 from mailproxy.mail.core import Listen
 from mailproxy.mail.modules import Configuration, Server
-from mailproxy.net.engine import Acceptor, Engine
+from mailproxy.net.engine import READABLE, Acceptor, Engine, Readiness
 from mailproxy.net.listening import Listener
 from mailproxy.net.network import Network
 from mailproxy.net.wire import Wire
@@ -130,8 +130,9 @@ class Worker:
         return 0
 
     async def _run(self) -> None:
-        # nginx counts the line to the master as a connection, too.
-        engine = Engine(max(self._events.worker_connections - 1, 1))
+        # nginx counts the line to the master as a connection, too; signals are ours.
+        engine = Engine(self._events.worker_connections + 1)
+        trio.lowlevel.add_instrument(engine)
         self._network = Network(engine)
         async with trio.open_nursery() as background:
             background.start_soon(engine.run)
@@ -232,11 +233,13 @@ class Worker:
 
     async def _take_orders(self, orders: socket.socket) -> None:
         """Do what the master says; without a master, leave."""
+        readiness = Readiness(self._network.engine)
+        self._network.engine.register(orders.fileno(), readiness.ready)
         while True:
-            await trio.lowlevel.wait_readable(orders)
             try:
                 order = orders.recv(16)
             except BlockingIOError:
+                await readiness.wait(READABLE)
                 continue
             except OSError:
                 order = b""
@@ -256,10 +259,16 @@ class Worker:
     async def _take_signals(self) -> None:
         """Do what signals say that somebody sent to this very process."""
         descriptor = signals.Descriptor()
+        readiness = Readiness(self._network.engine)
+        self._network.engine.register(
+            descriptor.fileno(), readiness.ready, listening=True
+        )
         try:
             while True:
-                await trio.lowlevel.wait_readable(descriptor.fileno())
-                for received in descriptor.read():
+                arrived = descriptor.read()
+                if not arrived:
+                    await readiness.wait(READABLE)
+                for received in arrived:
                     if received.number.name == "SIGHUP" and self._reconfigure:
                         self._log.notice(received.text("reconfiguring"))
                         if not self._leaving:
@@ -267,6 +276,7 @@ class Worker:
                     else:
                         self._take(received)
         finally:
+            self._network.engine.unregister(descriptor.fileno())
             descriptor.close()
 
     def _take(self, received: Received) -> None:
