@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import ssl
 
 import pytest
 import trio
@@ -83,6 +84,21 @@ async def test_a_failed_send_is_a_fault_of_the_peer() -> None:
     with pytest.raises(BackendError) as raised:
         await lines.send(b"x")
     assert raised.value.error is not None
+
+
+class _BadRecord(_Segments):
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        raise ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+
+
+async def test_a_fault_of_tls_is_told_in_the_words_of_openssl() -> None:
+    lines = LineStream(_BadRecord(()), 10, ClientError)
+    with pytest.raises(ClientError) as raised:
+        await lines.read_line()
+    assert raised.value.event % raised.value.values == (
+        "SSL_read() failed (SSL: error:wrong version number)"
+    )
+    assert raised.value.error is None
 
 
 @given(
