@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,27 +12,43 @@ from tests.process.site import Site, adopt_orphans
 from tests.processes import find_program, free_port, require_peers
 
 
-@pytest.fixture
-def make_site(tmp_path: Path) -> Iterator[Callable[[str], Site]]:
+@contextmanager
+def _sites(directory: Path) -> Iterator[Callable[[str], Site]]:
     """Makes sites, each in a directory of its own."""
     sites: list[Site] = []
 
     def make(name: str) -> Site:
-        directory = tmp_path / name
-        directory.mkdir()
-        sites.append(
-            Site(directory, free_port(), "nginx" if name == "nginx" else "mailproxy")
-        )
+        place = directory / name
+        place.mkdir()
+        program = "nginx" if name == "nginx" else "mailproxy"
+        sites.append(Site(place, free_port(), program))
         return sites[-1]
 
     # Workers run as nobody, who may not enter pytest's directories.
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    for parent in (directory, directory.parent, directory.parent.parent):
         parent.chmod(0o755)
     adopt_orphans(on=True)
     yield make
     for site in sites:
         site.close()
     adopt_orphans(on=False)
+
+
+@pytest.fixture
+def make_site(tmp_path: Path) -> Iterator[Callable[[str], Site]]:
+    """Makes sites for one test."""
+    with _sites(tmp_path) as make:
+        yield make
+
+
+@pytest.fixture(scope="class")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site whose master lives as long as a whole class of tests."""
+    with _sites(tmp_path_factory.mktemp("running")) as make:
+        site = make("site")
+        site.configure()
+        site.start()
+        yield site
 
 
 @pytest.fixture

@@ -43,14 +43,12 @@ def adopt_orphans(*, on: bool) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == pid and state != "Z":
-                found.append(int(path.parent.name))
-    return sorted(found)
+    """The children of a process that have not ended."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return sorted(int(child) for child in found if title(int(child)))
 
 
 def title(pid: int) -> str:

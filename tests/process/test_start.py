@@ -24,14 +24,6 @@ class TestInTheBackground:
             assert client.recv(100) == b"* OK IMAP4 ready\r\n"
         site.no_complaints()
 
-    def test_titles_name_the_program_and_its_arguments(self, site: Site) -> None:
-        pid = site.start()
-        arguments = " ".join(site.command())
-        assert title(pid) == f"mailproxy: master process {arguments}"
-        assert [title(pid) for pid in site.workers] == ["mailproxy: worker process"] * 2
-        for each in (pid, *site.workers):
-            assert Path(f"/proc/{each}/comm").read_text() == "mailproxy\n"
-
     def test_called_nginx_it_is_nginx(self, site: Site) -> None:
         program = site.directory / "nginx"
         program.symlink_to(site.program)
@@ -39,15 +31,6 @@ class TestInTheBackground:
         assert title(pid).startswith(f"nginx: master process {program} ")
         assert title(site.workers[0]) == "nginx: worker process"
         assert Path(f"/proc/{pid}/comm").read_text() == "nginx\n"
-
-    def test_has_a_session_of_its_own_and_no_terminal(self, site: Site) -> None:
-        pid = site.start()
-        assert os.getsid(pid) == pid
-        for fd in (0, 1):
-            assert os.readlink(f"/proc/{pid}/fd/{fd}") == os.devnull
-        assert os.readlink(f"/proc/{pid}/fd/2") == str(site.log_path)
-        assert "Umask:\t0000" in Path(f"/proc/{pid}/status").read_text()
-        assert os.readlink(f"/proc/{pid}/cwd") == os.getcwd()
 
     def test_error_log_stderr_keeps_descriptor_2(self, site: Site) -> None:
         site.configure(main="error_log stderr crit;")
@@ -89,6 +72,27 @@ class TestInTheBackground:
         done = site.call("-s", "reload")
         assert done.returncode == 1
         assert done.stderr.endswith("no PID file configured\n")
+
+
+class TestProcesses:
+    def test_titles_name_the_program_and_its_arguments(self, running: Site) -> None:
+        pid = running.pid
+        arguments = " ".join(running.command())
+        assert title(pid) == f"mailproxy: master process {arguments}"
+        assert [title(pid) for pid in running.workers] == [
+            "mailproxy: worker process"
+        ] * 2
+        for each in (pid, *running.workers):
+            assert Path(f"/proc/{each}/comm").read_text() == "mailproxy\n"
+
+    def test_has_a_session_of_its_own_and_no_terminal(self, running: Site) -> None:
+        pid = running.pid
+        assert os.getsid(pid) == pid
+        for fd in (0, 1):
+            assert os.readlink(f"/proc/{pid}/fd/{fd}") == os.devnull
+        assert os.readlink(f"/proc/{pid}/fd/2") == str(running.log_path)
+        assert "Umask:\t0000" in Path(f"/proc/{pid}/status").read_text()
+        assert os.readlink(f"/proc/{pid}/cwd") == os.getcwd()
 
 
 class TestInTheForeground:
