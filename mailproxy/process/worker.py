@@ -327,3 +327,4 @@ class Worker:
     def _reopen(self) -> None:
         self._log.notice("reopening logs")
         self._logs.reopen()
+        self._logs.redirect_stderr()
