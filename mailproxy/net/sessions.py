@@ -27,7 +27,7 @@ _RECORD = struct.Struct("=16s16sIH")  # key, digest, expiry, size; the session f
 _KEY = 16
 _LAST = 0xFFFFFFFF
 
-_ROTATION = 3600
+ROTATION = 3600
 """Seconds after which tickets are made with a new key."""
 
 
@@ -47,7 +47,7 @@ class SessionZone:
         self._buckets = size // _BUCKET
         self._memory = mmap.mmap(-1, self._buckets * _BUCKET)
         self._key = os.urandom(80)
-        self._period = self._now() // _ROTATION
+        self._period = self._now() // ROTATION
 
     def store(self, session_id: bytes, session: bytes, lifetime: int) -> None:
         """Keep an encoded session for `lifetime` seconds, or until room is needed."""
@@ -91,7 +91,7 @@ class SessionZone:
         forgotten: who reads the memory of a worker cannot decrypt what was
         recorded in the hours before (RFC 5077, section 5.5).
         """
-        period = self._now() // _ROTATION
+        period = self._now() // ROTATION
         while self._period < period:
             self._key = hashlib.shake_256(b"ticket key" + self._key).digest(80)
             self._period += 1

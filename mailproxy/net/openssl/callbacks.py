@@ -20,7 +20,7 @@ from ctypes import byref, c_char_p, c_int, c_uint, c_void_p
 from dataclasses import dataclass
 
 from mailproxy.net.openssl.library import c, callback
-from mailproxy.net.sessions import MAX_SESSION, SessionZone
+from mailproxy.net.sessions import MAX_SESSION, ROTATION, SessionZone
 
 TLS1_3 = 0x0304
 OP_NO_TICKET = 0x4000
@@ -111,50 +111,45 @@ def _identify(ssl: int, _alert: int, _data: int) -> int:
 # -- ssl_session_cache shared ------------------------------------------------------
 
 
-@dataclass
-class Shared:
-    """What a context needs for `ssl_session_cache shared`."""
-
-    zone: SessionZone
-    tickets: bool = False
-    """Whether tickets are made with the key of the zone."""
-    key: bytes = b""
-    """The key that the context uses now."""
-
-    def renew_key(self, ctx: int) -> None:
-        """Give the context the key of the hour."""
-        key = self.zone.ticket_key()
-        if key is not self.key:
-            c.SSL_CTX_ctrl(ctx, SET_TICKET_KEYS, len(key), key)
-            self.key = key
+_zones: dict[int, SessionZone] = {}
+_keyed: dict[int, SessionZone] = {}
+"""The contexts whose tickets are made with the key of their zone."""
+_renewal = 0.0
+"""When some zone has a new key."""
 
 
-_shared: dict[int, Shared] = {}
-
-
-def share_sessions(ctx: int, shared: Shared) -> None:
+def share_sessions(ctx: int, zone: SessionZone) -> None:
     """Keep the sessions of a context in a zone."""
-    _shared[ctx] = shared
+    _zones[ctx] = zone
     c.SSL_CTX_sess_set_new_cb(ctx, _store)
     c.SSL_CTX_sess_set_get_cb(ctx, _find)
     c.SSL_CTX_sess_set_remove_cb(ctx, _remove)
 
 
-def shared_of(ctx: int) -> Shared | None:
-    """What `share_sessions` was told about a context."""
-    return _shared.get(ctx)
+def use_zone_key(ctx: int, zone: SessionZone) -> None:
+    """Make tickets with the key of a zone, whatever it is at the time."""
+    _keyed[ctx] = zone
+    _renew_keys()
+
+
+def _renew_keys() -> None:
+    global _renewal
+    _renewal = (time.monotonic() // ROTATION + 1) * ROTATION
+    for ctx, zone in _keyed.items():
+        key = zone.ticket_key()
+        c.SSL_CTX_ctrl(ctx, SET_TICKET_KEYS, len(key), key)
 
 
 @callback("ipp")
 def _store(ssl: int, session: int) -> int:
-    ctx = c.SSL_get_SSL_CTX(ssl)
-    shared = _shared.get(ctx)
-    if shared is None:
-        return 0
-    if shared.tickets:
-        shared.renew_key(ctx)
     if c.SSL_version(ssl) == TLS1_3 and not c.SSL_get_options(ssl) & OP_NO_TICKET:
-        return 0  # the ticket holds the session; OpenSSL only lets us know
+        # The ticket holds the session; OpenSSL only lets us know.
+        if time.monotonic() >= _renewal:
+            _renew_keys()
+        return 0
+    zone = _zones.get(c.SSL_get_SSL_CTX(ssl))
+    if zone is None:
+        return 0
     start = c_void_p()
     size = c.i2d_SSL_SESSION(session, byref(start))
     if size > 0 and start.value:
@@ -162,25 +157,25 @@ def _store(ssl: int, session: int) -> int:
         c.CRYPTO_free(start, None, 0)
         if size <= MAX_SESSION:
             lifetime = c.SSL_SESSION_get_timeout(session)
-            shared.zone.store(_id(session), encoded, lifetime)
+            zone.store(_id(session), encoded, lifetime)
     return 0
 
 
 @callback("Pppip")
 def _find(ssl: int, start: int, size: int, copy: int) -> int:
     c_int.from_address(copy).value = 0  # the caller gets the only reference
-    shared = _shared.get(c.SSL_get_SSL_CTX(ssl))
-    encoded = shared and shared.zone.find(ctypes.string_at(start, size))
-    if not encoded:
+    zone = _zones.get(c.SSL_get_SSL_CTX(ssl))
+    encoded = None if zone is None else zone.find(ctypes.string_at(start, size))
+    if encoded is None:
         return 0
     return c.d2i_SSL_SESSION(None, byref(c_char_p(encoded)), len(encoded))
 
 
 @callback("vpp")
 def _remove(ctx: int, session: int) -> None:
-    shared = _shared.get(ctx)
-    if shared is not None:
-        shared.zone.remove(_id(session))
+    zone = _zones.get(ctx)
+    if zone is not None:
+        zone.remove(_id(session))
 
 
 def _id(session: int) -> bytes:
@@ -257,7 +252,8 @@ def _protect_ticket(
 
 def forget(ctx: int) -> None:
     """Drop what belongs to a context that is about to be freed."""
-    if _shared.pop(ctx, None) is not None:
+    if _zones.pop(ctx, None) is not None:
         c.SSL_CTX_sess_set_remove_cb(ctx, None)
+    _keyed.pop(ctx, None)
     _ticket_keys.pop(ctx, None)
     _identities.pop(ctx, None)

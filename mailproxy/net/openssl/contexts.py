@@ -99,6 +99,7 @@ class ContextBuilder:
         self._control(_MODE, _MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
         self._control(_SET_READ_AHEAD, 1)
         self._identity = b""
+        self._zone: SessionZone | None = None
         self._certificates: list[bytes] = []
         self._announced: dict[bytes, None] = {}
 
@@ -253,7 +254,8 @@ class ContextBuilder:
                 self._control(_SET_CACHE_SIZE, builtin)
             if zone is not None:
                 callbacks.keep_identity(self._ctx, self._identity)
-                callbacks.share_sessions(self._ctx, callbacks.Shared(zone))
+                callbacks.share_sessions(self._ctx, zone)
+                self._zone = zone
 
     def tickets(self, *, enable: bool, keys: Sequence[bytes] = ()) -> None:
         """Session tickets (RFC 5077), after `sessions`.
@@ -266,15 +268,13 @@ class ContextBuilder:
             self._set_options(callbacks.OP_NO_TICKET)
         if keys:
             callbacks.keep_identity(self._ctx, self._identity)
-        shared = callbacks.shared_of(self._ctx)
         if len(keys) == 1 and len(keys[0]) == 80:
             # OpenSSL's own layout, which costs no callback.
             self._control(callbacks.SET_TICKET_KEYS, 80, keys[0])
         elif keys:
             callbacks.use_ticket_keys(self._ctx, tuple(keys))
-        elif shared is not None:
-            shared.tickets = True
-            shared.renew_key(self._ctx)
+        elif self._zone is not None:
+            callbacks.use_zone_key(self._ctx, self._zone)
 
     def commands(
         self, commands: Sequence[tuple[str, str]], full_name: Callable[[str], str]
