@@ -146,9 +146,10 @@ class _Assembly:
                     if module is CoreSettings:
                         scope.shared(Alpn)[block] = _protocol(found)
                 except ConfigError as error:
-                    if error.text not in said:  # a certificate that many servers share
-                        said.add(error.text)
-                        yield error
+                    if error.position is None and error.text in said:
+                        continue  # of a certificate that several servers share
+                    said.add(error.text)
+                    yield error
         self.servers = [
             _server(block, found)
             for block, found in zip(mail.blocks, made, strict=True)
