@@ -62,13 +62,20 @@ class Origin:
 
     background: bool = False
     """It is a daemon, or a binary upgrade started it."""
-    lender: int | None = None
-    """The process that the first sockets are inherited from, if they are."""
+    old_master: int | None = None
+    """The process that started this one for an upgrade, if one did."""
+    activated: bool = False
+    """Inherited sockets are systemd's, which keeps them."""
 
     @property
-    def lender_lives(self) -> bool:
-        """Whether the inherited sockets still are somebody else's, too."""
-        return self.lender is not None and os.getppid() == self.lender
+    def old_master_lives(self) -> bool:
+        """Whether the upgrade can still be taken back."""
+        return self.old_master is not None and os.getppid() == self.old_master
+
+    @property
+    def owns_sockets(self) -> bool:
+        """Whether nobody else needs the inherited sockets, and their files."""
+        return not (self.activated or self.old_master_lives)
 
 
 class Master:
@@ -199,8 +206,8 @@ class Master:
     def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:
         """Close sockets; their files stay while they are another process's, too."""
         for held in unwanted:
-            lent = held.inherited and self._origin.lender_lives
-            files = self._new_binary is None and not lent
+            ours = not held.inherited or self._origin.owns_sockets
+            files = ours and self._new_binary is None
             listening.close([held], self._log, files=files, say=say)
 
     # Logs
@@ -252,7 +259,7 @@ class Master:
             workers.stop(but=old)
             self._dismiss(new, old)
         workers.outgoing = None
-        if not self._paused:
+        if not self._paused and self._ending is None:
             workers.fill()
 
     def _dismiss(self, loser: Generation, winner: Generation) -> None:
@@ -279,13 +286,15 @@ class Master:
         return not workers.failed
 
     def _say_ready(self) -> None:
+        if self._ending is not None:
+            return
         count = self._generation.main.worker_processes
         self._notify.ready(f"{count} worker process{'' if count == 1 else 'es'}")
 
     # Binary upgrade
 
     def _change_binary(self, received: Received) -> None:
-        if self._new_binary is not None or self._origin.lender_lives:
+        if self._new_binary is not None or self._origin.old_master_lives:
             self._log.notice(received.text("ignoring"))
             self._log.crit(
                 "the changing binary signal is ignored: you should shutdown or"
@@ -298,8 +307,12 @@ class Master:
             self._new_binary = self._upgrade.start(self._generation)
 
     def _pause(self, received: Received) -> None:
-        """WINCH: the workers leave; the master stays, to be able to go back."""
-        if not self._origin.background:
+        """WINCH: the workers leave; the master stays, to be able to go back.
+
+        Terminals send it, too, when their size changes: hence nothing happens in the
+        foreground, unless there is another master to serve (as in a systemd unit).
+        """
+        if not self._origin.background and self._new_binary is None:
             self._log.notice(received.text())
             return
         self._log.notice(received.text("stop accepting connections"))

@@ -13,13 +13,14 @@ import resource
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from mailproxy import __version__
 from mailproxy.log import Logger, Logs
 from mailproxy.net import listening
+from mailproxy.net.listening import Held
 from mailproxy.process import generation, pidfile, signals, upgrade
 from mailproxy.process.children import FATAL, Children
 from mailproxy.process.daemon import Foreground, daemonise
@@ -58,9 +59,8 @@ def run(options: Options, load: Load, startup: Logs) -> int:
     notify = Notify(os.environ)
     numbers = upgrade.inherited(os.environ, startup.main)
     upgraded = numbers is not None
-    if numbers is None:
-        numbers = activated(os.environ)
-    held = listening.inherit(numbers, startup.main)
+    given = activated(os.environ)
+    held = listening.inherit([*(numbers or ()), *given], startup.main)
     try:
         configuration = load(startup.main)
         born = generation.first(configuration, options, startup.main, held)
@@ -83,7 +83,8 @@ def run(options: Options, load: Load, startup: Logs) -> int:
     startup.close()
     origin = Origin(
         background=upgraded or foreground is not None,
-        lender=os.getppid() if numbers else None,
+        old_master=os.getppid() if upgraded else None,
+        activated=bool(given),
     )
     home = _Home(options, started_with, notify, foreground)
     if born.main.master_process:
@@ -193,7 +194,7 @@ class _Alone:
         self._generation = born
         self._load = load
         self._home = home
-        self._files = not origin.lender_lives
+        self._origin = origin
 
     async def reconfigure(self, worker: Worker) -> None:
         """Reload; where it fails, nothing is changed."""
@@ -205,9 +206,11 @@ class _Alone:
             new = generation.following(configuration, self._home.options, old)
         except GenerationError:
             pass  # it is logged
+        except Exception as error:
+            old.log.exception("reload failed, this is a bug", exception=error)
         else:
             await worker.serve_instead(new.configuration, new.listeners, new.logs)
-            listening.close(new.lacks(old), new.log, files=self._files, say=True)
+            self._close(new.lacks(old), say=True)
             old.remove_pid(but=new)
             # The old logs stay open: the sessions there are write to them.
             self._generation = new
@@ -215,9 +218,12 @@ class _Alone:
 
     def leave(self) -> None:
         """Leave nothing behind."""
-        born = self._generation
-        born.remove_pid()
-        listening.close(born.listeners, born.log, files=self._files, say=False)
+        self._generation.remove_pid()
+        self._close(self._generation.listeners, say=False)
+
+    def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:
+        files = self._origin.owns_sockets
+        listening.close(unwanted, self._generation.log, files=files, say=say)
 
 
 def _say_what_runs(log: Logger) -> None:

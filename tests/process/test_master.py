@@ -373,6 +373,19 @@ class TestReload:
 
         world.play(story)
 
+    def test_stop_ends_a_reload(self, world: World) -> None:
+        def story(world: World) -> Story:
+            world.prompt = False
+            yield SIGHUP
+            yield SIGQUIT
+            assert world.running == [101, 102, 103, 104]
+            assert world.told == [f"{pid} quit" for pid in world.running]
+            for pid in tuple(world.running):
+                yield world.dies(pid)
+
+        world.next_main = world.main
+        assert world.play(story) == 0
+
     def test_bug_changes_nothing(self, world: World) -> None:
         def story(world: World) -> Story:
             world.log()
@@ -625,6 +638,15 @@ class TestWinch:
             yield SIGWINCH
             assert world.told == []
             assert world.log() == ["signal 28 (SIGWINCH) received from 4711"]
+
+        world.background = False
+        world.play(story)
+
+    def test_in_the_foreground_it_counts_during_an_upgrade(self, world: World) -> None:
+        def story(world: World) -> Story:
+            yield SIGUSR2
+            yield SIGWINCH
+            assert world.told == ["101 quit", "102 quit"]
 
         world.background = False
         world.play(story)

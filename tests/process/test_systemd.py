@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGHUP, SIGQUIT, SIGTERM
+from signal import SIGHUP, SIGQUIT, SIGTERM, SIGUSR2
 
 import pytest
 
@@ -147,6 +147,13 @@ class TestSocketActivation:
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(path))
                 assert client.recv(100) == b"* OK IMAP4 ready\r\n"
+            site.signal(SIGUSR2)
+            site.wait_for(lambda: site.has_pid() and site.pid != process, "new master")
+            new = site.pid
+            assert "READY" in manager.hear()
+            site.signal(SIGTERM, new)
+            site.wait_for(lambda: site.has_pid() and site.pid == process, "the old one")
+            assert manager.hear(but="STOPPING")["MAINPID"] == str(process)
             site.no_complaints()
             site.signal(SIGTERM)
             assert site.wait_for_end(process) == 0
