@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar, cast
 
 from mailproxy.conf.directive import Block, Scope, Settings, declarations
@@ -165,9 +165,13 @@ def _protocol(found: Mapping[type[Settings], Settings]) -> str:
 def _server(block: Block, found: Mapping[type[Settings], Settings]) -> Server:
     protocol = next(cls for cls in PROTOCOLS if cls in found)
     assert block.position is not None
+    core = cast("CoreSettings", found[CoreSettings])
+    ssl = cast("SslSettings", found[SslSettings])
+    if ssl.ssl:
+        core = replace(core, listen=tuple(replace(a, ssl=True) for a in core.listen))
     return Server(
-        core=cast("CoreSettings", found[CoreSettings]),
-        ssl=cast("SslSettings", found[SslSettings]),
+        core=core,
+        ssl=ssl,
         proxy=cast("ProxySettings", found[ProxySettings]),
         auth=cast("AuthHttpSettings", found[AuthHttpSettings]),
         realip=cast("RealipSettings", found[RealipSettings]),

@@ -116,6 +116,13 @@ def test_only_servers_with_tls_have_a_context(
     assert (server.ssl.context is not None) == tls
 
 
+def test_ssl_on_means_all_addresses(load: Load) -> None:
+    text = f"{PAIR} listen 127.0.0.1:2000; starttls off;"
+    for mail, tls in (("ssl on;", True), ("ssl off;", False)):
+        (server,) = load(mail, text).servers
+        assert [each.ssl for each in server.core.listen] == [tls, tls]
+
+
 def test_what_no_server_uses_is_not_looked_at(load: Load) -> None:
     load("ssl_certificate nothing; ssl_ciphers NOTHING;", "")
 
