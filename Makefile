@@ -38,8 +38,8 @@ types: env  ## mypy, strict
 docs: env  ## docs/directives.md and the table in README.md, from the code
 	$(BIN)/python docs/generate.py
 
-bench: env  ## measure beside nginx: make bench BENCH="run -c S1"
-	MAILPROXY_CMD=$(CURDIR)/$(BIN)/mailproxy $(BIN)/python bench/bench.py $(or $(BENCH),list)
+bench: env  ## a soak: 100 000 sessions, 100 reloads; BENCH="--sessions 10000"
+	$(BIN)/python bench/soak.py $(BENCH)
 
 # uv resolves once for all supported Pythons; pip installs what it wrote.
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
