@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
@@ -283,3 +284,54 @@ class Client:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Load:
+    """Many clients: some come, log in, talk and go, others stay and talk.
+
+    Leaving the block ends them; nobody may have been refused, cut off, or answered
+    wrongly.
+    """
+
+    def __init__(self, port: int, passing: int = 8, staying: int = 192) -> None:
+        self.port = port
+        self.failures: list[AssertionError | OSError] = []
+        self.sessions = [0] * passing
+        self._done = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work, index))
+            for work, count in ((self._come_and_go, passing), (self._stay, staying))
+            for index in range(count)
+        ]
+
+    def _guarded(self, work: Callable[[int], None], index: int) -> None:
+        try:
+            work(index)
+        except (AssertionError, OSError) as error:
+            self.failures.append(error)
+
+    def _come_and_go(self, index: int) -> None:
+        while not self._done.is_set():
+            with Client(self.port) as client:
+                assert client.log_in().startswith(b"a OK")
+                for _ in range(3):
+                    client.ping()
+            self.sessions[index] += 1
+
+    def _stay(self, _: int) -> None:
+        with Client(self.port) as client:
+            assert client.log_in().startswith(b"a OK")
+            while not self._done.wait(1):
+                client.ping()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+        assert self.failures == []
+        assert min(self.sessions) > 0

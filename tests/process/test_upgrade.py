@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from signal import SIGHUP, SIGQUIT, SIGTERM, SIGUSR2, SIGWINCH
@@ -14,7 +13,7 @@ import pytest
 from mailproxy.process import upgrade
 from tests.captured_log import CapturedLog
 from tests.fakes import FakeAuth, FakeImap, granted
-from tests.process.site import Client, Site, children, title
+from tests.process.site import Client, Load, Site, children, title
 from tests.processes import answers
 
 
@@ -126,27 +125,11 @@ class TestToOurselves:
     def test_no_client_notices(self, site: Site, auth: FakeAuth) -> None:
         site.configure(AUTH=auth.port)
         site.start()
-        done = threading.Event()
-        failures: list[AssertionError | OSError] = []
-
-        def come_and_go() -> None:
-            try:
-                while not done.is_set():
-                    with Client(site.port) as client:
-                        client.log_in()
-                        client.ping()
-            except (AssertionError, OSError) as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=come_and_go) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        old, _ = change_binary(site)
+        with Load(site.port):
+            old, _ = change_binary(site)
+            site.signal(SIGWINCH, old)
+            site.wait_for_line("gracefully shutting down", 2)
         retire(site, old)
-        done.set()
-        for thread in threads:
-            thread.join()
-        assert failures == []
         site.no_complaints()
 
 
