@@ -167,7 +167,7 @@ async def _serve(auth: int, backend: int) -> None:
 
 async def _memory(master: int, workers: int) -> int:
     """PSS of master and workers in bytes, when the old generations are gone."""
-    while len(children := _children(master)) != workers:
+    while len(children := _children(master)) != workers:  # noqa: ASYNC110 - no event tells
         await trio.sleep(0.1)
     return sum(map(_pss, (master, *children)))
 
