@@ -12,6 +12,9 @@ import trio
 PATIENCE = 10.0
 """Seconds after which an awaited byte counts as missing."""
 
+_SINGLE = 5000
+"""Bytes of a segment that are sent one by one, at most; socket buffers hold few of them."""
+
 OPEN, CLOSE = "⟨open⟩", "⟨close⟩"
 
 
@@ -125,8 +128,11 @@ class Channel:
         return data
 
     async def send(self, data: bytes, *, bytewise: bool = False) -> None:
-        """Send a segment, or its bytes one by one."""
-        pieces = [data[i : i + 1] for i in range(len(data))] if bytewise else [data]
+        """Send a segment, or its bytes one by one; what no login needs, in small pieces."""
+        pieces = [data]
+        if bytewise:
+            pieces = [data[i : i + 1] for i in range(min(len(data), _SINGLE))]
+            pieces += [data[i : i + 997] for i in range(_SINGLE, len(data), 997)]
         try:
             for piece in pieces:
                 await self.stream.send_all(piece)
@@ -169,6 +175,8 @@ class Channel:
                 await stream.do_handshake()
         except (trio.BrokenResourceError, ssl.SSLError):
             self.events.append("⟨no tls⟩")
+        except trio.TooSlowError:
+            raise MismatchError(f"waited {PATIENCE:.0f} s for TLS") from None
         else:
             self.stream = stream
             self.events.append("⟨tls⟩")
