@@ -17,6 +17,7 @@ from mailproxy.mail.protocol import (
     BadCommand,
     Login,
     Naming,
+    early_reply,
     expect_line,
     invalid_reply,
     redacted,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MAX_ARGUMENTS = 3
 MAX_LITERAL = (1 << 64) // 10
 """nginx refuses literals that could overflow its counter."""
+MAX_DIGITS = len(str(MAX_LITERAL))
 
 _TAG = re.compile(rb"[A-Za-z0-9._-]{1,32} +")
 _COMMAND = re.compile(rb"([A-Za-z]+)(?= |$)")
@@ -82,9 +84,11 @@ def split_arguments(text: bytes, room: int) -> tuple[list[bytes], Literal | None
         elif quoted is not None:
             arguments.append(_ESCAPED.sub(rb"\1", quoted))
         else:
-            size = int(match["size"] or b"0")
-            if size > MAX_LITERAL:
+            digits = match["size"].lstrip(b"0") or b"0"
+            # Python refuses to read thousands of digits.
+            if len(digits) > MAX_DIGITS or int(digits) > MAX_LITERAL:
                 raise BadCommand(counted=True)
+            size = int(digits)
             return arguments, Literal(size, wait=not match["plus"])
     return arguments, None
 
@@ -306,25 +310,44 @@ class ImapSettings(Settings):
         greeting = await _expect(backend, b"* OK")
         if _LITERAL_PLUS.search(greeting):
             sending("LOGIN command")
-            await backend.send(
+            await _send(
+                backend,
                 b"%sLOGIN {%d+}\r\n%s {%d+}\r\n%s\r\n"
-                % (login.tag, len(user), user, len(secret), secret)
+                % (login.tag, len(user), user, len(secret), secret),
             )
             return await _expect_tagged(backend, login.tag)
         sending("LOGIN command")
-        await backend.send(b"%sLOGIN {%d}\r\n" % (login.tag, len(user)))
+        await _send(backend, b"%sLOGIN {%d}\r\n" % (login.tag, len(user)))
         await _expect(backend, b"+")
         sending("user name")
-        await backend.send(b"%s {%d}\r\n" % (user, len(secret)))
+        await _send(backend, b"%s {%d}\r\n" % (user, len(secret)))
         await _expect(backend, b"+")
         sending("password")
-        await backend.send(secret + b"\r\n")
+        await _send(backend, secret + b"\r\n")
         return await _expect_tagged(backend, login.tag)
 
 
 _LITERAL_PLUS = re.compile(
     rb"\[CAPABILITY [^\]]*(?<= )LITERAL\+(?=[ \]])", re.IGNORECASE
 )
+
+
+async def _send(backend: LineStream, data: bytes) -> None:
+    """Send a part of the login, which nothing may have answered yet.
+
+    Untagged lines may come at any time (RFC 3501, section 7). Anything else would be
+    taken for the answer to `data`.
+
+    Raises:
+      BackendError: there is something else, or the connection broke.
+    """
+    before = b""
+    while backend.buffered:
+        line = await expect_line(backend, before)
+        if not line.startswith(b"* "):
+            raise early_reply(line)
+        before += line
+    await backend.send(data)
 
 
 async def _expect(backend: LineStream, start: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import secrets
 import ssl
 import time
@@ -292,11 +293,6 @@ class Client:
             )
         return self._salt
 
-    @property
-    def known_salt(self) -> bytes:
-        """The salt, if the client has seen it."""
-        return self._salt
-
     async def send(self, data: bytes) -> None:
         """Send `data`.
 
@@ -440,11 +436,8 @@ def split_words(text: bytes, room: int) -> list[bytes]:
 
 def redacted(command: bytes) -> bytes:
     """A command as the log may show it: never with what may be a secret."""
-    words = command.split(b" ")
-    for place, word in enumerate(words[:2]):
-        if word.upper() in _REVEALING:
-            return b" ".join([*words[: place + 1], b"..."])
-    return command
+    found = _REVEALING.match(command)
+    return command if found is None else found[0] + b" ..."
 
 
 def too_long_command(shown: bytes) -> BadCommand:
@@ -452,7 +445,9 @@ def too_long_command(shown: bytes) -> BadCommand:
     return BadCommand('client sent too long command "%s"', shown, close=True)
 
 
-_REVEALING = frozenset((b"LOGIN", b"AUTHENTICATE", b"AUTH", b"PASS", b"APOP"))
+_REVEALING = re.compile(
+    rb"\s*(?:\S+\s+)??(?:LOGIN|AUTHENTICATE|AUTH|PASS|APOP)(?!\S)", re.IGNORECASE
+)
 
 
 async def expect_line(backend: LineStream, before: bytes = b"") -> bytes:
@@ -483,8 +478,15 @@ async def send_command(backend: LineStream, command: bytes) -> None:
       BackendError: there is more, or the connection broke.
     """
     if backend.buffered:
-        raise invalid_reply(backend.take_rest())
+        raise early_reply(backend.take_rest())
     await backend.send(command)
+
+
+def early_reply(reply: bytes) -> BackendError:
+    """The error for an answer to what was not said yet; no client may see it."""
+    error = invalid_reply(reply)
+    error.reply = b""
+    return error
 
 
 def invalid_reply(reply: bytes, shown: bytes | None = None) -> BackendError:

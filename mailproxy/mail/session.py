@@ -40,10 +40,10 @@ async def run(
       context: who the client is; it changes as the session goes on.
     """
     log = log.bind(context=context)
-    log.client_connected()
     backend: Wire | None = None
     notify = True
     try:
+        log.client_connected()
         entered = await _log_in(
             Client(wire, server, listen, network, context, log), log
         )
@@ -101,11 +101,10 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
         limit(timeout)
         await client.start_tls("SSL handshaking")
     context.action = "sending client greeting line"
-    client.timer.stop()
+    limit(timeout)
     protocol = server.protocol
     await protocol.greet(client)
     context.action = "in auth state"
-    limit(timeout)
     while True:
         login = await protocol.read_login(client)
         if login is None:

@@ -133,10 +133,13 @@ class SmtpSettings(Settings):
     async def greet(self, client: Client) -> None:
         core = client.server.core
         if core.resolver is not None:
+            client.timer.stop()  # lookups have limits of their own
             resolver = client.network.resolver(core.resolver, core.resolver_timeout)
             client.host = await resolver.client_host(client.context, client.log)
         if self.smtp_greeting_delay:
+            client.timer.stop()
             await self._delay(client)
+        client.timer.limit(core.timeout)
         await client.send(b"220 %s ESMTP ready\r\n" % core.server_name)
 
     async def _delay(self, client: Client) -> None:
@@ -153,6 +156,7 @@ class SmtpSettings(Settings):
             client.log.info(
                 'client was rejected before greeting: "%s"', _one_line(early)
             )
+            client.timer.limit(client.server.core.timeout)
             await client.send(_TOO_EARLY)
             raise ClientError
 

@@ -123,9 +123,10 @@ class World:
         limit: int = 1 << 30,
     ) -> None:
         self._auth, self._backend, self._nursery = auth, backend, nursery
-        self.server = load_server(
-            f"auth_http 127.0.0.1:{auth.socket.getsockname()[1]}/auth; {directives}"
-        )
+        if "auth_http " not in directives:
+            port = auth.socket.getsockname()[1]
+            directives += f" auth_http 127.0.0.1:{port}/auth;"
+        self.server = load_server(directives)
         self.engine = Engine(limit)
         self.network = Network(self.engine)
         self.log = CapturedLog()
@@ -215,10 +216,14 @@ class World:
         return await self.backend()
 
     async def over(self) -> None:
-        """Return when no session is running."""
-        async with self._ended:
-            while self.running:
-                await self._ended.wait()
+        """Return when no session is running; who is asked meanwhile hangs up."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_hang_up, self._auth)
+            nursery.start_soon(_hang_up, self._backend)
+            async with self._ended:
+                while self.running:
+                    await self._ended.wait()
+            nursery.cancel_scope.cancel()
 
     def leave(self) -> None:
         """Close all connections."""
@@ -239,6 +244,11 @@ class World:
         assert not len(self.network.relay)
         bugs = [text for level, text in self.log.events if level in BUGS]
         assert not bugs, bugs
+
+
+async def _hang_up(listener: trio.SocketListener) -> None:
+    while True:
+        (await listener.accept()).socket.close()
 
 
 @asynccontextmanager
