@@ -129,15 +129,19 @@ def share_sessions(ctx: int, zone: SessionZone) -> None:
 def use_zone_key(ctx: int, zone: SessionZone) -> None:
     """Make tickets with the key of a zone, whatever it is at the time."""
     _keyed[ctx] = zone
-    _renew_keys()
+    _give_key(ctx, zone)
+
+
+def _give_key(ctx: int, zone: SessionZone) -> None:
+    key = zone.ticket_key()
+    c.SSL_CTX_ctrl(ctx, SET_TICKET_KEYS, len(key), key)
 
 
 def _renew_keys() -> None:
     global _renewal
     _renewal = (time.monotonic() // ROTATION + 1) * ROTATION
     for ctx, zone in _keyed.items():
-        key = zone.ticket_key()
-        c.SSL_CTX_ctrl(ctx, SET_TICKET_KEYS, len(key), key)
+        _give_key(ctx, zone)
 
 
 @callback("ipp")
