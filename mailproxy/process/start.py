@@ -58,38 +58,46 @@ def run(options: Options, load: Load, startup: Logs) -> int:
     started_with = dict(os.environ)
     notify = Notify(os.environ)
     numbers = upgrade.inherited(os.environ, startup.main)
-    upgraded = numbers is not None
     given = activated(os.environ)
     held = listening.inherit([*(numbers or ()), *given], startup.main)
+    old_master = None if numbers is None else os.getppid()
     try:
-        configuration = load(startup.main)
-        born = generation.first(configuration, options, startup.main, held)
+        born = generation.first(load(startup.main), options, startup.main, held)
+        _say_what_runs(born.log)
+        signals.block()
+        foreground = _settle_down(born, daemon=old_master is None and born.main.daemon)
     except GenerationError:
         return 1
-    _say_what_runs(born.log)
-    signals.block()
-    foreground = None
-    if born.main.daemon and not upgraded:
-        foreground = daemonise()
-    pid = born.main.pid
-    if pid is not None:
-        try:
-            pidfile.write(pid, os.getpid())
-        except PidError as failure:
-            born.log.emerg(str(failure), error=failure.error)
-            return 1
-    born.logs.redirect_stderr()
-    born.logs.stop_copying()
     startup.close()
-    origin = Origin(
-        background=upgraded or foreground is not None,
-        old_master=os.getppid() if upgraded else None,
-        activated=bool(given),
-    )
+    background = foreground is not None or old_master is not None
+    origin = Origin(background, old_master, activated=bool(given))
     home = _Home(options, started_with, notify, foreground)
     if born.main.master_process:
         return _lead(born, load, home, origin)
     return _serve_alone(born, load, home, origin)
+
+
+def _settle_down(born: Generation, *, daemon: bool) -> Foreground | None:
+    """Go where the program stays: the background, its pid file, its log.
+
+    Raises:
+      GenerationError: that is not possible, as the log says.
+    """
+    foreground = None
+    try:
+        if daemon:
+            foreground = daemonise()
+        if born.main.pid is not None:
+            pidfile.write(born.main.pid, os.getpid())
+    except OSError as error:
+        born.log.emerg("fork() failed", error=error)
+        raise GenerationError from error
+    except PidError as failure:
+        born.log.emerg(str(failure), error=failure.error)
+        raise GenerationError from failure
+    born.logs.redirect_stderr()
+    born.logs.stop_copying()
+    return foreground
 
 
 @dataclass(frozen=True)
