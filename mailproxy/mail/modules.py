@@ -155,6 +155,19 @@ class _Assembly:
             for block, found in zip(mail.blocks, made, strict=True)
             if len(found) == len(MODULES) - len(PROTOCOLS) + 1
         ]
+        for server in self.servers:
+            _warn_of_disbelief(server, scope)
+
+
+def _warn_of_disbelief(server: Server, scope: Scope) -> None:
+    """Say that PROXY headers are wanted but not believed, which nginx does not say."""
+    listens = [each for each in server.core.listen if each.proxy_protocol]
+    if listens and not server.realip.set_real_ip_from:
+        scope.warn(
+            'PROXY headers do not tell who the client is without "set_real_ip_from"',
+            listens[0].position,
+            "name the proxies that are believed: set_real_ip_from NETWORK;",
+        )
 
 
 def _protocol(found: Mapping[type[Settings], Settings]) -> str:

@@ -149,6 +149,7 @@ class Worker:
                     await self._told_to_leave.wait()
             self._log.notice("exiting")
             background.cancel_scope.cancel()
+        trio.lowlevel.remove_instrument(engine)
         self._network.close()
         engine.close()
 
@@ -221,7 +222,12 @@ class Worker:
         context.peer = context.client_address
         if self._events.debug_connection and self._is_debugged(context.client):
             log = log.at_debug()
-        wire = Wire(network.engine, connection)
+        try:
+            wire = Wire(network.engine, connection)
+        except OSError as error:
+            connection.close()
+            self._log.alert("epoll_ctl() failed", error=error)
+            return
         sessions.start_soon(session.run, wire, server, listen, network, log, context)
 
     def _is_debugged(self, client: str) -> bool:

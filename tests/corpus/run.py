@@ -30,7 +30,8 @@ _FATAL = re.compile(r"(mailproxy:|TIME) \[(emerg|crit)\] ")
 _CONCLUSION = re.compile(r"mailproxy: configuration file .* test failed$")
 _OF_MAILPROXY_ALONE = re.compile(
     r'mailproxy: \[warn\] (only mail is served, the "\w+" block is skipped'
-    r'|the "\w+" directive is gone since nginx [\d.]+ and has no effect) in '
+    r'|the "\w+" directive is gone since nginx [\d.]+ and has no effect'
+    r'|PROXY headers do not tell who the client is without "set_real_ip_from") in '
 )
 
 
