@@ -43,6 +43,8 @@ PIPES: Final = 32
 PIPE_SIZE: Final = 256 * KIB
 ROUNDS: Final = 4
 """Reads of one end in one go, before others have their turn."""
+RECORDS: Final = 128
+"""TLS records of one read; they may carry one octet each."""
 
 Reason = Literal["done", "timeout", "shutdown", "broken"]
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -89,6 +91,7 @@ class _End:
     """One of the two connections of a relayed session."""
 
     __slots__ = (
+        "dry",
         "fd",
         "hung_up",
         "in_pipe",
@@ -118,6 +121,8 @@ class _End:
         self.hung_up = True
         """The peer's FIN may have been reported already, so that only a read tells."""
         self.queued = False
+        self.dry = False
+        """The last read of TLS went on until OpenSSL would block."""
 
     def ready(self, events: int) -> None:
         """The engine's handler."""
@@ -200,7 +205,7 @@ class _End:
             if sent < size:
                 peer.pending = bytes(view[sent:size])
                 return
-            if size < bound and not self.tls and not self.hung_up:
+            if self.dry if self.tls else size < bound and not self.hung_up:
                 return
             if size == BUFFER and not (self.tls or peer.tls) and relay.lend(self):
                 self._splice()
@@ -208,12 +213,14 @@ class _End:
         self._later()
 
     def _receive_tls(self, view: memoryview) -> int:
-        """Read records until the buffer is full or OpenSSL has no more of them."""
+        """Read records, many, until the buffer is full or OpenSSL has no more."""
         size = 0
-        while size < len(view):
+        self.dry = False
+        for _ in range(RECORDS):
             try:
                 got = self.socket.recv_into(view[size:])
             except _WOULD_BLOCK:
+                self.dry = True
                 if size:
                     return size
                 raise
@@ -221,9 +228,9 @@ class _End:
                 if size:
                     return size  # it will be said again by the next read
                 raise
-            if not got:
-                return size
             size += got
+            if not got or size == len(view):
+                break
         return size
 
     def _splice(self) -> None:
