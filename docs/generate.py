@@ -1,18 +1,26 @@
 """Writes what is made from the code: docs/directives.md and the table in README.md.
 
+From the declarations comes what there is, and from the tests what proves it: a test
+says by ``@pytest.mark.proves("listen", "backlog=")`` which directive, and which of its
+parameters, it shows the effect of; a script by the comment ``# proves: listen backlog=``
+under its title. ``context="main"`` tells directives of the same name apart.
+
 python docs/generate.py           writes both
 python docs/generate.py --check   exits 1 if one of them is not current
 """
 
+import ast
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mailproxy.conf.directive import Declaration, Settings, declarations
 from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.imap import ImapSettings
+from mailproxy.mail.modules import MODULES
 from mailproxy.mail.pop3 import Pop3Settings
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
@@ -37,26 +45,137 @@ ROWS: dict[str, tuple[type[Settings], ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What a test shows the effect of."""
+
+    directive: str
+    parameters: tuple[str, ...]
+    context: str | None
+    test: str
+    """The name of the test, or the title of the script."""
+    path: Path
+    """Its file, from the root."""
+
+    def concerns(self, declaration: Declaration) -> bool:
+        """Whether it is about that directive."""
+        return self.directive == declaration.name and (
+            self.context is None or self.context in declaration.contexts
+        )
+
+    def __str__(self) -> str:
+        """As a cell of a table has it."""
+        what = ", ".join(f"`{each}`" for each in self.parameters)
+        return f"{what and f'{what}: '}[{self.test}](../{self.path.as_posix()})"
+
+
+def proofs() -> list[Proof]:
+    """What the tests say that they prove."""
+    found: list[Proof] = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found += _marks(node, path.relative_to(ROOT))
+    for path in sorted((ROOT / "tests" / "differential" / "scripts").glob("*.txt")):
+        found += _comments(path)
+    return found
+
+
+def _marks(
+    test: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, path: Path
+) -> Iterator[Proof]:
+    for mark in test.decorator_list:
+        if (
+            isinstance(mark, ast.Call)
+            and ast.unparse(mark.func) == "pytest.mark.proves"
+        ):
+            directive, *parameters = map(ast.literal_eval, mark.args)
+            named = {each.arg: ast.literal_eval(each.value) for each in mark.keywords}
+            yield Proof(
+                directive,
+                tuple(parameters),
+                path=path,
+                test=test.name,
+                context=named.get("context"),
+            )
+
+
+def _comments(path: Path) -> Iterator[Proof]:
+    title = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("== "):
+            title = line.removeprefix("== ").strip()
+        elif line.startswith("# proves: "):
+            directive, *parameters = line.removeprefix("# proves: ").split()
+            yield Proof(
+                directive, tuple(parameters), None, title, path.relative_to(ROOT)
+            )
+
+
+def declared() -> Iterator[Declaration]:
+    """All directives, in the order of docs/directives.md."""
+    for settings in (MainSettings, EventsSettings, *MODULES):
+        yield from declarations(settings).values()
+
+
+def unproved() -> list[str]:
+    """Directives, and parameters of them, that have an effect which no test shows."""
+    known = proofs()
+    missing = []
+    for each in declared():
+        if each.accepted:
+            continue
+        found = [proof for proof in known if proof.concerns(each)]
+        name = f"{each.name} ({', '.join(each.contexts)})"
+        if not found:
+            missing.append(name)
+        shown = {parameter for proof in found for parameter in proof.parameters}
+        missing += [
+            f"{name} {parameter}"
+            for parameter in each.value.parameters
+            if parameter not in shown
+        ]
+    return missing
+
+
+def pointless() -> list[str]:
+    """What tests say that they prove, and that is not declared to have an effect."""
+    known = list(declared())
+    wrong = []
+    for proof in proofs():
+        about = [each for each in known if proof.concerns(each)]
+        if (
+            len(about) != 1
+            or about[0].accepted
+            or not set(proof.parameters) <= set(about[0].value.parameters)
+        ):
+            wrong.append(f"{proof.path}: {proof.test}: {proof.directive}")
+    return wrong
+
+
 def table() -> str:
     """What works, module by module."""
     lines = [
-        "| nginx's module | directives | not in effect yet |",
-        "|---|---:|---|",
+        "| nginx's module | directives | effect proved by tests | accepted, no effect |",
+        "|---|---:|---:|---:|",
     ]
+    known = proofs()
     total: list[Declaration] = []
     for title, classes in ROWS.items():
         found = [
             each for settings in classes for each in declarations(settings).values()
         ]
-        lines.append(row(title, found))
+        lines.append(row(title, found, known))
         total += found
-    return "\n".join([*lines, row("**all**", total), ""])
+    return "\n".join([*lines, row("**all**", total, known), ""])
 
 
-def row(title: str, found: Sequence[Declaration]) -> str:
+def row(title: str, found: Sequence[Declaration], known: Sequence[Proof]) -> str:
     """One line of the table."""
-    missing = [f"`{each.name}`" for each in found if each.effect] or ["–"]
-    return f"| {title} | {len(found)} | {', '.join(missing)} |"
+    proved = [each for each in found if any(proof.concerns(each) for proof in known)]
+    accepted = [each for each in found if each.accepted]
+    return f"| {title} | {len(found)} | {len(proved)} | {len(accepted)} |"
 
 
 def readme(text: str) -> str:
@@ -68,10 +187,29 @@ def readme(text: str) -> str:
 
 
 def directives() -> str:
-    """The text of docs/directives.md, from the command line as a person gets it."""
+    """The text of docs/directives.md: the command line's, and what proves it."""
     command = [sys.executable, "-m", "mailproxy", "--list-directives"]
     listed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return listed.stdout.decode()
+    known = proofs()
+    rest = declared()
+    lines = []
+    for line in listed.stdout.decode().splitlines():
+        cell = ""
+        if line.startswith("| directive "):
+            cell = " proved by |"
+        elif line.startswith("|---"):
+            cell = "---|"
+        elif line.startswith("| "):
+            cell = f" {_proved_by(next(rest), known)} |"
+        lines.append(line + cell)
+    return "\n".join([*lines, ""])
+
+
+def _proved_by(declaration: Declaration, known: Sequence[Proof]) -> str:
+    if declaration.accepted:
+        return "accepted, no effect"
+    found = [str(proof) for proof in known if proof.concerns(declaration)]
+    return "<br>".join(found)
 
 
 def stale() -> dict[Path, str]:

@@ -125,8 +125,6 @@ def _list() -> Iterator[str]:
 
 def _row(declaration: Declaration, meaning: str) -> str:
     notes = [meaning]
-    if declaration.effect:
-        notes.append("**No effect yet.**")
     if declaration.obsolete:
         notes.append("Deprecated.")
     cells = [

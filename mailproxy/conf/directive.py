@@ -47,6 +47,8 @@ class Value(Generic[T_co]):
     """Most arguments; None for any number."""
     remedy: str = ""
     """For people: what is accepted."""
+    parameters: tuple[str, ...] = ()
+    """What an argument may be, or begin with, and that has an effect of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ class Declaration:
     value: Value[object]
     contexts: tuple[str, ...]
     repeats: Repeats
-    effect: str
-    """Empty when it works; else a word on what is missing, for a warning of -t."""
+    accepted: bool
+    """Whether it is there for old configurations only: it never has an effect."""
     obsolete: str
     """A warning for who still uses it; empty for most."""
     origin: str
@@ -74,7 +76,7 @@ def directive(
     contexts: str = "mail server",
     repeats: Repeats = "duplicate",
     shown: str | None = None,
-    effect: str = "",
+    accepted: bool = False,
     obsolete: str = "",
     origin: str = "nginx",
 ) -> T:
@@ -87,7 +89,8 @@ def directive(
       repeats: what a second one in the same block means. With "add", tuples are
         joined and sets united.
       shown: the default as the manual shows it, where `default` does not tell.
-      effect: "none yet" makes -t warn that the directive has no effect yet.
+      accepted: it is checked and has no effect; its text says why. All others
+        have a test that proves what they do.
       obsolete: the text of a warning for each use.
       origin: the products that know the directive.
     """
@@ -96,7 +99,7 @@ def directive(
         value=value,
         contexts=tuple(contexts.split()),
         repeats=repeats,
-        effect=effect,
+        accepted=accepted,
         obsolete=obsolete,
         origin=origin,
         default=_shown(default) if shown is None else shown,

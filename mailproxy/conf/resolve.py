@@ -92,7 +92,6 @@ class Reader:
         self._modules: set[str] = set()
         self._blocks_begun = False
         self._checks: dict[str, tuple[int, int]] = {}
-        self._warned: set[str] = set()
 
     def read(self, path: str, globals_text: str = "") -> bool:
         """Read the text of -g and the main file; messages go to the scope.
@@ -234,9 +233,6 @@ class Reader:
         block.given[name] = Given(value, statement)
         if declaration.obsolete:
             self.scope.warn(declaration.obsolete, statement)
-        if declaration.effect and name not in self._warned:
-            self._warned.add(name)
-            self.scope.warn(f'the "{name}" directive has no effect yet', statement)
 
     def _enter(self, statement: Directive, kind: BlockKind, parent: Block) -> None:
         self._blocks_begun = True

@@ -226,7 +226,7 @@ def choice(*accepted: str) -> Value[str]:
         except KeyError:
             raise _not_accepted(word, accepted) from None
 
-    return Value(parse, " | ".join(accepted))
+    return Value(parse, " | ".join(accepted), parameters=accepted)
 
 
 def choices(*accepted: str) -> Value[frozenset[str]]:
@@ -247,7 +247,8 @@ def choices(*accepted: str) -> Value[frozenset[str]]:
             chosen.add(value)
         return frozenset(chosen)
 
-    return Value(parse, f"{' | '.join(accepted)} ...", most=None)
+    usage = f"{' | '.join(accepted)} ..."
+    return Value(parse, usage, most=None, parameters=accepted)
 
 
 def _not_accepted(word: Word, accepted: tuple[str, ...]) -> ConfigError:

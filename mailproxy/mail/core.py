@@ -137,7 +137,15 @@ def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
 
 _PLAIN_PARAMETERS = frozenset({"bind", "ssl", "proxy_protocol", "multipath"})
 _PARAMETERS = (
-    "backlog= bind ipv6only= multipath proxy_protocol rcvbuf= sndbuf= so_keepalive= ssl"
+    "backlog=",
+    "bind",
+    "ipv6only=",
+    "multipath",
+    "proxy_protocol",
+    "rcvbuf=",
+    "sndbuf=",
+    "so_keepalive=",
+    "ssl",
 )
 
 
@@ -164,7 +172,7 @@ def _parse_parameter(word: Word) -> tuple[str, object]:
     if name == "so_keepalive" and equals:
         return name, _parse_keepalive(value, word)
     raise ConfigError(
-        f'invalid parameter "{text}"', word, f"parameters are {_PARAMETERS}"
+        f'invalid parameter "{text}"', word, f"parameters are {' '.join(_PARAMETERS)}"
     )
 
 
@@ -278,16 +286,22 @@ def _syslog_address(text: str, port: int) -> LogAddress:
 
 
 error_log: Value[tuple[ErrorLog, ...]] = Value(
-    _parse_error_log, "file | stderr | syslog:... | memory:size [level] ...", most=None
+    _parse_error_log,
+    "file | stderr | syslog:... | memory:size [level] ...",
+    most=None,
+    parameters=("stderr", "syslog:", "memory:", "rate=", "filter=", "format="),
 )
 listen: Value[tuple[Listen, ...]] = Value(
-    _parse_listen, "address [parameter ...]", most=None
+    _parse_listen, "address [parameter ...]", most=None, parameters=_PARAMETERS
 )
-protocol: Value[str] = Value(_parse_protocol, "imap | pop3 | smtp")
+protocol: Value[str] = Value(
+    _parse_protocol, "imap | pop3 | smtp", parameters=("imap", "pop3", "smtp")
+)
 resolver: Value[ResolverSettings | None] = Value(
     _parse_resolver,
     "address ... [valid=time] [ipv4=on | off] [ipv6=on | off] | off",
     most=None,
+    parameters=("valid=", "ipv4=", "ipv6=", "conf=", "off"),
 )
 tags: Value[tuple[str, ...]] = Value(lambda found, _: (found.words[1].value,), "string")
 

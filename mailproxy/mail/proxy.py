@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class ProxySettings(Settings):
     """How sessions are passed on to backends."""
 
-    proxy: bool = directive(flag, default=False)
-    """Without effect, as in every version of nginx: sessions are always proxied."""
+    proxy: bool = directive(flag, default=False, accepted=True)
+    """Accepted; as in every version of nginx, sessions are always proxied."""
 
     proxy_buffer: int | None = directive(size, default=None, shown="4k | 8k")
     """Bytes that one direction of a relayed session may hold; None: no bound is set."""

@@ -15,7 +15,9 @@ from mailproxy.net.proxy_protocol import ProxyProtocolError
 if TYPE_CHECKING:
     from mailproxy.mail.protocol import Client
 
-networks: Value[tuple[Network | str, ...]] = Value(cidr, "address | CIDR | unix:")
+networks: Value[tuple[Network | str, ...]] = Value(
+    cidr, "address | CIDR | unix:", parameters=("unix:",)
+)
 
 
 @dataclass(frozen=True, kw_only=True)

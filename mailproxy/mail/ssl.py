@@ -191,13 +191,17 @@ session_cache: Value[SessionCache] = Value(
     _parse_session_cache,
     "off | none | [builtin[:size]] [shared:name:size]",
     most=2,
+    parameters=("off", "none", "builtin", "shared:"),
 )
 sources: Value[tuple[str, ...]] = Value(
-    lambda found, _: (c_string(found.words[1].value),), "file | data:PEM"
+    lambda found, _: (c_string(found.words[1].value),),
+    "file | data:PEM",
+    parameters=("data:",),
 )
 keys: Value[tuple[Key, ...]] = Value(
     lambda found, _: (Key(c_string(found.words[1].value)),),
     "file | data:PEM | engine:name:id | store:URI",
+    parameters=("data:", "engine:", "store:"),
 )
 file: Value[str] = Value(
     lambda found, scope: _in_directory(c_string(found.words[1].value), scope), "file"

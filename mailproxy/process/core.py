@@ -202,10 +202,12 @@ def _parse_use(found: Directive, _: Scope) -> str:
 
 
 user: Value[User | None] = Value(_parse_user, "user [group]", most=2)
-processes: Value[int] = Value(_parse_processes, "number | auto")
+processes: Value[int] = Value(_parse_processes, "number | auto", parameters=("auto",))
 priority: Value[int] = Value(_parse_priority, "number")
-affinity: Value[Affinity] = Value(_parse_affinity, "auto [mask] | mask ...", most=None)
-pid: Value[str | None] = Value(_parse_pid, "file | off")
+affinity: Value[Affinity] = Value(
+    _parse_affinity, "auto [mask] | mask ...", most=None, parameters=("auto",)
+)
+pid: Value[str | None] = Value(_parse_pid, "file | off", parameters=("off",))
 thread_pool: Value[tuple[str, ...]] = Value(
     _parse_thread_pool, "name threads=number [max_queue=number]", least=2, most=3
 )
@@ -213,7 +215,9 @@ engine: Value[str] = Value(_parse_engine, "device")
 env: Value[tuple[tuple[str, str | None], ...]] = Value(_parse_env, "name[=value]")
 connections: Value[int] = Value(_parse_connections, "number")
 use: Value[str] = Value(_parse_use, "method")
-clients: Value[tuple[Network | str, ...]] = Value(cidr, "address | CIDR | unix:")
+clients: Value[tuple[Network | str, ...]] = Value(
+    cidr, "address | CIDR | unix:", parameters=("unix:",)
+)
 anything: Value[str] = Value(lambda found, _: str(found), "...", least=1, most=7)
 
 _GONE = "is gone since nginx 1.9.0 and has no effect"
@@ -260,9 +264,9 @@ class MainSettings(Settings):
     """The file with the number of the master; none with ``off``."""
 
     lock_file: str = directive(
-        in_prefix, default="", contexts="main", shown="logs/nginx.lock"
+        in_prefix, default="", contexts="main", accepted=True, shown="logs/nginx.lock"
     )
-    """Without effect, as in nginx on Linux."""
+    """Accepted; as in nginx on Linux, there is no such file."""
 
     working_directory: str | None = directive(text, default=None, contexts="main")
     """The directory that workers change to."""
@@ -277,36 +281,45 @@ class MainSettings(Settings):
     )
     """Where messages of the processes go, and of sessions without a log of their own."""
 
-    timer_resolution: float = directive(duration, default=0.0, contexts="main")
+    timer_resolution: float = directive(
+        duration, default=0.0, contexts="main", accepted=True
+    )
     """Accepted; time is always read when it is needed."""
 
-    debug_points: str = directive(choice("stop", "abort"), default="", contexts="main")
+    debug_points: str = directive(
+        choice("stop", "abort"), default="", contexts="main", accepted=True
+    )
     """Accepted; there are no debug points."""
 
-    pcre_jit: bool = directive(flag, default=False, contexts="main")
+    pcre_jit: bool = directive(flag, default=False, contexts="main", accepted=True)
     """Accepted; no directive of mail has regular expressions."""
 
     thread_pool: tuple[str, ...] = directive(
-        thread_pool, default=(), contexts="main", repeats="add", shown=""
+        thread_pool, default=(), contexts="main", accepted=True, repeats="add", shown=""
     )
     """Accepted; nothing in mail uses thread pools."""
 
     ssl_engine: str = directive(engine, default="", contexts="main")
     """An engine of OpenSSL (before 4.0) that does what it can do, for all of TLS."""
 
-    ssl_object_cache_inheritable: bool = directive(flag, default=True, contexts="main")
+    ssl_object_cache_inheritable: bool = directive(
+        flag, default=True, contexts="main", accepted=True
+    )
     """Accepted; each configuration reads its certificates afresh."""
 
-    quic_bpf: bool = directive(flag, default=False, contexts="main")
+    quic_bpf: bool = directive(flag, default=False, contexts="main", accepted=True)
     """Accepted; there is no QUIC in mail."""
 
-    google_perftools_profiles: str = directive(text, default="", contexts="main")
+    google_perftools_profiles: str = directive(
+        text, default="", contexts="main", accepted=True
+    )
     """Accepted; it is for nginx's own code."""
 
     worker_threads: str = directive(
         anything,
         default="",
         contexts="main",
+        accepted=True,
         obsolete=f'the "worker_threads" directive {_GONE}',
     )
     """Ignored."""
@@ -315,6 +328,7 @@ class MainSettings(Settings):
         anything,
         default="",
         contexts="main",
+        accepted=True,
         obsolete=f'the "thread_stack_size" directive {_GONE}',
     )
     """Ignored."""
@@ -323,6 +337,7 @@ class MainSettings(Settings):
         anything,
         default="",
         contexts="main",
+        accepted=True,
         obsolete=f'the "worker_rlimit_sigpending" directive {_GONE}',
     )
     """Ignored."""
@@ -385,13 +400,17 @@ class EventsSettings(Settings):
     )
     """Old name of `worker_connections`."""
 
-    use: str = directive(use, default="epoll", contexts="events")
+    use: str = directive(use, default="epoll", contexts="events", accepted=True)
     """Accepted; epoll is always used."""
 
-    multi_accept: bool = directive(flag, default=False, contexts="events")
-    """Accept all waiting connections at once."""
+    multi_accept: bool = directive(
+        flag, default=False, contexts="events", accepted=True
+    )
+    """Accepted; all waiting connections are always accepted, some at a time."""
 
-    accept_mutex: bool = directive(flag, default=False, contexts="events")
+    accept_mutex: bool = directive(
+        flag, default=False, contexts="events", accepted=True
+    )
     """Accepted; workers accept in parallel."""
 
     accept_mutex_delay: float = directive(duration, default=0.5, contexts="events")
@@ -402,16 +421,19 @@ class EventsSettings(Settings):
     )
     """Clients that are logged at level debug, whatever the level of the log."""
 
-    epoll_events: int = directive(number, default=512, contexts="events")
+    epoll_events: int = directive(number, default=512, contexts="events", accepted=True)
     """Accepted."""
 
-    worker_aio_requests: int = directive(number, default=32, contexts="events")
+    worker_aio_requests: int = directive(
+        number, default=32, contexts="events", accepted=True
+    )
     """Accepted."""
 
     rtsig_signo: str = directive(
         anything,
         default="",
         contexts="events",
+        accepted=True,
         obsolete=f'the "rtsig_signo" directive {_GONE}',
     )
     """Ignored."""
@@ -420,6 +442,7 @@ class EventsSettings(Settings):
         anything,
         default="",
         contexts="events",
+        accepted=True,
         obsolete=f'the "rtsig_overflow_events" directive {_GONE}',
     )
     """Ignored."""
@@ -428,6 +451,7 @@ class EventsSettings(Settings):
         anything,
         default="",
         contexts="events",
+        accepted=True,
         obsolete=f'the "rtsig_overflow_test" directive {_GONE}',
     )
     """Ignored."""
@@ -436,6 +460,7 @@ class EventsSettings(Settings):
         anything,
         default="",
         contexts="events",
+        accepted=True,
         obsolete=f'the "rtsig_overflow_threshold" directive {_GONE}',
     )
     """Ignored."""

@@ -29,9 +29,7 @@ class BirdSettings(Settings):
     fly: bool = directive(flag, default=True, contexts="main nest")
     """Whether they fly."""
 
-    sleep: float = directive(
-        duration, default=1.5 * HOUR, contexts="nest", effect="none yet"
-    )
+    sleep: float = directive(duration, default=1.5 * HOUR, contexts="nest")
     """How long they sleep,
     in seconds."""
 
@@ -83,13 +81,6 @@ def test_a_block_holds_what_is_written_in_it_and_asks_those_around_it() -> None:
     assert found is not None
     assert str(found.position) == "F:1"
     assert first.find("sleep") is None
-
-
-def test_a_directive_without_effect_is_told_once() -> None:
-    scope = read("nest { sleep 1; } nest { sleep 2; }")
-    assert [str(message) for message in scope.messages] == [
-        'the "sleep" directive has no effect yet in F:1'
-    ]
 
 
 def test_what_applies_can_be_asked_of_a_block_made_by_hand() -> None:

@@ -58,7 +58,7 @@ def _parse_url(found: Directive, _: Scope) -> AuthUrl | None:
     )
 
 
-url: Value[AuthUrl | None] = Value(_parse_url, "url")
+url: Value[AuthUrl | None] = Value(_parse_url, "url", parameters=("unix:",))
 
 
 @dataclass(frozen=True, kw_only=True)
