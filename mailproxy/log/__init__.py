@@ -88,8 +88,10 @@ class Logs:
         copy_as: str | None,
         clock: Callable[[], float],
         processors: Sequence[Processor],
+        angie: bool,
     ) -> None:
         self.copy_as = copy_as
+        self._angie = angie
         self.console = FileSink("")
         self._clock = clock
         self._processors = processors
@@ -160,6 +162,7 @@ class Logs:
                 RateLimit(directive.rate, directive.level, self._clock)
                 if directive.rate
                 else None,
+                angie=self._angie,
             )
             for directive in directives
         )
@@ -211,6 +214,7 @@ def open_logs(
     copy_as: str | None = None,
     clock: Callable[[], float] = time.monotonic,
     processors: Sequence[Processor] = (),
+    angie: bool = False,
 ) -> Logs:
     """Open the logs of a configuration.
 
@@ -223,6 +227,7 @@ def open_logs(
         behind it until `stop_copying()`.
       clock: seconds, never going back.
       processors: structlog's, run for every event that some log wants.
+      angie: lines of text are in Angie's form, where `format=` does not say.
 
     Raises:
       OSError: a file cannot be opened; `filename` says which.
@@ -230,7 +235,7 @@ def open_logs(
     if not any(isinstance(log.target, (File, Stderr)) for log in main):
         stderr = default in {"", "stderr"}
         main = [*main, ErrorLog(Stderr() if stderr else File(default))]
-    return Logs(main, others, copy_as, clock, processors)
+    return Logs(main, others, copy_as, clock, processors, angie)
 
 
 def open_startup_log(path: str, name: str = "nginx", level: int = NOTICE) -> Logs:

@@ -136,7 +136,8 @@ class ErrorLog:
     level: int = ERROR
     parts: frozenset[str] = frozenset()
     """The debug_X that it wants; empty at level debug: all of them."""
-    json: bool = False
+    format: str = ""
+    """"json" or "default", which are Angie's; empty: text as the program is called."""
     filters: tuple[Filter, ...] = ()
     rate: int = 0
     """Lines per second; 0 is no limit.
@@ -169,7 +170,7 @@ def parse_error_log(
     target = _target(args[0], path, address, file)
     level = 0
     parts: set[str] = set()
-    json: str | None = None
+    form = ""
     filters: list[Filter] = []
     rate = 0
     for word in args[1:]:
@@ -183,11 +184,11 @@ def parse_error_log(
                 raise ValueError(f'invalid log level "{word}"')
             parts.add(name[6:])
         elif word.startswith("format="):
-            if json is not None:
+            if form:
                 raise ValueError(f'duplicate format= parameter ("{word}")')
-            json = word[7:]
-            if json not in {"json", "default"}:
-                raise ValueError(f'unknown log format "{json}"')
+            form = word[7:]
+            if form not in {"json", "default"}:
+                raise ValueError(f'unknown log format "{form}"')
         elif word.startswith("filter="):
             filters.append(_filter(word[7:], file, line))
         elif word.startswith("rate="):
@@ -201,7 +202,7 @@ def parse_error_log(
         target=target,
         level=DEBUG if parts else level or ERROR,
         parts=frozenset(parts),
-        json=json == "json",
+        format=form,
         filters=tuple(filters),
         rate=rate,
     )

@@ -11,7 +11,7 @@ their own, or closes a quote that they did not open.
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 LEVELS = ("", "emerg", "alert", "crit", "error", "warn", "notice", "info", "debug")
@@ -210,13 +210,12 @@ class Record:
         """A text line from the message to its end, uncut."""
         return self.message() + self._tail()
 
+    def _fault_text(self) -> str:
+        fault = None if self.error is None else _fault(self.error)
+        return "" if fault is None else f" ({fault[0]}: {fault[1]})"
+
     def _tail(self, limit: int | None = None, /) -> str:
-        tail = ""
-        if self.error is not None:
-            fault = _fault(self.error)
-            if fault is not None:
-                tail = f" ({fault[0]}: {fault[1]})"
-        tail += self.suffix
+        tail = self._fault_text() + self.suffix
         context = self.context
         if context is None or self.level == DEBUG:
             return tail
@@ -244,14 +243,35 @@ class Record:
     def text_line(self) -> bytes:
         """The whole line in nginx's form, line feed included."""
         if self._line is None:
-            prefix = _clock.prefix(self.level) + self._number()
-            line = _encode(f"{prefix}{self.text()}\n")
-            if len(line) > LINE_LIMIT:
-                tail = _encode(self._tail(_PROPERTY_LIMIT)) + b"\n"
-                head = _encode(prefix + self.message())
-                line = _cut(head, LINE_LIMIT - len(tail)) + tail
-            self._line = line
+            self._line = self._text_line(self.message(), self._tail)
         return self._line
+
+    def angie_line(self) -> bytes:
+        """The whole line in Angie's text form, line feed included."""
+        return self._text_line(self.message(), self._angie_tail)
+
+    def _text_line(self, message: str, make_tail: Callable[[int | None], str]) -> bytes:
+        head = f"{_clock.prefix(self.level)}{self._number()}{message}"
+        line = _encode(f"{head}{make_tail(None)}\n")
+        if len(line) > LINE_LIMIT:
+            tail = _encode(make_tail(_PROPERTY_LIMIT)) + b"\n"
+            line = _cut(_encode(head), LINE_LIMIT - len(tail)) + tail
+        return line
+
+    def _angie_tail(self, limit: int | None, /) -> str:
+        """Error, action and properties, each of these in quotes, the client with port."""
+        tail = self._fault_text() + self.suffix
+        context = self.context
+        if context is None or self.level == DEBUG:
+            return tail
+        properties = {**self.properties(), "client": context.peer}
+        action = properties.pop("action", None)
+        properties.pop("peer", None)
+        if action is not None:
+            tail += f" while {action}"
+        for name, value in properties.items():
+            tail += f', {name}: "{escape(value)[:limit]}"'
+        return tail
 
     def console_line(self, name: str) -> bytes:
         """The line as it is copied to the terminal while `name` starts."""
@@ -321,6 +341,9 @@ class Connected(Record):
 
     def _tail(self, _limit: int | None = None, /) -> str:
         return ""
+
+    def angie_line(self) -> bytes:
+        return self._text_line(self.event, self._angie_tail)
 
     def properties(self) -> dict[str, str]:
         return super().properties() | {"action": "initializing session"}

@@ -10,6 +10,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Protocol
 
 from mailproxy.log.directive import ErrorLog, Syslog
@@ -230,12 +231,26 @@ class Target:
     """What one `error_log` directive asks for."""
 
     def __init__(
-        self, directive: ErrorLog, sink: Sink, limit: RateLimit | None
+        self,
+        directive: ErrorLog,
+        sink: Sink,
+        limit: RateLimit | None,
+        *,
+        angie: bool = False,
     ) -> None:
+        """Make one.
+
+        Args:
+          angie: text is in Angie's form where the directive does not say.
+        """
         self.sink = sink
         self._level = directive.level
         self._parts = directive.parts
-        self._json = directive.json
+        self._json = directive.format == "json"
+        angie = directive.format == "default" or (angie and not directive.format)
+        self._line = methodcaller(
+            "json_line" if self._json else "angie_line" if angie else "text_line"
+        )
         self._filters = directive.filters
         self._limit = limit if directive.level < DEBUG else None
 
@@ -256,6 +271,5 @@ class Target:
                 record = Record(level, "too many log messages, limiting")
             elif not admitted:
                 return False
-        line = record.json_line() if self._json else record.text_line()
-        self.sink.write(line, level)
+        self.sink.write(self._line(record), level)
         return True

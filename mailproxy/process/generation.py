@@ -152,6 +152,7 @@ def _open_logs(
             configuration.error_logs,
             default=options.error_log,
             copy_as=copy_as,
+            angie=options.name == "angie",
         )
     except OSError as error:
         log.emerg('open() "%s" failed', error.filename, error=error)

@@ -57,8 +57,8 @@ def parse(words: str) -> ErrorLog:
         ),
         ("f rate=10m/s", ErrorLog(File("/P/f"), rate=10)),
         ("f rate=0 info", ErrorLog(File("/P/f"), INFO)),
-        ("f info format=json", ErrorLog(File("/P/f"), INFO, json=True)),
-        ("f format=default", ErrorLog(File("/P/f"))),
+        ("f info format=json", ErrorLog(File("/P/f"), INFO, format="json")),
+        ("f format=default", ErrorLog(File("/P/f"), format="default")),
         (
             "f filter=tag:a filter=login:=tim filter=logline:~^x.*y",
             ErrorLog(

@@ -36,6 +36,27 @@ def context(**changes: object) -> MailContext:
     return MailContext(**(values | changes))  # type: ignore[arg-type]  # kept short
 
 
+def test_angies_lines_have_other_words_for_connections_and_starttls() -> None:
+    pid = os.getpid()
+    first = Connected(INFO, "client connected", context=context())
+    assert first.angie_line()[19:].decode() == (
+        f" [info] {pid}#{pid}: *7 client connected while initializing session,"
+        ' client: "192.0.2.1:4711", server: "127.0.0.1:143"\n'
+    )
+    later = Record(
+        INFO,
+        "client timed out",
+        error=TIMED_OUT,
+        # The address changes with PROXY protocol; Angie keeps that of the peer.
+        context=context(client="198.51.100.7", starttls=True, login=b"tim"),
+    )
+    assert later.angie_line()[19:].decode() == (
+        f" [info] {pid}#{pid}: *7 client timed out (110: Connection timed out) while"
+        ' in auth state, client: "192.0.2.1:4711", server: "127.0.0.1:143",'
+        ' starttls: "true", login: "tim"\n'
+    )
+
+
 def test_a_line_is_nginxs_byte_for_byte() -> None:
     line = Record(
         ERROR,

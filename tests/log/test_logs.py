@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,10 +194,28 @@ class TestSets:
 
     def test_a_log_can_be_json(self, tmp_path: Path) -> None:
         path = tmp_path / "a"
-        logs = open_logs([file(path, INFO, json=True)], default="")
+        logs = open_logs([file(path, INFO, format="json")], default="")
         logs.main.bind(context=CONTEXT).info("client logged in")
         logs.close()
         assert json.loads(path.read_text())["mail"]["client"] == "192.0.2.1:99"
+
+
+@pytest.mark.parametrize(
+    ("written", "angie", "client"),
+    [
+        ("", False, "client: 192.0.2.1, server: 127.0.0.1:143"),
+        ("", True, 'client: "192.0.2.1:99", server: "127.0.0.1:143"'),
+        ("default", False, 'client: "192.0.2.1:99", server: "127.0.0.1:143"'),
+    ],
+)
+def test_angie_writes_properties_in_quotes(
+    tmp_path: Path, written: str, angie: bool, client: str
+) -> None:
+    path = tmp_path / "a"
+    logs = open_logs([file(path, INFO, format=written)], default="", angie=angie)
+    logs.main.bind(context=replace(CONTEXT, peer="192.0.2.1:99")).info("hello")
+    logs.close()
+    assert messages(path) == [f"[info] *5 hello while in auth state, {client}"]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +261,7 @@ def test_all_filters_must_match_exactly_or_by_regex(tmp_path: Path) -> None:
 def test_json_filter_sees_the_escaped_message(tmp_path: Path) -> None:
     path = tmp_path / "a"
     filters = (Filter("message", "a\\nb", "exact"),)
-    logs = open_logs([file(path, INFO, json=True, filters=filters)], default="")
+    logs = open_logs([file(path, INFO, format="json", filters=filters)], default="")
     logs.main.info("%s", "a\nb")
     logs.close()
     assert json.loads(path.read_text())["message"] == "a\nb"
