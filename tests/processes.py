@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 PATIENCE = 20.0
 """Seconds after which something that should have happened counts as missing."""
 
@@ -31,6 +33,17 @@ def find_program(name: str) -> str | None:
     """The path of a program, looked for in /usr/sbin too."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     return shutil.which(name, path=path)
+
+
+def need_program(name: str) -> str:
+    """The path of a program; without it a test is skipped, or fails where peers are required."""
+    path = find_program(name)
+    if path is None:
+        missing = f"needs {name}"
+        if require_peers():
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return path
 
 
 def wait_for(

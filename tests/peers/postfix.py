@@ -1,0 +1,86 @@
+"""A real Postfix on the loopback; it takes mail of who has logged in, and stores it."""
+
+import os
+import pwd
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.peers.dovecot import Dovecot, mail_owner
+from tests.processes import free_port, running
+
+DOMAIN = "example.test"
+
+_SERVICES = """
+pickup    unix  n       -       n       60      1       pickup
+cleanup   unix  n       -       n       -       0       cleanup
+qmgr      unix  n       -       n       300     1       qmgr
+tlsmgr    unix  -       -       n       1000?   1       tlsmgr
+rewrite   unix  -       -       n       -       -       trivial-rewrite
+bounce    unix  -       -       n       -       0       bounce
+defer     unix  -       -       n       -       0       bounce
+trace     unix  -       -       n       -       0       bounce
+verify    unix  -       -       n       -       1       verify
+flush     unix  n       -       n       1000?   0       flush
+proxymap  unix  -       -       n       -       -       proxymap
+error     unix  -       -       n       -       -       error
+retry     unix  -       -       n       -       -       error
+discard   unix  -       -       n       -       -       discard
+virtual   unix  -       n       n       -       -       virtual
+anvil     unix  -       -       n       -       1       anvil
+scache    unix  -       -       n       -       1       scache
+postlog   unix-dgram n  -       n       -       1       postlogd
+"""
+
+
+@contextmanager
+def start(
+    program: str, directory: Path, dovecot: Dovecot, users: Iterable[str]
+) -> Iterator[int]:
+    """Postfix, in `directory`; the value is its port. It has to be started by root.
+
+    It believes XCLIENT, and asks Dovecot about AUTH. Mail to USER@example.test, of
+    `users`, goes into their maildirs.
+    """
+    port = free_port()
+    user, group = mail_owner()
+    etc = directory / "etc"
+    for folder in ("etc", "spool", "data"):
+        (directory / folder).mkdir()
+    os.chown(directory / "data", pwd.getpwnam("postfix").pw_uid, -1)
+    boxes = "".join(f"{name}@{DOMAIN} {name}/\n" for name in users)
+    (etc / "mailboxes").write_text(boxes)
+    (etc / "master.cf").write_text(
+        f"127.0.0.1:{port} inet n - n - 300 smtpd\n{_SERVICES}"
+    )
+    (etc / "main.cf").write_text(
+        f"""
+compatibility_level = 3.6
+queue_directory = {directory}/spool
+data_directory = {directory}/data
+maillog_file = {directory}/postfix.log
+maillog_file_prefixes = {directory}
+myhostname = backend.test
+mydestination =
+mynetworks = 192.0.2.1
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+smtpd_peername_lookup = no
+smtpd_authorized_xclient_hosts = 127.0.0.1
+smtpd_sasl_auth_enable = yes
+smtpd_sasl_type = dovecot
+smtpd_sasl_path = inet:127.0.0.1:{dovecot.auth_port}
+smtpd_relay_restrictions = permit_sasl_authenticated, reject
+smtpd_client_connection_count_limit = 0
+message_size_limit = 50000000
+virtual_mailbox_limit = 0
+virtual_mailbox_domains = {DOMAIN}
+virtual_mailbox_base = {dovecot.mail}
+virtual_mailbox_maps = texthash:{etc}/mailboxes
+virtual_minimum_uid = 1
+virtual_uid_maps = static:{user}
+virtual_gid_maps = static:{group}
+"""
+    )
+    with running([program, "-c", str(etc), "start-fg"], directory, port):
+        yield port
