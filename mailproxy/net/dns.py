@@ -32,6 +32,8 @@ CONCURRENT = 128
 """Lookups that one resolver does at once; others wait."""
 CACHED = 4096
 """Answers that one resolver keeps."""
+CACHED_VALUES = 64
+"""Values of an answer that is kept; an answer can have thousands, of a client's choice."""
 ALIASES = 8
 """CNAMEs that are followed from answer to answer."""
 
@@ -277,7 +279,7 @@ class Resolver:
         self._cache.pop(question, None)
         valid = self._settings.valid
         seconds = answer.ttl if valid is None else valid
-        if answer.code or seconds <= 0:
+        if answer.code or seconds <= 0 or len(answer.values) > CACHED_VALUES:
             return
         while len(self._cache) >= CACHED:
             del self._cache[next(iter(self._cache))]

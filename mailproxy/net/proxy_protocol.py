@@ -16,6 +16,10 @@ from dataclasses import dataclass
 LIMIT = 4096
 """Bytes of a header, at most."""
 
+LONGEST_NAME = 1024
+"""Bytes of a client's common name in a header that we send; it is free to choose one of
+a hundred thousand, which no header holds and which a part of must not stand for."""
+
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _V1_PREFIX = b"PROXY "
 
@@ -283,7 +287,7 @@ def _tls_values(tls: Tls) -> bytes:
         bits |= 0x04 if tls.resumed else 0x06
     ssl = struct.pack("!BI", bits, tls.verify & 0xFFFFFFFF)
     ssl += _value(0x21, tls.version.encode())
-    if tls.common_name is not None:
+    if tls.common_name is not None and len(tls.common_name) <= LONGEST_NAME:
         ssl += _value(0x22, tls.common_name)
     ssl += _value(0x23, tls.cipher.encode())
     if tls.signature is not None:

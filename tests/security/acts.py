@@ -20,8 +20,14 @@ from tests.play import Stage, Step, answer, load_server, parse
 from tests.security.world import BUGS, TLS
 
 
-def b64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def b64(text: str | bytes) -> str:
+    octets = text.encode() if isinstance(text, str) else text
+    return base64.b64encode(octets).decode()
+
+
+def plain(user: str, password: str) -> str:
+    """The message of PLAIN in base64."""
+    return b64(f"\0{user}\0{password}")
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Dialogue:
 _IMAP_IN = "A: OK\nB: * OK ready\nB: + go\nB: + go\nB: a OK in\nC: b NOOP\nB: b OK\n"
 _POP3_IN = "A: OK\nB: +OK ready\nB: +OK\nB: +OK in\nC: NOOP\nB: +OK\n"
 _SMTP_IN = "A: OK\nB: 220 hi\nB: 250 hi\nB: 220 hi\nB: 235 in\nC: NOOP\nB: 250 OK\n"
-_PLAIN = b64("\0u\0SECRET")
+_PLAIN = plain("u", "SECRET")
 _XOAUTH2 = b64("user=u\1auth=Bearer TOKEN\1\1")
 _OAUTHBEARER = b64("n,a=u,\1auth=Bearer TOKEN\1\1")
 _CRAM = b64("u 0123456789abcdef0123456789abcdef")
@@ -263,7 +269,7 @@ def act_out(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(act.run_session)
                 await act.follow(steps[:count])
-                if act.over or who not in act.present:
+                if who and (act.over or who not in act.present):
                     nursery.cancel_scope.cancel()
                     return False
                 if who:

@@ -18,6 +18,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
@@ -86,11 +87,20 @@ class Peer:
         got, self.seen = self.seen, b""
         return got
 
-    async def start_tls(self, name: str = "mx.test") -> None:
-        """The client's side of a handshake; any certificate is good."""
+    async def start_tls(
+        self, name: str = "mx.test", certificate: Path | None = None
+    ) -> None:
+        """The client's side of a handshake; any certificate is good.
+
+        Args:
+          name: what the server is called.
+          certificate: a file with the client's own, and its key.
+        """
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        if certificate is not None:
+            context.load_cert_chain(certificate)
         assert isinstance(self.stream, trio.SocketStream)
         self.stream = trio.SSLStream(
             self.stream, context, server_hostname=name, https_compatible=True
