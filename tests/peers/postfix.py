@@ -2,12 +2,13 @@
 
 import os
 import pwd
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.peers.dovecot import Dovecot, mail_owner
-from tests.processes import free_port, running
+from tests.processes import free_port, need_program, running
 
 DOMAIN = "example.test"
 
@@ -82,5 +83,15 @@ virtual_uid_maps = static:{user}
 virtual_gid_maps = static:{group}
 """
     )
-    with running([program, "-c", str(etc), "start-fg"], directory, port):
+    subprocess.run([program, "-c", etc, "check"], check=True)
+    daemons = Path(_setting(etc, "daemon_directory"))
+    # "postfix start-fg" puts a shell before the master, which would outlive it.
+    with running([str(daemons / "master"), "-c", str(etc), "-d"], directory, port):
         yield port
+
+
+def _setting(etc: Path, name: str) -> str:
+    command = [need_program("postconf"), "-c", str(etc), "-h", name]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.strip()
