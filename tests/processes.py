@@ -133,7 +133,7 @@ class Process:
         self.output = directory / "output.txt"
         with self.output.open("ab") as output:
             self.popen = subprocess.Popen(
-                self.command,
+                [*_with_us(), *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -173,6 +173,12 @@ class Process:
             os.close(self.pidfd)
             self.pidfd = -1
         return self.popen.wait()
+
+
+def _with_us() -> list[str]:
+    """What makes a program end when this process is killed."""
+    setpriv = find_program("setpriv")
+    return [] if setpriv is None else [setpriv, "--pdeathsig", "TERM"]
 
 
 def nginx_command(directory: Path) -> list[str] | None:
