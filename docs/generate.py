@@ -3,7 +3,7 @@
 From the declarations comes what there is, and from the tests what proves it: a test
 says by ``@pytest.mark.proves("listen", "backlog=")`` which directive, and which of its
 parameters, it shows the effect of; a script by the comment ``# proves: listen backlog=``
-under its title. ``context="main"`` tells directives of the same name apart.
+under its title. ``context="main"`` names one of two directives of the same name.
 
 python docs/generate.py           writes both
 python docs/generate.py --check   exits 1 if one of them is not current
@@ -145,10 +145,9 @@ def pointless() -> list[str]:
     wrong = []
     for proof in proofs():
         about = [each for each in known if proof.concerns(each)]
-        if (
-            len(about) != 1
-            or about[0].accepted
-            or not set(proof.parameters) <= set(about[0].value.parameters)
+        if not about or any(
+            each.accepted or not set(proof.parameters) <= set(each.value.parameters)
+            for each in about
         ):
             wrong.append(f"{proof.path}: {proof.test}: {proof.directive}")
     return wrong
