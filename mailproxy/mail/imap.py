@@ -26,7 +26,7 @@ from mailproxy.mail.protocol import (
 from mailproxy.net.lines import TooLong
 
 if TYPE_CHECKING:
-    from mailproxy.mail.protocol import Client
+    from mailproxy.mail.client import Client
     from mailproxy.net.lines import LineStream
 
 MAX_ARGUMENTS = 3

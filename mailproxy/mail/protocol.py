@@ -1,40 +1,20 @@
-"""What a mail protocol has to say, and what a dialogue knows of its client."""
+"""What a mail protocol has to say, and the words that all of them share."""
 
 from __future__ import annotations
 
-import errno
-import math
-import os
 import re
-import secrets
-import ssl
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import trio
-
-from mailproxy.errors import BackendError, ClientError, SessionError
-from mailproxy.net import openssl
+from mailproxy.errors import BackendError
 from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
-    from mailproxy.log import Logger, MailContext
-    from mailproxy.mail.core import Listen
-    from mailproxy.mail.modules import Server
-    from mailproxy.net.network import Network
-    from mailproxy.net.proxy_protocol import Header
-    from mailproxy.net.wire import Wire
+    from mailproxy.mail.client import Client
 
 FORBIDDEN = frozenset(b"\r\n\0")
 """Octets that no user name and no password may have: they end a line or a string
 in one of the protocols that carry them on."""
-
-UNTRUSTED = frozenset((18, 19, 20, 21, 27))
-"""Results of OpenSSL's verification that `ssl_verify_client optional_no_ca` forgives:
-the certificate may be good, but nobody that we know vouches for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,266 +140,10 @@ class MailProtocol(Protocol):
         ...
 
 
-class Timer:
-    """The one timer of a session until its login, and what it means when it goes off.
-
-    A phase begins with `limit`, which ends the phase before. That is one cancel scope
-    for all phases: three of them would be a tenth of what a login costs.
-    """
-
-    __slots__ = ("_expired", "_scope")
-
-    def __init__(self) -> None:
-        self._scope = trio.CancelScope()
-        self._expired: Callable[[], SessionError] = client_timed_out
-
-    def limit(
-        self, seconds: float, expired: Callable[[], SessionError] | None = None
-    ) -> None:
-        """Begin a phase of `seconds`; at its end, what `expired` returns is raised.
-
-        It is raised by the `with` statement of this timer. Without `expired`, the
-        client is to blame.
-        """
-        self._expired = expired or client_timed_out
-        self._scope.deadline = trio.current_time() + seconds
-
-    def stop(self) -> None:
-        """Begin a phase without limit, or one that limits itself."""
-        self._scope.deadline = math.inf
-
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._scope.__exit__(kind, error, traceback)
-        if self._scope.cancelled_caught:
-            raise self._expired()
-
-
-def timed_out() -> OSError:
-    """The system error of a timer that went off, as the log shows it."""
-    return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-
-
-def client_timed_out() -> ClientError:
-    """The client let `timeout` pass."""
-    return ClientError("client timed out", error=timed_out())
-
-
 class Naming(Protocol):
     """Names the present action: ``sending("user name")``, for the log."""
 
     def __call__(self, what: str, /) -> None: ...
-
-
-class Client:
-    """One client, from accept to the end of its login: what dialogues know of it.
-
-    Attributes:
-      wire: its connection.
-      lines: the same, line by line.
-      server, listen: who serves it, and which address it came to.
-      address, port: where it comes from, after `set_real_ip_from`; a client of a
-        unix socket has the address "unix:" and no port.
-      header: the PROXY header it came with, if any.
-      host: SMTP: its name in the DNS, or why there is none.
-      helo: SMTP: what it called itself.
-      esmtp: SMTP: its last greeting was EHLO.
-      mail: SMTP: its MAIL command, if that is under way (`smtp_auth none`).
-      attempts: how many logins it has tried.
-      timer: limits what is going on.
-    """
-
-    def __init__(
-        self,
-        wire: Wire,
-        server: Server,
-        listen: Listen,
-        network: Network,
-        context: MailContext,
-        log: Logger,
-    ) -> None:
-        self.wire = wire
-        self.lines = LineStream(
-            wire, server.protocol.client_buffer, ClientError, "client closed connection"
-        )
-        self.server = server
-        self.listen = listen
-        self.network = network
-        self.context = context
-        self.log = log
-        self.address = context.client
-        self.port = context.client_port
-        self.header: Header | None = None
-        self.host = b"[UNAVAILABLE]"
-        self.helo = b""
-        self.esmtp = False
-        self.mail = b""
-        self.attempts = 0
-        self.timer = Timer()
-        self._errors = 0
-        self._commands = 0
-        self._salt = b""
-
-    @property
-    def secure(self) -> bool:
-        """Whether the connection is in TLS."""
-        return self.wire.tls is not None
-
-    @property
-    def may_log_in(self) -> bool:
-        """Whether logins are allowed as things are (`starttls only`)."""
-        return self.secure or self.server.ssl.starttls != "only"
-
-    @property
-    def may_start_tls(self) -> bool:
-        """Whether STARTTLS is allowed and announced."""
-        return not self.secure and self.server.ssl.starttls != "off"
-
-    @property
-    def salt(self) -> bytes:
-        """``<random.time@server_name>``, the same for the whole connection."""
-        if not self._salt:
-            self._salt = b"<%d.%d@%s>" % (
-                secrets.randbelow(1 << 31),
-                int(time.time()),
-                self.server.core.server_name,
-            )
-        return self._salt
-
-    async def send(self, data: bytes) -> None:
-        """Send `data`.
-
-        Raises:
-          ClientError: the connection broke.
-        """
-        await self.lines.send(data)
-
-    async def read_text(self, *, secret: bool = False) -> bytes:
-        """The next line of POP3 or SMTP, without its end.
-
-        Args:
-          secret: the line may be a secret as a whole, so the log must not show it.
-
-        Raises:
-          BadCommand: a CR stands in it, or it does not fit into the buffer.
-          ClientError: the client left.
-        """
-        try:
-            line = await self.lines.read_line()
-        except TooLong as too_long:
-            raise too_long_command(
-                b"..." if secret else redacted(too_long.received)
-            ) from None
-        text = line[:-1].removesuffix(b"\r")
-        if b"\r" in text:
-            raise BadCommand(counted=True)
-        return text
-
-    async def ask(self, prompt: bytes, room: int) -> list[bytes]:
-        """Send a SASL challenge of POP3 or SMTP; returns the words of the answer.
-
-        Args:
-          prompt: the whole line.
-          room: how many words the answer may have.
-
-        Raises:
-          BadCommand: it is not a line of words, or too many commands were sent.
-        """
-        await self.send(prompt)
-        text = await self.read_text(secret=True)
-        # What stands before the first space is a word, even if nothing does.
-        first, _, more = text.partition(b" ")
-        words = [first, *split_words(more, room - 1)]
-        self.accepted()
-        return words
-
-    def accepted(self) -> None:
-        """Count a command that the parser accepted.
-
-        Raises:
-          BadCommand: there were more than `max_commands`; the session ends.
-        """
-        self._commands += 1
-        if self._commands > self.server.core.max_commands:
-            raise BadCommand("client sent too many commands", close=True)
-
-    async def answer_bad(self, bad: BadCommand, line: bytes) -> None:
-        """Answer a bad command with `line`.
-
-        Raises:
-          ClientError: the session ends.
-        """
-        if bad.event:
-            self.log.info(bad.event, *bad.values)
-        await self.send(line)
-        if bad.counted:
-            self._errors += 1
-            if self._errors >= self.server.core.max_errors:
-                raise ClientError("client sent too many invalid commands")
-        if bad.close:
-            raise ClientError
-
-    async def start_tls(self, action: str) -> None:
-        """Do a TLS handshake, and check the client's certificate.
-
-        What arrived in clear text, and all that was said in it, is dropped.
-
-        Args:
-          action: the handshake in nginx's words, for the log.
-
-        Raises:
-          ClientError: the handshake failed, or the certificate is bad.
-        """
-        context = self.server.ssl.context
-        assert context is not None, "the configuration was checked for it"
-        self.lines.take_rest()
-        self.helo = b""
-        self.esmtp = False
-        self.mail = b""
-        self.context.login = b""
-        self.context.starttls = not self.listen.ssl
-        self.context.action = action
-        try:
-            await self.wire.start_tls(context)
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            raise ClientError("peer closed connection in SSL handshake") from None
-        except ssl.SSLError as error:
-            raise ClientError(
-                "SSL_do_handshake() failed (SSL: %s)",
-                openssl.error_text(error),
-                level=openssl.error_level(error),
-            ) from None
-        except OSError as error:
-            raise ClientError(
-                "peer closed connection in SSL handshake", error=error
-            ) from None
-        if self.server.ssl.ssl_verify_client != "off":
-            await self._check_certificate()
-
-    async def _check_certificate(self) -> None:
-        """Check after the handshake, as nginx does, so that the client hears why."""
-        tls = self.wire.tls
-        assert tls is not None
-        wanted = self.server.ssl.ssl_verify_client
-        protocol = self.server.protocol
-        code, text = openssl.verify_result(tls)
-        if code and not (wanted == "optional_no_ca" and code in UNTRUSTED):
-            openssl.remove_session(tls)
-            await self.send(protocol.certificate_error)
-            raise ClientError(
-                "client SSL certificate verify error: (%s:%s)", code, text
-            )
-        if wanted == "on" and openssl.peer_certificate(tls) is None:
-            openssl.remove_session(tls)
-            await self.send(protocol.certificate_missing)
-            raise ClientError("client sent no required SSL certificate")
 
 
 def split_words(text: bytes, room: int) -> list[bytes]:

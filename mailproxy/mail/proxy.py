@@ -15,7 +15,7 @@ from mailproxy.net.proxy_protocol import Endpoint, Tls
 
 if TYPE_CHECKING:
     from mailproxy.mail.auth.source import Granted
-    from mailproxy.mail.protocol import Client
+    from mailproxy.mail.client import Client
     from mailproxy.net.network import Network
     from mailproxy.net.wire import Wire
 

@@ -13,7 +13,7 @@ from mailproxy.net import proxy_protocol
 from mailproxy.net.proxy_protocol import ProxyProtocolError
 
 if TYPE_CHECKING:
-    from mailproxy.mail.protocol import Client
+    from mailproxy.mail.client import Client
 
 networks: Value[tuple[Network | str, ...]] = Value(
     cidr, "address | CIDR | unix:", parameters=("unix:",)

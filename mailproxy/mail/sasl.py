@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mailproxy.mail.protocol import FORBIDDEN, BadCommand, Login
 
 if TYPE_CHECKING:
-    from mailproxy.mail.protocol import Client
+    from mailproxy.mail.client import Client
 
 USER_CHALLENGE = base64.b64encode(b"Username:")
 PASSWORD_CHALLENGE = base64.b64encode(b"Password:")

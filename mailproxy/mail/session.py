@@ -11,7 +11,8 @@ import trio
 from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
 from mailproxy.mail import proxy, realip, sasl
 from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.protocol import BadCommand, Client, Login, timed_out
+from mailproxy.mail.client import Client, timed_out
+from mailproxy.mail.protocol import BadCommand, Login
 from mailproxy.net import openssl
 from mailproxy.net.lines import LineStream
 

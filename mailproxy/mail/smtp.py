@@ -35,7 +35,7 @@ from mailproxy.mail.protocol import (
 )
 
 if TYPE_CHECKING:
-    from mailproxy.mail.protocol import Client
+    from mailproxy.mail.client import Client
     from mailproxy.net.lines import LineStream
 
 MAX_ARGUMENTS = 11

@@ -21,14 +21,16 @@ import trio
 
 from mailproxy.errors import AuthError
 from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.protocol import FORBIDDEN, timed_out
+from mailproxy.mail.client import timed_out
+from mailproxy.mail.protocol import FORBIDDEN
 from mailproxy.net import openssl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mailproxy.mail.auth.http import AuthHttpSettings
-    from mailproxy.mail.protocol import Client, Login
+    from mailproxy.mail.client import Client
+    from mailproxy.mail.protocol import Login
     from mailproxy.net.wire import Wire
 
 HEADER_LIMIT = 16 * 1024

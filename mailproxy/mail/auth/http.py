@@ -14,7 +14,8 @@ from mailproxy.mail.auth import exchange
 
 if TYPE_CHECKING:
     from mailproxy.mail.auth.source import Granted, Refused
-    from mailproxy.mail.protocol import Client, Login
+    from mailproxy.mail.client import Client
+    from mailproxy.mail.protocol import Login
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

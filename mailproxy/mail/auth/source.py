@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from mailproxy.net.wire import SockAddress
 
 if TYPE_CHECKING:
-    from mailproxy.mail.protocol import Client, Login
+    from mailproxy.mail.client import Client
+    from mailproxy.mail.protocol import Login
 
 
 @dataclass(frozen=True, slots=True)
