@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _ssl  # which library it is
 import contextlib
+import ctypes
 import gc
 import hashlib
 import os
@@ -26,6 +28,8 @@ from trustme import KeyType
 from mailproxy.net import openssl
 from mailproxy.net.openssl import ContextBuilder, OpenSSLError, callbacks, library
 from mailproxy.net.sessions import SessionZone
+from mailproxy.process import core
+from mailproxy.process.options import Options
 from tests.tls import Certificates, shake_hands
 
 TLS1_2, TLS1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -280,6 +284,80 @@ def test_an_engine_that_is_not_there(files: Certificates) -> None:
         server.certificate(certificate, "engine:nothing:key")
     with pytest.raises(OpenSSLError, match='"engine:nothing": invalid syntax'):
         server.certificate(certificate, "engine:nothing")
+
+
+def with_engine(files: Certificates, work: Callable[[int], bool]) -> bool:
+    """What `work` returns in a process that has an engine named "ours".
+
+    It does RSA as OpenSSL does, and has the private key "ec". A process of its own,
+    as there is no way back from an engine that is the default.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            code = not work(_make_engine(files.path("ec.key")))
+        os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _make_engine(key_file: str) -> int:
+    lib = ctypes.PyDLL(getattr(_ssl, "__file__", None))
+    pointer = ctypes.c_void_p
+    lib.ENGINE_new.restype = lib.RSA_get_default_method.restype = pointer
+
+    def load(engine: int, name: int, method: int, data: int) -> int | None:
+        if ctypes.string_at(name) != b"ec":
+            return None
+        bio = library.c.BIO_new_file(key_file.encode(), b"r")
+        return library.c.PEM_read_bio_PrivateKey(bio, None, None, None)
+
+    engine = pointer(lib.ENGINE_new())
+    lib.ENGINE_set_id(engine, b"ours")
+    lib.ENGINE_set_name(engine, b"made for a test")
+    lib.ENGINE_set_RSA(engine, pointer(lib.RSA_get_default_method()))
+    kind = ctypes.CFUNCTYPE(pointer, pointer, pointer, pointer, pointer)
+    _kept.append(kind(load))
+    lib.ENGINE_set_load_privkey_function(engine, _kept[0])
+    assert lib.ENGINE_add(engine) == 1
+    return engine.value or 0
+
+
+_kept: list[object] = []
+needs_engines = pytest.mark.skipif(
+    not library.c.has("ENGINE_new"), reason="this OpenSSL has no engines"
+)
+
+
+@needs_engines
+@pytest.mark.proves("ssl_engine")
+def test_an_engine_is_used_for_all_it_can(files: Certificates) -> None:
+    def work(engine: int) -> bool:
+        default = ctypes.PyDLL(getattr(_ssl, "__file__", None)).ENGINE_get_default_RSA
+        default.restype = ctypes.c_void_p
+        before = default()
+        files.write("main", "ssl_engine ours; events {}")
+        path = files.path("main")
+        assert core.load(Options(conf_file=path)).main.ssl_engine == "ours"
+        return before is None and default() == engine
+
+    assert with_engine(files, work)
+
+
+@needs_engines
+@pytest.mark.proves("ssl_certificate_key", "engine:")
+def test_a_key_of_an_engine(files: Certificates) -> None:
+    def work(engine: int) -> bool:
+        # As for nginx, somebody has to initialise it: ssl_engine, or openssl.cnf.
+        openssl.use_engine("ours")
+        server = ContextBuilder(BOTH)
+        server.certificate(files.path("ec.pem"), "engine:ours:ec")
+        shake_hands(server.context, files.client())
+        with pytest.raises(OpenSSLError, match="ENGINE_load_private_key"):
+            server.certificate(files.path("ec.pem"), "engine:ours:other")
+        return True
+
+    assert with_engine(files, work)
 
 
 def test_compression_is_refused_where_openssl_has_none(make: Make) -> None:
