@@ -80,7 +80,7 @@ class Recorder(Player):
 
     def put(self, lines: list[list[str]]) -> None:
         """Put what was said into `lines`, for each line of the file what replaces it."""
-        anchor = self.script.number
+        anchor = self.script.head
         for (old, group), said in zip(
             _blocks(self.script, new=self._new), self.said, strict=False
         ):

@@ -64,6 +64,9 @@ class Script:
     file: Path
     title: str
     number: int
+    """Number of its line in the file."""
+    head: int = 0
+    """Number of the last line before its steps."""
     protocol: str = ""
     address: str = "127.0.0.1"
     """Address of the listener; `unix` for a socket in the file system."""
@@ -154,6 +157,7 @@ class _Reader:
                 self.common,
                 title=line[3:].strip(),
                 number=number,
+                head=number,
                 steps=[
                     replace(step, number=number, inserted=True) for step in self.opening
                 ],
@@ -176,6 +180,8 @@ class _Reader:
 
     def set(self, number: int, proxy: str, key: str, text: str) -> None:
         script = self.scripts[-1] if self.scripts else self.common
+        if all(step.inserted for step in script.steps):
+            script.head = number
         if key == "use":
             self.steps.extend(
                 replace(step, number=number, inserted=True)
