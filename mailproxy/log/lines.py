@@ -106,6 +106,15 @@ def escape(value: object) -> str:
     return _UNSAFE.sub(_hex, text) if _UNSAFE.search(text) else text
 
 
+def _begin(value: object, limit: int | None) -> str:
+    """The beginning of `value`, escaped, with no half of an escape at its end."""
+    text = escape(value)
+    return text if limit is None else _HALF_ESCAPE.sub("", text[:limit])
+
+
+_HALF_ESCAPE = re.compile(r"\\x?[0-9A-F]?\Z")
+
+
 def _hex(match: re.Match[str]) -> str:
     return f"\\x{ord(match[0]):02X}"
 
@@ -226,9 +235,9 @@ class Record:
             tail += " using starttls"
         tail += f", server: {context.server}"
         if context.login:
-            tail += f', login: "{escape(context.login)[:limit]}"'
+            tail += f', login: "{_begin(context.login, limit)}"'
         if context.upstream is not None:
-            tail += f", upstream: {escape(context.upstream)[:limit]}"
+            tail += f", upstream: {_begin(context.upstream, limit)}"
         return tail
 
     def properties(self) -> dict[str, str]:
@@ -255,7 +264,9 @@ class Record:
         line = _encode(f"{head}{make_tail(None)}\n")
         if len(line) > LINE_LIMIT:
             tail = _encode(make_tail(_PROPERTY_LIMIT)) + b"\n"
-            line = _cut(_encode(head), LINE_LIMIT - len(tail)) + tail
+            begun = _cut(_encode(head), LINE_LIMIT - len(tail) - 1)
+            # A quote that stays open would take the context into what is quoted.
+            line = begun + (b'"' if begun.count(b'"') % 2 else b"") + tail
         return line
 
     def _angie_tail(self, limit: int | None, /) -> str:
@@ -270,7 +281,7 @@ class Record:
         if action is not None:
             tail += f" while {action}"
         for name, value in properties.items():
-            tail += f', {name}: "{escape(value)[:limit]}"'
+            tail += f', {name}: "{_begin(value, limit)}"'
         return tail
 
     def console_line(self, name: str) -> bytes:

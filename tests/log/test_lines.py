@@ -194,7 +194,7 @@ def test_a_long_message_is_cut_and_its_context_stays() -> None:
     line = record.text_line()
     assert LINE_LIMIT - 8 < len(line) <= LINE_LIMIT
     assert line.endswith(
-        b"\\x01 (110: Connection timed out) while in auth state, client: 192.0.2.1,"
+        b'\\x01" (110: Connection timed out) while in auth state, client: 192.0.2.1,'
         b' server: 127.0.0.1:143, login: "tim"\n'
     )
 
@@ -204,6 +204,8 @@ def test_a_long_login_is_cut_before_the_message_is() -> None:
     line = record.text_line()
     assert b": *7 client timed out while in auth state" in line
     assert line.endswith(b'login: "' + b"x" * 256 + b'"\n')
+    record = Record(INFO, "client timed out", context=context(login=b"x" + b"\n" * 500))
+    assert record.text_line().endswith(b'login: "x' + b"\\x0A" * 63 + b'"\n')
 
 
 @given(

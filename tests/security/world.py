@@ -88,17 +88,23 @@ class Peer:
         return got
 
     async def start_tls(
-        self, name: str = "mx.test", certificate: Path | None = None
+        self,
+        name: str = "mx.test",
+        certificate: Path | None = None,
+        alpn: str = "",
     ) -> None:
         """The client's side of a handshake; any certificate is good.
 
         Args:
           name: what the server is called.
           certificate: a file with the client's own, and its key.
+          alpn: the protocol that the client wants to speak.
         """
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        if alpn:
+            context.set_alpn_protocols([alpn])
         if certificate is not None:
             context.load_cert_chain(certificate)
         assert isinstance(self.stream, trio.SocketStream)
