@@ -19,5 +19,9 @@ def test_generated_documentation_is_current(generate: Generate) -> None:
     assert list(generate["stale"]()) == [], "run: make docs"
 
 
+def test_the_effect_of_every_directive_is_proved(generate: Generate) -> None:
+    assert generate["unproved"]() == [], "mark a test: @pytest.mark.proves(...)"
+
+
 def test_what_is_proved_is_declared(generate: Generate) -> None:
     assert generate["pointless"]() == []

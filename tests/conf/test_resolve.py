@@ -138,6 +138,7 @@ def test_a_list_takes_the_place_of_the_outer_one(
     assert getattr(second.protocol, directive) == own
 
 
+@pytest.mark.proves("resolver", "off")
 def test_resolver_off_cancels_the_inherited_one(load: Load) -> None:
     first, second = load(
         mail(

@@ -192,6 +192,7 @@ class TestSets:
         logs.close()
         assert messages(path) == ["[debug] event", "[info] info"]
 
+    @pytest.mark.proves("error_log", "format=")
     def test_a_log_can_be_json(self, tmp_path: Path) -> None:
         path = tmp_path / "a"
         logs = open_logs([file(path, INFO, format="json")], default="")
@@ -248,6 +249,7 @@ def test_filter_looks_where_it_is_told(
     assert bool(path.read_bytes()) is matches
 
 
+@pytest.mark.proves("error_log", "filter=")
 def test_all_filters_must_match_exactly_or_by_regex(tmp_path: Path) -> None:
     path = tmp_path / "a"
     filters = (Filter("message", "one", "exact"), Filter("logline", "^o.e$", "regex"))
@@ -268,6 +270,7 @@ def test_json_filter_sees_the_escaped_message(tmp_path: Path) -> None:
 
 
 class TestRate:
+    @pytest.mark.proves("error_log", "rate=")
     def test_too_many_lines_are_announced_once_and_dropped(
         self, tmp_path: Path
     ) -> None:
@@ -407,6 +410,7 @@ class TestFiles:
 
 
 class TestStderr:
+    @pytest.mark.proves("error_log", "stderr")
     def test_stderr_is_a_log_like_others(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:
@@ -510,6 +514,7 @@ class TestSyslog:
             clock=clock or Clock(),
         )
 
+    @pytest.mark.proves("error_log", "syslog:")
     def test_packet_over_udp(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind(("127.0.0.1", 0))
@@ -599,6 +604,7 @@ class TestSyslog:
         assert len(messages(tmp_path / "a")) == 2000
 
 
+@pytest.mark.proves("error_log", "memory:")
 def test_memory_keeps_the_last_lines() -> None:
     logs = open_logs([ErrorLog(Memory(3000), INFO)], default="/dev/null")
     for number in range(1000):

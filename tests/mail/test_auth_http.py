@@ -50,6 +50,7 @@ def test_smallest_request() -> None:
     )
 
 
+@pytest.mark.proves("auth_http", "unix:")
 @pytest.mark.parametrize(
     ("url", "line", "host"),
     [
@@ -102,6 +103,7 @@ def test_salt_is_sent_with_the_methods_that_used_it() -> None:
     )
 
 
+@pytest.mark.proves("auth_http_header")
 def test_headers_of_the_configuration_come_last() -> None:
     imap(
         f"""
@@ -452,6 +454,7 @@ def test_wait_has_an_end() -> None:
     )
 
 
+@pytest.mark.proves("auth_http_timeout")
 def test_auth_server_that_does_not_answer() -> None:
     imap(
         f"""

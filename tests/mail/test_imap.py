@@ -258,6 +258,7 @@ def test_logout_says_goodbye() -> None:
 # Capabilities and STARTTLS
 
 
+@pytest.mark.proves("imap_capabilities")
 @pytest.mark.parametrize(
     ("directives", "line"),
     [
@@ -279,6 +280,7 @@ def test_capabilities(directives: str, line: str) -> None:
     )
 
 
+@pytest.mark.proves("starttls", "only")
 def test_starttls_changes_what_is_possible() -> None:
     imap(
         """
@@ -304,10 +306,12 @@ def test_starttls_changes_what_is_possible() -> None:
     )
 
 
+@pytest.mark.proves("starttls", "off")
 def test_starttls_that_is_off_is_refused() -> None:
     imap("C: a STARTTLS\nS: a BAD invalid command")
 
 
+@pytest.mark.proves("starttls", "on")
 def test_starttls_drops_what_is_behind_it() -> None:
     imap(
         """
@@ -343,6 +347,9 @@ def test_tls_from_the_start() -> None:
 ALL = "imap_auth plain login cram-md5 external xoauth2 oauthbearer;"
 
 
+@pytest.mark.proves(
+    "imap_auth", "plain", "login", "cram-md5", "external", "xoauth2", "oauthbearer"
+)
 @pytest.mark.parametrize(
     ("dialogue", "request_"),
     [
@@ -409,6 +416,7 @@ def test_authenticate_that_is_refused(arguments: str) -> None:
     )
 
 
+@pytest.mark.proves("imap_auth")
 @pytest.mark.parametrize("name", ["CRAM-MD5", "EXTERNAL", "XOAUTH2", "OAUTHBEARER"])
 @pytest.mark.parametrize("response", ["", " dQ=="])
 def test_disabled_mechanism_is_refused(name: str, response: str) -> None:
@@ -479,6 +487,7 @@ def test_bad_response_is_logged_and_does_not_count_as_an_error() -> None:
 # Limits
 
 
+@pytest.mark.proves("imap_client_buffer")
 def test_command_may_fill_the_buffer() -> None:
     imap(
         f"""
@@ -584,6 +593,7 @@ def test_commands_before_the_end_of_the_connection_are_answered() -> None:
     )
 
 
+@pytest.mark.proves("max_errors")
 def test_errors_of_the_parser_are_counted() -> None:
     imap(
         """
@@ -604,6 +614,7 @@ def test_errors_of_the_parser_are_counted() -> None:
     )
 
 
+@pytest.mark.proves("max_commands")
 def test_commands_are_counted() -> None:
     imap(
         """
@@ -894,6 +905,7 @@ def test_backend_that_does_not_greet(greeting: str) -> None:
     )
 
 
+@pytest.mark.proves("proxy_pass_error_message")
 @pytest.mark.parametrize(
     "reply", ["a NO", "a BAD", "a OKAY", "A OK", "b OK", "+ go on"]
 )
@@ -953,6 +965,7 @@ def test_backend_that_does_not_take_literals(asked: int) -> None:
     )
 
 
+@pytest.mark.proves("proxy_buffer")
 def test_too_long_reply_of_the_backend() -> None:
     for directive in ("", PASSED_ON):
         imap(

@@ -148,6 +148,7 @@ def _listed(lines: str) -> str:
     return "".join(f"S: {line}\n" for line in [*lines.split(";"), "."])
 
 
+@pytest.mark.proves("pop3_capabilities")
 @pytest.mark.parametrize(
     ("directives", "lines"),
     [
@@ -241,6 +242,9 @@ def test_stls_that_is_off_is_refused() -> None:
 # Mechanisms
 
 
+@pytest.mark.proves(
+    "pop3_auth", "plain", "apop", "cram-md5", "external", "xoauth2", "oauthbearer"
+)
 @pytest.mark.parametrize(
     ("dialogue", "request_"),
     [
@@ -289,6 +293,7 @@ def test_attempts_that_are_refused(command: str) -> None:
     )
 
 
+@pytest.mark.proves("pop3_auth")
 @pytest.mark.parametrize(
     "command",
     [

@@ -133,6 +133,7 @@ def test_client_that_says_nothing_before_the_greeting(script: str, action: str) 
     )
 
 
+@pytest.mark.proves("timeout")
 def test_time_for_a_login_begins_anew_after_a_refusal() -> None:
     again = """
         C: a LOGIN u p
@@ -385,6 +386,7 @@ def test_relay_that_is_reset(side: str, level: str, name: str) -> None:
     )
 
 
+@pytest.mark.proves("proxy_timeout")
 def test_relay_that_is_idle() -> None:
     imap(
         f"""
@@ -408,6 +410,7 @@ def test_relay_that_is_idle() -> None:
 # PROXY headers and TLS
 
 
+@pytest.mark.proves("listen", "proxy_protocol")
 def test_nothing_is_said_before_the_proxy_header() -> None:
     play(
         """
@@ -444,6 +447,7 @@ def test_bad_proxy_header_ends_the_session(sent: str, line: str) -> None:
     )
 
 
+@pytest.mark.proves("set_real_ip_from", "unix:")
 @pytest.mark.parametrize(
     ("peer", "trusted"),
     [
@@ -470,6 +474,7 @@ def test_proxy_header_of_a_trusted_peer_is_believed(peer: str, trusted: str) -> 
     assert b"\r\nClient-IP: 192.0.2.1\r\n" in stage.requests[0]
 
 
+@pytest.mark.proves("set_real_ip_from")
 @pytest.mark.parametrize(
     ("peer", "trusted"),
     [("127.0.0.1", "10.0.0.0/8"), ("unix:", "0.0.0.0/0"), ("127.0.0.1", "unix:")],
@@ -538,6 +543,7 @@ class OneName(Resolver):
         return self.name
 
 
+@pytest.mark.proves("resolver")
 def test_name_of_the_client_is_told() -> None:
     play(
         """

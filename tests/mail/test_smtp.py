@@ -83,6 +83,7 @@ def test_quit_says_goodbye() -> None:
     smtp("C: QUIT now\nS: 221 2.0.0 Bye\nS: ⟨close⟩")
 
 
+@pytest.mark.proves("smtp_capabilities")
 @pytest.mark.parametrize(
     ("directives", "lines"),
     [
@@ -131,6 +132,7 @@ def test_starttls_changes_what_is_possible() -> None:
 # Greeting
 
 
+@pytest.mark.proves("smtp_greeting_delay")
 def test_greeting_may_be_delayed() -> None:
     play(
         """
@@ -145,6 +147,7 @@ def test_greeting_may_be_delayed() -> None:
     )
 
 
+@pytest.mark.proves("smtp_greeting_delay")
 def test_early_talker_is_rejected() -> None:
     play(
         """
@@ -208,6 +211,9 @@ def test_without_delay_nobody_is_too_early() -> None:
 # Mechanisms
 
 
+@pytest.mark.proves(
+    "smtp_auth", "plain", "login", "cram-md5", "external", "xoauth2", "oauthbearer"
+)
 @pytest.mark.parametrize(
     ("dialogue", "request_"),
     [
@@ -251,6 +257,7 @@ def test_attempts_that_are_refused(command: str) -> None:
     )
 
 
+@pytest.mark.proves("smtp_auth")
 @pytest.mark.parametrize(
     "command",
     ["AUTH CRAM-MD5", "AUTH EXTERNAL", "AUTH EXTERNAL dQ==", "AUTH XOAUTH2 x"],
@@ -282,6 +289,7 @@ def test_only_the_first_word_of_a_response_counts(response: str, is_good: bool) 
 # Limits
 
 
+@pytest.mark.proves("smtp_client_buffer")
 def test_too_long_command() -> None:
     smtp(
         f"""
@@ -402,6 +410,7 @@ def test_order_of_mail_and_rcpt(dialogue: str, answer: str) -> None:
     smtp(f"{dialogue}\nS: {answer}", OPEN)
 
 
+@pytest.mark.proves("smtp_auth", "none")
 def test_mail_and_rcpt_are_asked_about_and_repeated() -> None:
     smtp(
         """
@@ -634,6 +643,8 @@ HELLOS = {
 }
 
 
+@pytest.mark.proves("proxy_smtp_auth")
+@pytest.mark.proves("xclient")
 @pytest.mark.parametrize("hello", HELLOS)
 @pytest.mark.parametrize("xclient", [True, False])
 @pytest.mark.parametrize("auth", [True, False])

@@ -176,6 +176,7 @@ def test_a_fault_that_servers_share_is_said_once(load: Load) -> None:
 # -- every directive ---------------------------------------------------------------
 
 
+@pytest.mark.proves("ssl_session_tickets")
 def test_the_defaults(serve: Serve, client: ssl.SSLContext) -> None:
     settings = serve()
     done = shake_hands(context(settings), client)
@@ -210,6 +211,8 @@ def test_a_protocol_that_the_port_tells_is_known_to_alpn(
     assert done.client.selected_alpn_protocol() == "pop3"
 
 
+@pytest.mark.proves("ssl_certificate_key")
+@pytest.mark.proves("ssl_certificate")
 def test_several_certificates(serve: Serve, files: Certificates) -> None:
     files.issue("rsa", KeyType.RSA)
     settings = serve("ssl_certificate rsa.pem; ssl_certificate_key rsa.key;")
@@ -229,6 +232,8 @@ def test_certificates_and_keys_are_inherited_each_for_itself(
     shake_hands(context(server.ssl), files.client())
 
 
+@pytest.mark.proves("ssl_certificate_key", "data:")
+@pytest.mark.proves("ssl_certificate", "data:")
 def test_a_certificate_written_in_the_configuration(
     serve: Serve, files: Certificates
 ) -> None:
@@ -240,6 +245,7 @@ def test_a_certificate_written_in_the_configuration(
     assert key[60:90] not in str(settings.ssl_certificate_key[0])
 
 
+@pytest.mark.proves("ssl_password_file")
 def test_passwords(serve: Serve, files: Certificates) -> None:
     encrypt = ["openssl", "pkcs8", "-topk8", "-passout", "pass:open sesame"]
     encrypt += ["-in", files.path("ec.key"), "-out", files.path("encrypted.key")]
@@ -259,6 +265,7 @@ def test_passwords(serve: Serve, files: Certificates) -> None:
     assert "wrong)" not in message.replace("wrong password)", "")
 
 
+@pytest.mark.proves("ssl_protocols", "TLSv1.2", "TLSv1.3")
 def test_protocols(serve: Serve, client: ssl.SSLContext) -> None:
     version = {TLS1_2: "TLSv1.2", TLS1_3: "TLSv1.3"}[client.minimum_version]
     other = {TLS1_2: "TLSv1.3", TLS1_3: "TLSv1.2"}[client.minimum_version]
@@ -268,6 +275,8 @@ def test_protocols(serve: Serve, client: ssl.SSLContext) -> None:
         shake_hands(context(serve(f"ssl_protocols {other};")), client)
 
 
+@pytest.mark.proves("ssl_prefer_server_ciphers")
+@pytest.mark.proves("ssl_ciphers")
 @pytest.mark.parametrize("prefer", [True, False])
 def test_ciphers(serve: Serve, files: Certificates, prefer: bool) -> None:
     theirs, ours = "ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384"
@@ -279,6 +288,7 @@ def test_ciphers(serve: Serve, files: Certificates, prefer: bool) -> None:
     assert done.cipher == (ours if prefer else theirs)
 
 
+@pytest.mark.proves("ssl_ecdh_curve")
 def test_curves(serve: Serve, files: Certificates) -> None:
     client = files.client()
     client.set_ecdh_curve("secp521r1")
@@ -287,6 +297,7 @@ def test_curves(serve: Serve, files: Certificates) -> None:
         shake_hands(context(serve("ssl_ecdh_curve X25519;")), client)
 
 
+@pytest.mark.proves("ssl_dhparam")
 def test_dh_parameters(serve: Serve, files: Certificates) -> None:
     files.issue("rsa", KeyType.RSA)
     make = ["openssl", "genpkey", "-genparam", "-algorithm", "DH"]
@@ -302,6 +313,7 @@ def test_dh_parameters(serve: Serve, files: Certificates) -> None:
         shake_hands(context(emptied), client)
 
 
+@pytest.mark.proves("ssl_session_cache", "off", "none", "builtin", "shared:")
 @pytest.mark.parametrize(
     ("cache", "resumed"),
     [
@@ -355,6 +367,7 @@ def test_a_shared_cache_outlives_a_reload(serve: Serve, client: ssl.SSLContext) 
         assert resumable(before, client, after)
 
 
+@pytest.mark.proves("ssl_session_timeout")
 def test_sessions_last_as_long_as_told(serve: Serve, client: ssl.SSLContext) -> None:
     settings = serve("ssl_session_timeout 1h;")
     assert shake_hands(context(settings), client).session.ticket_lifetime_hint == 3600
@@ -362,6 +375,7 @@ def test_sessions_last_as_long_as_told(serve: Serve, client: ssl.SSLContext) -> 
     assert shake_hands(context(longest), client).session.ticket_lifetime_hint > 3600
 
 
+@pytest.mark.proves("ssl_session_ticket_key")
 def test_ticket_keys_rotate(
     serve: Serve, client: ssl.SSLContext, files: Certificates
 ) -> None:
@@ -393,6 +407,7 @@ def test_ticket_keys_that_are_none(
     assert messages(caught) == [f"{said} in {files.path('main')}:{end_of_mail}"]
 
 
+@pytest.mark.proves("ssl_client_certificate")
 @pytest.mark.parametrize("wanted", ["on", "optional", "optional_no_ca"])
 def test_client_certificates(serve: Serve, files: Certificates, wanted: str) -> None:
     settings = serve(f"ssl_verify_client {wanted}; ssl_client_certificate ca.pem;")
@@ -409,12 +424,14 @@ def test_without_verify_client_files_of_cas_are_not_opened(serve: Serve) -> None
     serve("ssl_client_certificate no; ssl_trusted_certificate no; ssl_crl no;")
 
 
+@pytest.mark.proves("ssl_trusted_certificate")
 def test_trusted_cas_suffice(serve: Serve, files: Certificates) -> None:
     settings = serve("ssl_verify_client on; ssl_trusted_certificate ca.pem;")
     done = shake_hands(context(settings), files.client(own="other"))
     assert openssl.verify_result(done.server)[0] == 0
 
 
+@pytest.mark.proves("ssl_verify_depth")
 def test_verify_depth(serve: Serve, files: Certificates) -> None:
     child = files.ca.create_child_ca(key_type=KeyType.ECDSA)
     files.issue("deep", ca=child.create_child_ca(key_type=KeyType.ECDSA))
@@ -425,6 +442,7 @@ def test_verify_depth(serve: Serve, files: Certificates) -> None:
         assert (openssl.verify_result(done.server)[0] == 0) == good
 
 
+@pytest.mark.proves("ssl_crl")
 def test_a_crl_must_name_the_ca(serve: Serve, files: Certificates) -> None:
     """Without a list of its CA, a certificate is not known to be good."""
     config = files.write("ca.cnf", "[ca]\ndefault_ca=c\n[c]\ndatabase=index\n")
@@ -447,6 +465,7 @@ def test_a_crl_must_name_the_ca(serve: Serve, files: Certificates) -> None:
     )
 
 
+@pytest.mark.proves("ssl_conf_command")
 def test_commands_overrule_directives(
     serve: Serve, client: ssl.SSLContext, files: Certificates
 ) -> None:
@@ -460,6 +479,7 @@ def test_commands_overrule_directives(
     assert shown == ssl.PEM_cert_to_DER_cert(files.text("other.pem"))
 
 
+@pytest.mark.proves("ssl_certificate_compression")
 def test_certificate_compression_is_there_or_warned_of(load: Load) -> None:
     whole = load("", f"starttls on; {PAIR} ssl_certificate_compression on;")
     said = [str(message) for message in whole.messages]

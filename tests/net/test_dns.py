@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import dns.flags
 import dns.message
@@ -36,6 +37,7 @@ from mailproxy.net.dns import (
 )
 from mailproxy.net.dns_messages import make_query
 from tests.captured_log import CapturedLog
+from tests.play import load_server
 
 NEVER = "never"
 REVERSE = "1.2.0.192.in-addr.arpa. PTR"
@@ -312,6 +314,7 @@ async def test_what_servers_say_has_its_result_and_its_line(
     assert waited == (30 if any("110:" in event for event in events) else 0)
 
 
+@pytest.mark.proves("resolver_timeout")
 async def test_each_lookup_may_take_the_timeout(autojump_clock: MockClock) -> None:
     zone = GOOD | {"mail.example.com. A": NEVER}
     start = trio.current_time()
@@ -343,6 +346,7 @@ async def test_clients_on_unix_sockets_have_no_name() -> None:
     assert servers.asked == []
 
 
+@pytest.mark.proves("resolver", "ipv4=", "ipv6=")
 @pytest.mark.parametrize(
     ("settings", "kinds"),
     [(Settings(ipv4=False), ["AAAA"]), (Settings(ipv6=False), ["A"])],
@@ -390,6 +394,20 @@ class TestServers:
         assert name == b"mail.example.com"
 
 
+@pytest.mark.proves("resolver", "conf=")
+async def test_servers_of_a_resolv_conf_are_asked(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("search example.com\nnameserver 127.0.0.2\nnameserver ::1\n")
+    settings = load_server(f"protocol smtp; resolver conf={path};").core.resolver
+    assert settings is not None
+    servers = FakeServers({REVERSE: "SERVFAIL"})
+    resolver = Resolver(settings, 30.0, servers)
+    for _ in range(2):
+        await client_host_of(resolver)
+    asked = [server.sockaddr[:2] for server, _ in servers.servers]
+    assert asked == [("127.0.0.2", 53), ("::1", 53)]
+
+
 class TestMemory:
     async def test_answers_are_kept_for_their_time(
         self, autojump_clock: MockClock
@@ -407,6 +425,7 @@ class TestMemory:
             "mail.example.com. A",
         ]
 
+    @pytest.mark.proves("resolver", "valid=")
     async def test_or_for_as_long_as_valid_says(
         self, autojump_clock: MockClock
     ) -> None:

@@ -141,6 +141,7 @@ def test_ipv6_socket_takes_ipv6_only_unless_told(
     assert listener.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == on
 
 
+@pytest.mark.proves("listen", "bind")
 def test_address_with_socket_options_collides_with_the_wildcard(
     opened: Opened, log: Logger, captured: CapturedLog
 ) -> None:

@@ -142,16 +142,26 @@ def test_only_the_protocols_that_are_named_are_spoken(
         assert shake_hands(server.context, client).server.version() == answer
 
 
+@pytest.mark.proves("ssl_protocols", "TLSv1", "TLSv1.1")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["TLSv1", "TLSv1.1"])
 def test_old_protocols_are_spoken_when_asked_for(
-    make: Make, files: Certificates
+    make: Make, files: Certificates, name: str
 ) -> None:
     client = files.client()
     client.set_ciphers("ALL:@SECLEVEL=0")
-    client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1
-    server = make(("TLSv1",), "ALL:@SECLEVEL=0")
-    assert shake_hands(server.context, client).server.version() == "TLSv1"
+    version = ssl.TLSVersion[name.replace(".", "_")]
+    client.minimum_version = client.maximum_version = version
+    server = make((name,), "ALL:@SECLEVEL=0")
+    assert shake_hands(server.context, client).server.version() == name
     refused(make(BOTH, "ALL:@SECLEVEL=0"), client)
+
+
+@pytest.mark.proves("ssl_protocols", "SSLv2", "SSLv3")
+def test_the_oldest_protocols_are_none_that_anybody_speaks(
+    make: Make, files: Certificates
+) -> None:
+    refused(make(("SSLv2", "SSLv3")), files.client())
 
 
 def test_ciphers_are_those_of_the_list(make: Make, files: Certificates) -> None:
@@ -226,6 +236,7 @@ def test_certificates_written_in_the_configuration(files: Certificates) -> None:
     shake_hands(server.context, files.client())
 
 
+@pytest.mark.proves("ssl_certificate_key", "store:")
 def test_a_key_behind_a_uri(files: Certificates) -> None:
     server = ContextBuilder(BOTH)
     server.certificate(files.path("ec.pem"), "store:file:" + files.path("ec.key"))
@@ -496,6 +507,7 @@ def test_sessions_are_shared_by_contexts(
     assert resumable(before, client, after)
 
 
+@pytest.mark.proves("ssl_session_cache", "shared:")
 @pytest.mark.parametrize("tickets", [True, False])
 def test_sessions_are_shared_by_workers(
     make: Make, client: ssl.SSLContext, tickets: bool
@@ -612,6 +624,7 @@ def test_a_damaged_ticket_means_a_full_handshake(
     assert not resumable(server(), client, server())
 
 
+@pytest.mark.proves("ssl_session_timeout")
 def test_sessions_end_after_their_timeout(make: Make, files: Certificates) -> None:
     """Resumed again and again, a session with a client certificate lasts no longer."""
     client = files.client(version=TLS1_3)
@@ -636,6 +649,7 @@ def verdict(server: ContextBuilder, client: ssl.SSLContext) -> int:
     return openssl.verify_result(shake_hands(server.context, client).server)[0]
 
 
+@pytest.mark.proves("ssl_verify_client", "off")
 def test_certificates_are_not_asked_for(make: Make, files: Certificates) -> None:
     done = shake_hands(make().context, files.client(own="ec"))
     assert openssl.peer_certificate(done.server) is None
@@ -672,6 +686,7 @@ def test_the_depth_of_chains_is_limited(make: Make, files: Certificates) -> None
         assert bool(verdict(server, files.client(own="deep"))) == (depth == 0)
 
 
+@pytest.mark.proves("ssl_crl")
 def test_revoked_certificates(make: Make, files: Certificates, tmp_path: Path) -> None:
     crl = files.write("crl", revocation_list(files, "ec"))
     server = make()
@@ -781,6 +796,7 @@ def test_the_certificate_of_a_resumed_session_is_known(
     assert openssl.verify_result(again.server) == (0, "ok")
 
 
+@pytest.mark.proves("ssl_client_certificate")
 def test_names_of_cas_are_announced_once(make: Make, files: Certificates) -> None:
     twice = files.write("twice.pem", files.text("ca.pem") * 2)
     server = make()

@@ -151,6 +151,7 @@ async def test_leftovers_go_first() -> None:
         await client.aclose()
 
 
+@pytest.mark.proves("proxy_buffer")
 @pytest.mark.parametrize("bound", [None, 4096], ids=["splice", "proxy_buffer"])
 @pytest.mark.parametrize("direction", ["down", "up"])
 async def test_large_transfers_arrive_whole(direction: str, bound: int | None) -> None:

@@ -36,6 +36,7 @@ def test_no_descriptors_left(site: Site, auth: FakeAuth) -> None:
     assert site.log("alert") == []
 
 
+@pytest.mark.proves("worker_connections")
 def test_no_connections_left(site: Site) -> None:
     """Who comes too late is turned away, and nobody else notices."""
     path = site.directory / "nginx.conf"

@@ -133,6 +133,7 @@ def test_directory_that_is_missing_ends_the_worker() -> None:
     assert log == [["alert", 'chdir("/missing") failed (2: No such file or directory)']]
 
 
+@pytest.mark.proves("worker_cpu_affinity")
 def test_cpus_are_set_by_slot() -> None:
     masks = (frozenset({0}), frozenset({0, 1}))
     main = replace(MAIN, worker_cpu_affinity=Affinity(auto=False, masks=masks))
@@ -171,6 +172,7 @@ def test_cpus_are_chosen_as_nginx_does(
     assert [cpus_of(affinity, slot, 3) for slot in range(4)] == expected
 
 
+@pytest.mark.proves("env")
 def test_environment_has_what_is_named() -> None:
     start = {"TZ": "UTC", "PATH": "/bin", "LANG": "C", "EMPTY": ""}
     entries = (

@@ -107,6 +107,7 @@ class TestThatSucceeds:
         site.wait_for_line(RELOADED, 2)
         site.no_complaints()
 
+    @pytest.mark.proves("pid")
     def test_log_file_and_pid_file_move(self, site: Site) -> None:
         pid = site.start()
         path = site.directory / "nginx.conf"

@@ -75,6 +75,7 @@ class TestStop:
         assert site.wait_for_end(pid) == 0
         site.no_complaints()
 
+    @pytest.mark.proves("worker_shutdown_timeout")
     def test_graceful_for_so_long(self, site: Site, auth: FakeAuth) -> None:
         site.configure(main="worker_shutdown_timeout 100ms;", AUTH=auth.port)
         pid = site.start()

@@ -37,6 +37,7 @@ class TestInTheBackground:
         pid = site.start()
         assert os.readlink(f"/proc/{pid}/fd/2") == str(site.directory / "stderr")
 
+    @pytest.mark.proves("user")
     @as_root
     def test_workers_run_as_the_user(self, site: Site) -> None:
         site.configure(main="user daemon;")
@@ -47,6 +48,7 @@ class TestInTheBackground:
         assert stat.S_IMODE(site.pid_path.stat().st_mode) == 0o644
         assert stat.S_IMODE(site.log_path.stat().st_mode) == 0o644
 
+    @pytest.mark.proves("working_directory")
     def test_workers_have_a_clean_environment(self, site: Site) -> None:
         site.configure(
             "server { listen 127.0.0.1:PORT; protocol imap; }",
@@ -55,6 +57,7 @@ class TestInTheBackground:
         site.start()
         assert os.readlink(f"/proc/{site.workers[0]}/cwd") == "/"
 
+    @pytest.mark.proves("worker_processes")
     def test_no_workers_is_possible(self, site: Site) -> None:
         site.configure(main="worker_processes 0;")
         pid = site.start()
@@ -62,6 +65,7 @@ class TestInTheBackground:
         site.call("-s", "stop")
         assert site.wait_for_end(pid) == 0
 
+    @pytest.mark.proves("pid", "off")
     def test_pid_off_writes_no_file(self, site: Site) -> None:
         text = (site.directory / "nginx.conf").read_text()
         (site.directory / "nginx.conf").write_text(
@@ -96,6 +100,7 @@ class TestProcesses:
 
 
 class TestInTheForeground:
+    @pytest.mark.proves("daemon")
     def test_daemon_off_keeps_the_process(self, site: Site) -> None:
         with site.foreground() as process:
             site.wait_for_line("start worker process ", 2)
@@ -105,6 +110,7 @@ class TestInTheForeground:
             assert process.wait(20) == 0
         assert not site.pid_path.exists()
 
+    @pytest.mark.proves("master_process")
     def test_master_process_off_is_one_process(self, site: Site) -> None:
         site.configure(main="master_process off;")
         with site.foreground() as process:
