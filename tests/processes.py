@@ -35,14 +35,19 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=path)
 
 
+def need(available: bool, what: str) -> None:
+    """Skip a test that lacks `what`; where peers are required, fail."""
+    if not available and require_peers():
+        pytest.fail(f"needs {what}")
+    if not available:
+        pytest.skip(f"needs {what}")
+
+
 def need_program(name: str) -> str:
-    """The path of a program; without it a test is skipped, or fails where peers are required."""
+    """The path of a program that a test needs."""
     path = find_program(name)
-    if path is None:
-        missing = f"needs {name}"
-        if require_peers():
-            pytest.fail(missing)
-        pytest.skip(missing)
+    need(path is not None, name)
+    assert path is not None
     return path
 
 

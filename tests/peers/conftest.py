@@ -1,5 +1,6 @@
 """Real servers, and mailproxy before them; once for all tests here."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from tests.peers import dovecot, postfix, site
 from tests.peers.dovecot import Dovecot
 from tests.peers.site import Backends, Site
-from tests.processes import need_program
+from tests.processes import need, need_program
 
 USERS = ("ann", "bob", "eve")
 
@@ -43,6 +44,7 @@ def backends(store: Dovecot) -> Backends:
 @pytest.fixture(scope="session")
 def smtp_backend(folder: Path, store: Dovecot, backends: Backends) -> Iterator[None]:
     """A running Postfix, for tests that submit mail."""
+    need(os.getuid() == 0, "root, for Postfix")
     directory = folder / "postfix"
     directory.mkdir()
     for user in USERS:

@@ -1,5 +1,6 @@
 """A real Dovecot on the loopback: IMAP, POP3, and whom Postfix asks about logins."""
 
+import grp
 import os
 import pwd
 from collections.abc import Iterator
@@ -123,6 +124,7 @@ def _unprivileged() -> str:
     user = pwd.getpwuid(os.getuid()).pw_name
     return f"""
 default_internal_user = {user}
+default_internal_group = {grp.getgrgid(os.getgid()).gr_name}
 default_login_user = {user}
 service imap-login {{
   chroot =
