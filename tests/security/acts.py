@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.differential.notation import line_bytes
 from tests.memory import MemoryWire
-from tests.play import Stage, Step, answer, load_server, parse
+from tests.play import CLIENT, Stage, Step, answer, load_server, parse
 from tests.security.world import BUGS, TLS
 
 
@@ -249,7 +249,13 @@ class Act(Stage):
 
 
 def act_out(
-    dialogue: Dialogue, count: int, who: str = "", how: str = "", *, go_on: bool = False
+    dialogue: Dialogue,
+    count: int,
+    who: str = "",
+    how: str = "",
+    *,
+    go_on: bool = False,
+    client: str = CLIENT,
 ) -> Act | None:
     """Follow a dialogue up to a step; then somebody leaves, and it has to end.
 
@@ -257,11 +263,13 @@ def act_out(
       count: how many steps are taken before.
       who, how: who leaves, and in which way; with "" everyone just falls silent.
       go_on: the others say the rest of their parts.
+      client: the address of the client.
 
     Returns:
       None if `who` was not there to leave.
     """
-    act = Act(load_server(f"{dialogue.directives} proxy_timeout 1000;"))
+    server = load_server(f"{dialogue.directives} proxy_timeout 1000;")
+    act = Act(server, client=client)
     steps = dialogue.steps
 
     async def run() -> bool:
