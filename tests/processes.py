@@ -77,42 +77,53 @@ _BLOCK = 100
 _BLOCKS = range(12000, 32000, _BLOCK)  # the kernel gives others to outgoing connections
 
 
-class _Ports:
-    """Ports for this process alone: it owns a block by holding its first port."""
+class Ports:
+    """TCP ports that nobody listens on, and that no other test run will be given.
+
+    A block of ports belongs to whoever holds its first one, until `close`.
+    """
 
     def __init__(self) -> None:
         self._guards: list[socket.socket] = []
         self._left: list[int] = []
 
     def take(self) -> int:
-        if not self._left:
-            start = next(filter(self._own, random.sample(_BLOCKS, len(_BLOCKS))))
-            self._left = list(range(start + 1, start + _BLOCK))
-        return self._left.pop()
+        """A port, free in IPv4 and IPv6."""
+        while True:
+            if not self._left:
+                self._left = self._own_block()
+            port = self._left.pop()
+            with socket.socket(socket.AF_INET6) as probe, suppress(OSError):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("::", port))
+                return port
 
-    def _own(self, start: int) -> bool:
-        guard = socket.socket()
-        try:
-            guard.bind(("127.0.0.1", start))
-        except OSError:
+    def _own_block(self) -> list[int]:
+        for start in random.sample(_BLOCKS, len(_BLOCKS)):
+            guard = socket.socket()
+            try:
+                guard.bind(("127.0.0.1", start))
+            except OSError:
+                guard.close()
+            else:
+                self._guards.append(guard)
+                return list(range(start + 1, start + _BLOCK))
+        raise AssertionError("others use all ports")
+
+    def close(self) -> None:
+        """Let others have the ports."""
+        for guard in self._guards:
             guard.close()
-            return False
-        self._guards.append(guard)
-        return True
+        self._guards.clear()
+        self._left.clear()
 
 
-_ports = _Ports()
+_ports = Ports()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, and that no one else will be given."""
-    while True:
-        port = _ports.take()
-        with socket.socket(socket.AF_INET6) as probe:  # of both families
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind(("::", port))
-                return port
+    """A port for the rest of the test run; see `Ports`."""
+    return _ports.take()
 
 
 def answers(port: int, address: str = "127.0.0.1") -> bool:

@@ -1,7 +1,7 @@
 """Starts a proxy with a server block for each script."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.differential.neighbours import Stage
 from tests.differential.player import Player
 from tests.differential.script import NGINX, Script
 from tests.processes import (
-    free_port,
+    Ports,
     load_modules,
     mailproxy_command,
     nginx_command,
@@ -29,13 +29,13 @@ def staged(
     proxy: str, scripts: Sequence[Script], directory: Path
 ) -> Iterator[list[Stage]]:
     """`proxy` running in `directory`, with a server for each of `scripts`, in their order."""
-    log = Log(directory / "error.log")
-    signs = certificates.write(directory)
-    ready = free_port()
-    stages = [_stage(proxy, script, directory, log, signs) for script in scripts]
-    servers = "\n".join(map(_server, scripts, stages))
-    (directory / "nginx.conf").write_text(
-        f"""{load_modules()}
+    with closing(Ports()) as ports:
+        carpenter = _Carpenter(proxy, directory, ports)
+        stages = list(map(carpenter.build, scripts))
+        ready = ports.take()
+        servers = "\n".join(map(_server, scripts, stages))
+        (directory / "nginx.conf").write_text(
+            f"""{load_modules()}
 worker_processes 1;
 pid {directory}/pid;
 error_log {directory}/error.log info;
@@ -46,35 +46,40 @@ mail {{
 {servers}
 }}
 """
-    )
-    command = (
-        nginx_command(directory) if proxy == NGINX else mailproxy_command(directory)
-    )
-    assert command is not None
-    with running(command, directory, ready):
-        yield stages
-
-
-def _stage(
-    proxy: str, script: Script, directory: Path, log: Log, signs: dict[bytes, bytes]
-) -> Stage:
-    port = free_port()
-    if script.address == "unix":
-        listen = f"unix:{directory}/listen{port}"
-    else:
-        listen = (
-            f"[{script.address}]:{port}"
-            if ":" in script.address
-            else f"{script.address}:{port}"
         )
-    ports = (
-        free_port(),
-        directory / f"auth{port}",
-        free_port(),
-        free_port(),
-        free_port(),
-    )
-    return Stage(proxy, directory, log, listen, port, *ports, signs)
+        find_command = nginx_command if proxy == NGINX else mailproxy_command
+        command = find_command(directory)
+        assert command is not None
+        with running(command, directory, ready):
+            yield stages
+
+
+class _Carpenter:
+    """Builds the stages of one process."""
+
+    def __init__(self, proxy: str, directory: Path, ports: Ports) -> None:
+        self._proxy, self._directory, self._ports = proxy, directory, ports
+        self._log = Log(directory / "error.log")
+        self._volatile = certificates.write(directory)
+        self._closed, self._no_dns = ports.take(), ports.take()
+
+    def build(self, script: Script) -> Stage:
+        port = self._ports.take()
+        host = f"[{script.address}]" if ":" in script.address else script.address
+        path = f"unix:{self._directory}/listen{port}"
+        return Stage(
+            proxy=self._proxy,
+            directory=self._directory,
+            log=self._log,
+            listen=path if script.address == "unix" else f"{host}:{port}",
+            port=port,
+            auth_port=self._ports.take(),
+            auth_socket=self._directory / f"auth{port}",
+            backend_port=self._ports.take(),
+            dns_port=self._ports.take() if script.dns else self._no_dns,
+            closed_port=self._closed,
+            volatile=self._volatile,
+        )
 
 
 def _server(script: Script, stage: Stage) -> str:
