@@ -1,8 +1,15 @@
-"""What all tests need."""
+"""What concerns all tests."""
 
-import signal
+import pytest
 
-# A worker's line to its master raises SIGIO in the process of the test that plays the
-# master. That test blocks it, but the kernel gives it to any thread that does not, and
-# trio keeps threads of other tests for a while. Threads inherit what is blocked here.
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
+PLAY_THE_MASTER = {"test_children.py", "test_control.py", "test_signals.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run first what forks, and waits for signals, in this very process.
+
+    A master has no threads. Here other tests leave some, for a while, and the kernel
+    gives a signal that the main thread has blocked to a thread that has not, which
+    ends the process.
+    """
+    items.sort(key=lambda item: item.path.name not in PLAY_THE_MASTER)
