@@ -276,7 +276,6 @@ def test_protocols(serve: Serve, client: ssl.SSLContext) -> None:
 
 
 @pytest.mark.proves("ssl_prefer_server_ciphers")
-@pytest.mark.proves("ssl_ciphers")
 @pytest.mark.parametrize("prefer", [True, False])
 def test_ciphers(serve: Serve, files: Certificates, prefer: bool) -> None:
     theirs, ours = "ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384"
@@ -286,6 +285,17 @@ def test_ciphers(serve: Serve, files: Certificates, prefer: bool) -> None:
     settings = serve(f"ssl_ciphers {ours}:{theirs}; ssl_prefer_server_ciphers {word};")
     done = shake_hands(context(settings), client)
     assert done.cipher == (ours if prefer else theirs)
+
+
+@pytest.mark.proves("ssl_ciphers")
+def test_ciphers_that_are_not_named_are_refused(
+    serve: Serve, files: Certificates
+) -> None:
+    client = files.client(version=TLS1_2)
+    client.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    shake_hands(context(serve()), client)
+    with pytest.raises(ssl.SSLError):
+        shake_hands(context(serve("ssl_ciphers AES256;")), client)
 
 
 @pytest.mark.proves("ssl_ecdh_curve")
