@@ -228,7 +228,7 @@ class World:
         await client.send(login)
         auth = await self.auth()
         await auth.read_until(b"\r\n\r\n")
-        await auth.send(self.granted())
+        await auth.send(self.granted().replace(b"keep-alive", b"close"))
         return await self.backend()
 
     async def over(self) -> None:
