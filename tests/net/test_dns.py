@@ -359,6 +359,32 @@ async def test_only_the_wanted_kinds_are_asked_for(
     assert [asked.split()[1] for asked in servers.asked[1:]] == kinds
 
 
+@pytest.mark.proves("resolver", "valid=", "ipv4=", "ipv6=")
+@pytest.mark.parametrize(
+    ("parameters", "kinds"),
+    [
+        ("", ["A", "AAAA"]),
+        ("ipv6=off", ["A"]),
+        ("ipv4=off", ["AAAA"]),
+        ("ipv6=off valid=5s", ["A", "A"]),  # the zone says a minute
+    ],
+)
+async def test_parameters_of_the_directive(
+    autojump_clock: MockClock, parameters: str, kinds: list[str]
+) -> None:
+    text = f"protocol smtp; resolver 127.0.0.1 {parameters};"
+    settings = load_server(text).core.resolver
+    assert settings is not None
+    zone = GOOD | {"mail.example.com. AAAA": ["60 AAAA 2001:db8::1"]}
+    servers = FakeServers(zone)
+    resolver = Resolver(settings, 30.0, servers)
+    await client_host_of(resolver)
+    await trio.sleep(6)
+    await client_host_of(resolver)
+    asked = [each.split()[1] for each in servers.asked]
+    assert sorted(kind for kind in asked if kind != "PTR") == kinds
+
+
 class TestServers:
     async def test_take_turns(self) -> None:
         servers = FakeServers({REVERSE: "SERVFAIL"})

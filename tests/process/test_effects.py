@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.site import Site
+from tests.processes import PATIENCE
 
 
 def status(pid: int, field: str) -> str:
@@ -106,6 +107,7 @@ def test_pause_without_descriptors_is_as_long_as_told(site: Site) -> None:
 @pytest.mark.proves("debug_connection", "unix:")
 def test_sessions_are_logged_where_their_server_says(site: Site) -> None:
     syslog = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    syslog.settimeout(PATIENCE)
     syslog.bind(str(site.directory / "syslog"))
     (site.directory / "syslog").chmod(0o666)
     site.configure(

@@ -32,6 +32,7 @@ class TestInTheBackground:
         assert title(site.workers[0]) == "nginx: worker process"
         assert Path(f"/proc/{pid}/comm").read_text() == "nginx\n"
 
+    @pytest.mark.proves("error_log", "stderr", context="main")
     def test_error_log_stderr_keeps_descriptor_2(self, site: Site) -> None:
         site.configure(main="error_log stderr crit;")
         pid = site.start()
