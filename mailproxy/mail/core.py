@@ -287,7 +287,8 @@ def _syslog_address(text: str, port: int) -> LogAddress:
 
 error_log: Value[tuple[ErrorLog, ...]] = Value(
     _parse_error_log,
-    "file | stderr | syslog:... | memory:size [level] ...",
+    "file | stderr | syslog:... | memory:size [level ...] [format=json] "
+    "[filter=part:pattern] [rate=number]",
     most=None,
     parameters=("stderr", "syslog:", "memory:", "rate=", "filter=", "format="),
 )
@@ -299,7 +300,7 @@ protocol: Value[str] = Value(
 )
 resolver: Value[ResolverSettings | None] = Value(
     _parse_resolver,
-    "address ... [valid=time] [ipv4=on | off] [ipv6=on | off] | off",
+    "address ... [conf[=file]] [valid=time] [ipv4=on | off] [ipv6=on | off] | off",
     most=None,
     parameters=("valid=", "ipv4=", "ipv6=", "conf=", "off"),
 )

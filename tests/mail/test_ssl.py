@@ -245,6 +245,13 @@ def test_a_certificate_written_in_the_configuration(
     assert key[60:90] not in str(settings.ssl_certificate_key[0])
 
 
+@pytest.mark.proves("ssl_certificate_key", "store:")
+def test_a_key_behind_a_uri(serve: Serve, files: Certificates) -> None:
+    key = files.path("ec.key")
+    pair = f"ssl_certificate ec.pem; ssl_certificate_key store:file:{key};"
+    shake_hands(context(serve(pair=pair)), files.client())
+
+
 @pytest.mark.proves("ssl_password_file")
 def test_passwords(serve: Serve, files: Certificates) -> None:
     encrypt = ["openssl", "pkcs8", "-topk8", "-passout", "pass:open sesame"]

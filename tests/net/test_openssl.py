@@ -347,8 +347,7 @@ def test_an_engine_is_used_for_all_it_can(files: Certificates) -> None:
         default = ctypes.PyDLL(getattr(_ssl, "__file__", None)).ENGINE_get_default_RSA
         default.restype = ctypes.c_void_p
         before = default()
-        files.write("main", "ssl_engine ours; events {}")
-        path = files.path("main")
+        path = files.write("main", "ssl_engine ours; events {}")
         assert core.load(Options(conf_file=path)).main.ssl_engine == "ours"
         return before is None and default() == engine
 
@@ -360,12 +359,15 @@ def test_an_engine_is_used_for_all_it_can(files: Certificates) -> None:
 def test_a_key_of_an_engine(files: Certificates) -> None:
     def work(engine: int) -> bool:
         # As for nginx, somebody has to initialise it: ssl_engine, or openssl.cnf.
-        openssl.use_engine("ours")
-        server = ContextBuilder(BOTH)
-        server.certificate(files.path("ec.pem"), "engine:ours:ec")
-        shake_hands(server.context, files.client())
+        text = """ssl_engine ours; events {} mail { auth_http 127.0.0.1; server {
+            listen 127.0.0.1:143 ssl; ssl_certificate ec.pem;
+            ssl_certificate_key engine:ours:ec; } }"""
+        path = files.write("main", text)
+        (server,) = core.load(Options(conf_file=path)).servers
+        assert server.ssl.context is not None
+        shake_hands(server.ssl.context, files.client())
         with pytest.raises(OpenSSLError, match="ENGINE_load_private_key"):
-            server.certificate(files.path("ec.pem"), "engine:ours:other")
+            ContextBuilder(BOTH).certificate(files.path("ec.pem"), "engine:ours:other")
         return True
 
     assert with_engine(files, work)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mailproxy.log import open_logs
+from mailproxy.process.core import load
+from mailproxy.process.options import Options
 from tests.process.site import Site
 from tests.processes import PATIENCE
 
@@ -171,3 +174,14 @@ def test_sessions_are_logged_where_their_server_says(site: Site) -> None:
     assert len(lines("mail.log")) == 1
     assert not any("connected to" in line for line in site.log())
     assert any("start worker process" in line for line in site.log("notice"))
+
+
+@pytest.mark.proves("error_log", "memory:")
+def test_a_log_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "nginx.conf"
+    path.write_text("error_log memory:4k info; events {}")
+    logs = open_logs(load(Options(conf_file=str(path))).main.error_log, default="")
+    logs.main.info("hello")
+    (memory,) = logs.memories
+    assert memory.lines()[-1].endswith(b": hello\n")
+    logs.close()
