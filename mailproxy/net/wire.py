@@ -155,9 +155,11 @@ class Wire:
             self.tls = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False
             )
-        except OSError:
-            self.engine.forget(fd)  # it broke just now, and `ssl` has the descriptor
-            raise
+        except OSError as error:
+            # It broke just now. `ssl` has the descriptor, and gives it up.
+            self.engine.forget(fd)
+            reset = errno.ECONNRESET
+            raise ConnectionResetError(reset, os.strerror(reset)) from error
         self.socket = self.tls
         while True:
             try:
