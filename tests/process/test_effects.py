@@ -45,6 +45,10 @@ def visit(host: str, port: int, source: str = "127.0.0.1") -> None:
         assert client.recv(100) == b"* OK IMAP4 ready\r\n"
 
 
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) != os.sysconf("SC_NPROCESSORS_ONLN"),
+    reason="some CPUs are not for us",
+)
 @pytest.mark.proves("worker_processes", "auto")
 @pytest.mark.proves("worker_priority")
 @pytest.mark.proves("worker_rlimit_nofile")
