@@ -109,7 +109,7 @@ async def test_while_a_connect_is_pending(pending: str, how: str) -> None:
     """nginx does not look at the client meanwhile; the timer of the phase ends it."""
     with full_listener() as port:
         url = f"auth_http 127.0.0.1:{port};" if pending == "auth" else ""
-        directives = f"protocol imap; timeout 100ms; auth_http_timeout 100ms; {url}"
+        directives = f"protocol imap; timeout 300ms; auth_http_timeout 300ms; {url}"
         async with world(directives) as here:
             client = await here.connect()
             await client.send(b"a LOGIN u p\r\n")

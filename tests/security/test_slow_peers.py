@@ -120,8 +120,9 @@ async def test_handshake_that_stalls(pieces: int) -> None:
     listen = f"listen 127.0.0.1:1143 ssl; protocol imap; timeout 100ms; {TLS}"
     async with world(listen) as here:
         client = await here.connect()
-        for octet in hello[:pieces]:
-            await client.send(bytes([octet]))
+        with contextlib.suppress(trio.BrokenResourceError):  # on a slow machine
+            for octet in hello[:pieces]:
+                await client.send(bytes([octet]))
         assert await client.rest() == b""
         assert "client timed out (110" in here.texts[-1]
 
@@ -193,7 +194,7 @@ async def _take(peer: Peer, size: int) -> None:
 
 
 async def test_client_that_does_not_read_bounds_the_backend() -> None:
-    async with world("protocol pop3; proxy_timeout 300ms;") as here:
+    async with world("protocol pop3; proxy_timeout 600ms;") as here:
         client, backend = await enter(here, rcvbuf=4096)
         sent = await fill(backend)
         ends = [end for s in here.network.relay._sessions for end in s.ends]  # noqa: SLF001 - what a session holds
