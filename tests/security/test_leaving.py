@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from trio.testing import wait_all_tasks_blocked
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from mailproxy.net.dns import Answer, Resolver
 from tests.differential.notation import line_bytes
-from tests.security.acts import DIALOGUES, Dialogue, act_out
+from tests.play import load_server
+from tests.security.acts import DIALOGUES, Act, Dialogue, act_out
 from tests.security.world import Peer, World, world
 
 EVERY = pytest.mark.parametrize("dialogue", DIALOGUES, ids=lambda each: each.name)
@@ -133,3 +136,29 @@ def full_listener() -> Iterator[int]:
             connection.setblocking(False)
             connection.connect_ex(listening.getsockname())
         yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_while_a_name_is_looked_up(how: str) -> None:
+    """Nobody looks at the client meanwhile; the lookups end by `resolver_timeout`."""
+
+    async def ask(*_: object) -> Answer:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    act = Act(load_server("protocol smtp; resolver 127.0.0.1; resolver_timeout 30s;"))
+    settings = act.server.core.resolver
+    assert settings is not None
+
+    async def run() -> float:
+        act.network.known = Resolver(settings, 30.0, ask)
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(act.run_session)
+            await act.follow([])
+            act.leave("C", how)
+        return trio.current_time() - start
+
+    seconds = trio.run(run, clock=MockClock(autojump_threshold=0))
+    assert seconds == pytest.approx(30)
+    act.check()
