@@ -205,7 +205,7 @@ class _Voice:
             startup.copy_as = copy
             if copy is not None:
                 _tell(headline(message, self._name, colours=self._colours) + "\n")
-            if message.level != "warn":
+            if message.level != "warn" or message.remedy:
                 _tell(explanation(message, sources, colours=self._colours))
 
     def line(self, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import trustme
@@ -83,9 +84,18 @@ class Certificates:
         name: str,
         kind: KeyType = KeyType.ECDSA,
         ca: trustme.CA | None = None,
+        *,
+        begins: datetime | None = None,
+        ends: datetime | None = None,
     ) -> trustme.LeafCert:
         """Write NAME.pem, with its chain, and NAME.key."""
-        made = (ca or self.ca).issue_cert("localhost", common_name=name, key_type=kind)
+        made = (ca or self.ca).issue_cert(
+            "localhost",
+            common_name=name,
+            key_type=kind,
+            not_before=begins,
+            not_after=ends,
+        )
         chain = b"".join(blob.bytes() for blob in made.cert_chain_pems)
         (self.directory / f"{name}.pem").write_bytes(chain)
         made.private_key_pem.write_to_path(self.directory / f"{name}.key")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from mailproxy.conf.values import (
     seconds,
     text,
 )
-from mailproxy.net.openssl import ContextBuilder, OpenSSLError, shown
+from mailproxy.net.openssl import ContextBuilder, OpenSSLError, Validity, shown
 from mailproxy.net.sessions import SessionZone
 
 DEFAULT_CIPHERS = "HIGH:!aNULL:!MD5"
@@ -434,11 +435,13 @@ def _build(settings: SslSettings, block: Block, scope: Scope) -> SSLContext:
     for certificate, key in zip(
         settings.ssl_certificate, settings.ssl_certificate_key, strict=False
     ):
-        builder.certificate(
-            _full_name(certificate, scope),
+        name = _full_name(certificate, scope)
+        validity = builder.certificate(
+            name,
             _full_name(key.source, scope),
             None if passwords is None else passwords.passwords,
         )
+        _check_dates(name, validity, scope)
     if not builder.compress_certificates(enable=settings.ssl_certificate_compression):
         scope.warn(
             '"ssl_certificate_compression" is not supported on this platform, ignored'
@@ -461,6 +464,33 @@ def _build(settings: SslSettings, block: Block, scope: Scope) -> SSLContext:
     )
     builder.commands(settings.ssl_conf_command, scope.in_directory)
     return builder.context
+
+
+class _Outdated(set[str]):
+    """The certificates of which it was said that they are not valid now."""
+
+
+def _check_dates(certificate: str, validity: Validity, scope: Scope) -> None:
+    """Say that clients will refuse a certificate, which nginx does not say."""
+    said = scope.shared(_Outdated)
+    now = time.gmtime()[:6]
+    if validity.begins <= now <= validity.ends or certificate in said:
+        return
+    said.add(certificate)
+    # PEM text has many lines, and of many messages this would be the longest.
+    name = "data:..." if certificate.startswith("data:") else certificate
+    if now > validity.ends:
+        year, month, day, *_ = validity.ends
+        scope.warn(
+            f'certificate "{name}" has expired on {year:04}-{month:02}-{day:02}',
+            remedy="clients will refuse it: renew it, then reload",
+        )
+    else:
+        year, month, day, *_ = validity.begins
+        scope.warn(
+            f'certificate "{name}" is not valid before {year:04}-{month:02}-{day:02}',
+            remedy="clients will refuse it until then; is this machine's clock right?",
+        )
 
 
 def _full_name(source: str, scope: Scope) -> str:

@@ -39,11 +39,21 @@ def fixtures() -> Mapping[str, bytes]:
         serialization.PrivateFormat.PKCS8,
         serialization.BestAvailableEncryption(PASSWORD.encode()),
     )
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    expired = authority.issue_cert(
+        "mail.example.com", not_before=now - 2 * day, not_after=now - day
+    )
+    future = authority.issue_cert(
+        "mail.example.com", not_before=now + day, not_after=now + 2 * day
+    )
     other = trustme.CA().issue_cert("other.example.com")
     return {
         "good.crt": b"".join(pem.bytes() for pem in good.cert_chain_pems),
         "good.key": good.private_key_pem.bytes(),
         "good.pem": good.private_key_and_cert_chain_pem.bytes(),
+        "expired.pem": expired.private_key_and_cert_chain_pem.bytes(),
+        "future.pem": future.private_key_and_cert_chain_pem.bytes(),
         "rsa.crt": b"".join(pem.bytes() for pem in second.cert_chain_pems),
         "rsa.key": second.private_key_pem.bytes(),
         "other.key": other.private_key_pem.bytes(),

@@ -32,6 +32,7 @@ _OF_MAILPROXY_ALONE = re.compile(
     r'mailproxy: \[warn\] (only mail is served, the "\w+" block is skipped'
     r'|the "\w+" directive is gone since nginx [\d.]+ and has no effect'
     r'|PROXY headers do not tell who the client is without "set_real_ip_from") in '
+    r'|mailproxy: \[warn\] certificate ".*" (has expired on|is not valid before) '
 )
 
 

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 import trustme
@@ -504,6 +505,71 @@ def test_certificate_compression_is_there_or_warned_of(load: Load) -> None:
         assert said == [
             '"ssl_certificate_compression" is not supported on this platform, ignored'
         ]
+
+
+def warnings(whole: Whole) -> list[tuple[str, str | None]]:
+    return [(str(message), message.remedy) for message in whole.messages]
+
+
+def test_an_expired_certificate_is_used_and_said_once(
+    load: Load, files: Certificates
+) -> None:
+    files.issue("old", ends=datetime(2001, 2, 3, 23, 59, 59, tzinfo=UTC))
+    old = "starttls on; ssl_certificate old.pem; ssl_certificate_key old.key;"
+    whole = load("", old, f"{old} ssl_ciphers HIGH;", f"{old} protocol pop3;")
+    assert warnings(whole) == [
+        (
+            f'certificate "{files.path("old.pem")}" has expired on 2001-02-03',
+            "clients will refuse it: renew it, then reload",
+        )
+    ]
+    assert len({server.ssl.context for server in whole.servers}) == 3
+    client = files.client()
+    with pytest.raises(ssl.SSLCertVerificationError, match="has expired"):
+        shake_hands(context(whole.servers[0].ssl), client)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    shake_hands(context(whole.servers[0].ssl), client)
+
+
+def test_a_certificate_of_the_future_is_used_and_said(
+    load: Load, files: Certificates
+) -> None:
+    begins = datetime(2101, 12, 1, tzinfo=UTC)
+    files.issue("new", begins=begins, ends=begins.replace(year=2102))
+    whole = load(
+        "", "starttls on; ssl_certificate new.pem; ssl_certificate_key new.key;"
+    )
+    assert warnings(whole) == [
+        (
+            f'certificate "{files.path("new.pem")}" is not valid before 2101-12-01',
+            "clients will refuse it until then; is this machine's clock right?",
+        )
+    ]
+
+
+def test_each_certificate_that_has_expired_is_said(
+    load: Load, files: Certificates
+) -> None:
+    ends = datetime(2001, 2, 3, tzinfo=UTC)
+    files.issue("old-rsa", KeyType.RSA, ends=ends)
+    files.issue("old-ec", ends=ends)
+    server = f"""starttls on;
+        ssl_certificate old-rsa.pem; ssl_certificate_key old-rsa.key;
+        ssl_certificate "data:{files.text("old-ec.pem")}"; ssl_certificate_key old-ec.key;"""
+    assert [text for text, _ in warnings(load("", server))] == [
+        f'certificate "{files.path("old-rsa.pem")}" has expired on 2001-02-03',
+        'certificate "data:..." has expired on 2001-02-03',
+    ]
+
+
+def test_a_certificate_that_is_valid_to_the_end_of_time_is_not_said(
+    load: Load, files: Certificates
+) -> None:
+    # RFC 5280, section 4.1.2.5: no date of expiry.
+    files.issue("lasting", ends=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+    pair = "ssl_certificate lasting.pem; ssl_certificate_key lasting.key;"
+    assert warnings(load("", f"starttls on; {pair}")) == []
 
 
 def test_a_python_that_cannot_is_a_configuration_error(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from signal import SIGHUP
 
 import pytest
 
 from tests.fakes import FakeAuth, FakeImap, granted
 from tests.process.site import Client, Site
+from tests.tls import Certificates
 
 
 @pytest.fixture
@@ -58,6 +62,69 @@ def test_no_connections_left(site: Site) -> None:
 def _is_served(port: int) -> bool:
     with socket.create_connection(("127.0.0.1", port)) as client:
         return client.recv(100) != b""
+
+
+class TestExpiredCertificate:
+    """It is used all the same, and whoever looks is told."""
+
+    TEXT = "has expired on 2001-02-03"
+    REMEDY = "  = clients will refuse it: renew it, then reload\n"
+
+    @pytest.fixture
+    def site(self, site: Site) -> Site:
+        files = Certificates(site.directory)
+        files.issue("old", ends=datetime(2001, 2, 3, tzinfo=UTC))
+        return site
+
+    def configure(self, site: Site, name: str) -> None:
+        site.configure(
+            "ssl_certificate NAME.pem; ssl_certificate_key NAME.key;"
+            "server { listen 127.0.0.1:PORT ssl; protocol imap; }"
+            "server { listen 127.0.0.2:PORT ssl; protocol pop3; }",
+            main="worker_processes 1;",
+            NAME=name,
+        )
+
+    def shown(self, site: Site) -> bytes | None:
+        """The certificate that clients see."""
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        with (
+            socket.create_connection(("127.0.0.1", site.port)) as client,
+            context.wrap_socket(client) as tls,
+        ):
+            assert tls.recv(100) == b"* OK IMAP4 ready\r\n"
+            return tls.getpeercert(binary_form=True)
+
+    def is_old(self, site: Site) -> bool:
+        text = (site.directory / "old.pem").read_text()
+        return self.shown(site) == ssl.PEM_cert_to_DER_cert(text)
+
+    def test_at_a_start(self, site: Site) -> None:
+        self.configure(site, "old")
+        line = f'[warn] certificate "{site.directory / "old.pem"}" {self.TEXT}\n'
+        tested = site.call("-tq")
+        assert tested.returncode == 0
+        assert tested.stderr == f"mailproxy: {line}{self.REMEDY}"
+        started = site.call()
+        assert started.returncode == 0
+        assert started.stderr == tested.stderr
+        assert self.TEXT in (site.directory / "startup.log").read_text()
+        site.wait_for(site.has_pid, "pid file")
+        assert self.is_old(site)
+
+    def test_at_a_reload(self, site: Site) -> None:
+        self.configure(site, "ec")
+        site.start()
+        assert not self.is_old(site)
+        self.configure(site, "old")
+        site.signal(SIGHUP)
+        site.wait_for_line("exited with code 0")
+        assert self.is_old(site)
+        assert site.log("warn") == [
+            f'certificate "{site.directory / "old.pem"}" {self.TEXT}'
+        ]
 
 
 def test_full_disk(site: Site, auth: FakeAuth) -> None:

@@ -17,7 +17,7 @@ nginx's texts for what goes wrong; the other functions tell about a handshake. W
 from mailproxy.net.openssl.contexts import ContextBuilder
 from mailproxy.net.openssl.errors import OpenSSLError, error_level, error_text
 from mailproxy.net.openssl.library import unsupported
-from mailproxy.net.openssl.material import shown, use_engine
+from mailproxy.net.openssl.material import Validity, shown, use_engine
 from mailproxy.net.openssl.peers import (
     PeerCertificate,
     ServerCertificate,
@@ -33,6 +33,7 @@ __all__ = [
     "OpenSSLError",
     "PeerCertificate",
     "ServerCertificate",
+    "Validity",
     "error_level",
     "error_text",
     "peer_certificate",

@@ -122,7 +122,7 @@ class ContextBuilder:
 
     def certificate(
         self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
-    ) -> None:
+    ) -> material.Validity:
         """Use a certificate with its chain and its key, beside those of other types.
 
         Args:
@@ -130,12 +130,16 @@ class ContextBuilder:
           key: a file, ``data:PEM``, ``engine:NAME:ID`` or ``store:URI``.
           passwords: for an encrypted key, tried in turn; None: OpenSSL asks at
             the terminal.
+
+        Returns:
+          When the certificate is valid, the chain aside.
         """
         with material.certificates(certificate) as (own, *chain):
             name = material.shown(certificate)
             if not c.SSL_CTX_use_certificate(self._ctx, own):
                 raise failure(f'SSL_CTX_use_certificate("{name}") failed')
             self._certificates.append(material.digest(own, c.X509_digest))
+            validity = material.validity(own)
             with owned(c.OPENSSL_sk_new_null(), c.OPENSSL_sk_free) as stack:
                 for each in chain:
                     c.OPENSSL_sk_push(stack, each)
@@ -145,6 +149,7 @@ class ContextBuilder:
             if not c.SSL_CTX_use_PrivateKey(self._ctx, private_key):
                 name = material.shown(key)
                 raise failure(f'SSL_CTX_use_PrivateKey("{name}") failed')
+        return validity
 
     def compress_certificates(self, *, enable: bool) -> bool:
         """Send certificates compressed (RFC 8879); False where that is impossible."""

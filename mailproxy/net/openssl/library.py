@@ -68,6 +68,7 @@ _SIGNATURES: dict[str, str] = dict(
     X509_NAME_digest=ipppp X509_NAME_print_ex=ippil X509_NAME_get_index_by_NID=ipii
     X509_NAME_get_entry=Ppi X509_NAME_ENTRY_get_data=Pp ASN1_STRING_to_UTF8=ipp
     i2a_ASN1_INTEGER=ipp d2i_X509=Pppl X509_verify_cert_error_string=Pl
+    X509_get0_notBefore=Pp X509_get0_notAfter=Pp ASN1_TIME_to_tm=ipp
     EVP_PKEY_get_base_id=ip EVP_PKEY_get_bits=ip EVP_sha1=P OBJ_nid2sn=Pi
     OPENSSL_sk_new_null=P OPENSSL_sk_push=ipp OPENSSL_sk_free=vp
     EVP_aes_128_cbc=P EVP_aes_256_cbc=P EVP_EncryptInit_ex=ippppp

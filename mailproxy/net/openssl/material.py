@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from mailproxy.net.openssl.errors import OpenSSLError, failure
 from mailproxy.net.openssl.library import c, callback, owned
@@ -18,6 +19,9 @@ _PEM_NO_START_LINE = (9 << 23) | 108
 _BIO_RESET = 1
 _STORE_PKEY = 4
 _ENGINE_ALL = 0xFFFF
+
+Moment = tuple[int, ...]
+"""Year, month, day, hour, minute and second in UTC: sorts as time passes."""
 
 
 def shown(source: str) -> str:
@@ -192,6 +196,31 @@ def dh_parameters(path: str) -> Iterator[int]:
         raise failure(f'PEM_read_bio_DHparams("{path}") failed')
     with owned(parameters, c.DH_free):
         yield parameters
+
+
+@dataclass(frozen=True)
+class Validity:
+    """When a certificate is valid: from `begins` to `ends`, both included."""
+
+    begins: Moment
+    ends: Moment
+
+
+def validity(certificate: int) -> Validity:
+    """When a certificate is valid; a time that cannot be read does not limit it."""
+    return Validity(
+        _moment(c.X509_get0_notBefore(certificate)) or (0,),
+        _moment(c.X509_get0_notAfter(certificate)) or (10_000,),
+    )
+
+
+def _moment(time: int) -> Moment:
+    fields = (ctypes.c_int * 16)()  # struct tm begins with nine, and is not longer
+    if not c.ASN1_TIME_to_tm(time, fields):
+        c.ERR_clear_error()
+        return ()
+    second, minute, hour, day, month, year = fields[:6]
+    return year + 1900, month + 1, day, hour, minute, second
 
 
 def digest(item: int, function: Callable[..., int]) -> bytes:
