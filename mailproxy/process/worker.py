@@ -125,11 +125,12 @@ class Worker:
         """Serve; returns the exit code."""
         gc.set_threshold(GARBAGE_THRESHOLD)
         gc.freeze()
-        trio.run(self._run)
+        trio.run(self.serve)
         self._log.notice("exit")
         return 0
 
-    async def _run(self) -> None:
+    async def serve(self) -> None:
+        """What `run` runs: from accepting to the end of the last session."""
         # nginx counts the line to the master as a connection, too; signals are ours.
         engine = Engine(self._events.worker_connections + 1)
         trio.lowlevel.add_instrument(engine)
