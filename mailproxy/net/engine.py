@@ -6,7 +6,8 @@ The theory, because a mistake here is a hang and not a slowdown:
   The kernel then reports each *change* once. Whoever wants to read or write tries
   first, and waits only after the try has said "would block" (EAGAIN). A change
   between the try and the wait cannot be lost: changes are handed out by `run`
-  only, and between a try and its wait there is no await.
+  only, and between a try and its wait there is no await. Who knows that a socket is
+  empty, and that nothing was handed out since, may wait without a try.
 - What is reported is a hint. A handler that is called without need tries, gets
   EAGAIN, and nothing has happened.
 - trio waits for one descriptor, that of this epoll. Its own machinery (about
@@ -160,17 +161,30 @@ class Engine(trio.abc.Instrument):
 
 
 class Readiness:
-    """Lets one task at a time wait for a registered descriptor."""
+    """Lets one task at a time wait for a registered descriptor.
 
-    __slots__ = ("_engine", "_mask", "_task")
+    Attributes:
+      readable: whether a try to read may find something: set when the engine says
+        so, cleared by whoever has emptied the socket. A descriptor that has something
+        when it is registered is told of at once.
+      hung_up: the peer will not send more than is there.
+    """
+
+    __slots__ = ("_engine", "_mask", "_task", "hung_up", "readable")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.readable = False
+        self.hung_up = False
         self._task: trio.lowlevel.Task | None = None
         self._mask = 0
 
     def ready(self, events: int) -> None:
         """The handler to register."""
+        if events & READABLE:
+            self.readable = True
+            if events & HUNG_UP:
+                self.hung_up = True
         task = self._task
         if task is not None and events & self._mask:
             self._task = None
@@ -178,7 +192,10 @@ class Readiness:
             trio.lowlevel.reschedule(task)
 
     async def wait(self, mask: int) -> None:
-        """Wait for one of the events in `mask`; call it only after EAGAIN."""
+        """Wait for one of the events in `mask`.
+
+        Call it only after EAGAIN, or for READABLE while `readable` is false.
+        """
         assert self._task is None, "one task at a time"
         self._task = trio.lowlevel.current_task()
         self._mask = mask

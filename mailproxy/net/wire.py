@@ -67,13 +67,23 @@ class Wire:
         Raises:
           OSError: what recv() says, `ssl.SSLError` among it.
         """
+        size = max_bytes or _CHUNK
+        readiness = self._readiness
         while True:
+            # A try that is known to fail costs more than it looks: an exception.
+            if not readiness.readable:
+                await readiness.wait(READABLE)
             try:
-                return self.socket.recv(max_bytes or _CHUNK)
+                data = self.socket.recv(size)
             except (BlockingIOError, ssl.SSLWantReadError):
-                await self._readiness.wait(READABLE)
+                readiness.readable = False
+                continue
             except ssl.SSLWantWriteError:
-                await self._readiness.wait(WRITABLE)
+                await readiness.wait(WRITABLE)
+                continue
+            if len(data) < size and self.tls is None and not readiness.hung_up:
+                readiness.readable = False  # less than asked for was all (epoll(7))
+            return data
 
     async def peek(self, size: int, seen: int) -> bytes:
         """What has arrived, left where it is: at most `size` octets.
@@ -163,11 +173,15 @@ class Wire:
         self.socket = self.tls
         while True:
             try:
-                return self.tls.do_handshake()
+                self.tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._readiness.wait(READABLE)
             except ssl.SSLWantWriteError:
                 await self._readiness.wait(WRITABLE)
+            else:
+                # What came behind the handshake is inside the TLS object by now.
+                self._readiness.readable = True
+                return
 
     def resume(self) -> None:
         """Have the engine wake this wire again, after somebody else was called."""
