@@ -486,6 +486,10 @@ def test_nobody_listens() -> None:
         (errno.ECONNREFUSED, "error", "(111: Connection refused)"),
         (errno.ENETUNREACH, "error", "(101: Network is unreachable)"),
         (errno.ENOENT, "crit", "(2: No such file or directory)"),
+        (errno.EMFILE, "crit", "(24: Too many open files)"),
+        (errno.ENFILE, "crit", "(23: Too many open files in system)"),
+        (errno.ENOBUFS, "crit", "(105: No buffer space available)"),
+        (errno.EADDRNOTAVAIL, "crit", "(99: Cannot assign requested address)"),
     ],
 )
 def test_connect_fails_at_once(number: int, level: str, text: str) -> None:

@@ -304,6 +304,9 @@ def test_backend_that_leaves_in_the_middle_of_a_reply() -> None:
         (errno.ECONNREFUSED, "error"),
         (errno.EHOSTUNREACH, "error"),
         (errno.ENOBUFS, "crit"),
+        (errno.EMFILE, "crit"),
+        (errno.ENFILE, "crit"),
+        (errno.EADDRNOTAVAIL, "crit"),
     ],
 )
 def test_backend_that_cannot_be_reached(number: int, level: str) -> None:

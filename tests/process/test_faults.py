@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from signal import SIGHUP
 
@@ -38,6 +40,51 @@ def test_no_descriptors_left(site: Site, auth: FakeAuth) -> None:
         assert client.log_in().startswith(b"a OK")
     assert len(site.workers) == 1
     assert site.log("alert") == []
+
+
+def test_no_descriptors_left_for_a_login(site: Site) -> None:
+    """Who logs in is told that it is not their fault; nothing is left open."""
+    with FakeImap() as backend, FakeAuth(granted(backend.port)) as auth:
+        main = "worker_processes 1; worker_rlimit_nofile 24;"
+        site.configure(main=main, AUTH=auth.port)
+        site.start()
+        (worker,) = site.workers
+
+        def descriptors() -> int:
+            return len(os.listdir(f"/proc/{worker}/fd"))
+
+        def log_in_too_late(port: int, action: str, idle: int) -> None:
+            """Log in when nothing is left; `port` cannot be connected to."""
+            site.forget_log()
+            with ExitStack() as connections:
+                client = connections.enter_context(Client(site.port))
+                for _ in range(24):
+                    connections.enter_context(
+                        socket.create_connection(("127.0.0.1", site.port))
+                    )
+                site.wait_for_line("accept4() failed (24: Too many open files)")
+                client.socket.sendall(b"a LOGIN user secret\r\n")
+                assert client.line() == b"* BAD internal server error\r\n"
+                assert client.closed
+            site.wait_for(lambda: descriptors() == idle, "all to be closed")
+            (line,) = [line for line in site.log("crit") if "accept4" not in line]
+            assert (
+                f" connect() to 127.0.0.1:{port} failed (24: Too many open files)"
+                f" while {action}, client: 127.0.0.1, " in line
+            )
+
+        with Client(site.port):
+            idle = descriptors() - 1
+        log_in_too_late(auth.port, "in http auth state", idle)
+        assert auth.requests == []
+        with Client(site.port) as client:
+            assert client.log_in().startswith(b"a OK")
+        # Now a connection to the auth server is kept.
+        site.wait_for(lambda: descriptors() == idle + 1, "the session to end")
+        log_in_too_late(backend.port, "connecting to upstream", idle + 1)
+        assert len(auth.requests) == 2
+        with Client(site.port) as client:
+            assert client.log_in().startswith(b"a OK")
 
 
 @pytest.mark.proves("worker_connections")
