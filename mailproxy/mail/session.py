@@ -112,7 +112,6 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
             return None
         client.attempts += 1
         context.action = "in http auth state"
-        client.timer.stop()
         verdict = await server.auth.check(login, client)
         if isinstance(verdict, Granted):
             return await _enter(client, login, verdict)

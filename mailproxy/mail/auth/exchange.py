@@ -71,6 +71,7 @@ async def check(
             )
         if b"WAIT" not in answer.statuses:
             return _granted(answer.fields, login, client, url.address)
+        client.timer.stop()
         await trio.sleep(max(answer.wait, 1))
     raise AuthError("auth http server %s put off its answer too often", url.address)
 
@@ -224,7 +225,6 @@ async def _ask_on(
             client.network.keep(key, wire)
         else:
             wire.close()
-    client.timer.stop()
     return answer
 
 

@@ -52,7 +52,7 @@ class AuthSource(Protocol):
     """One of `mail/auth`."""
 
     async def check(self, login: Login, client: Client) -> Granted | Refused:
-        """Ask about one login.
+        """Ask about one login, within a limit that it sets on `client.timer`.
 
         Raises:
           AuthError: there is no usable answer.
