@@ -1,6 +1,11 @@
 """What concerns all tests."""
 
+import hypothesis
 import pytest
+
+# How long an example takes says something about the machine, and nothing about us.
+hypothesis.settings.register_profile("mailproxy", deadline=None)
+hypothesis.settings.load_profile("mailproxy")
 
 PLAY_THE_MASTER = {"test_children.py", "test_control.py", "test_signals.py"}
 
