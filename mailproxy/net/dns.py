@@ -28,8 +28,9 @@ RESEND = 5.0
 """Seconds after which the next server is asked, too."""
 PATIENCE = 4 * RESEND
 """Seconds for which one server is waited for."""
-CONCURRENT = 128
-"""Lookups that one resolver does at once; others wait."""
+CONCURRENT = 2048
+"""Lookups that one resolver does at once; others wait. So many that clients with silent
+name servers, who take a place for `resolver_timeout`, do not keep others waiting."""
 CACHED = 4096
 """Answers that one resolver keeps."""
 CACHED_VALUES = 64
