@@ -58,7 +58,7 @@ def main() -> int:
         )
         (directory / "nginx.conf").write_text(text)
         command = [sys.executable, "-m", "mailproxy", "-p", name, "-c", "nginx.conf"]
-        proxy = subprocess.Popen([*command, "-g", "daemon off;"])  # noqa: S603
+        proxy = subprocess.Popen([*command, "-g", "daemon off;"])
         try:
             return trio.run(_soak, proxy, listen, options)
         finally:
@@ -90,13 +90,13 @@ async def _soak(
         )
         after = await _memory(proxy.pid, options.workers)
         _say(began, options.sessions // 10, options.reloads // 10, after, failed)
-    print(f"memory {after / before:.2f} times what it was, {failed} sessions failed")  # noqa: T201
+    print(f"memory {after / before:.2f} times what it was, {failed} sessions failed")
     return int(failed > 0 or after > before * GROWTH)
 
 
 def _say(began: float, sessions: int, reloads: int, memory: int, failed: int) -> None:
     seconds = time.monotonic() - began
-    print(  # noqa: T201
+    print(
         f"{seconds:6.0f} s  {sessions} sessions and {reloads} reloads more,"
         f" {memory / 1024:.0f} KiB, {failed} failed",
         flush=True,

@@ -90,6 +90,7 @@ async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | No
 
 
 async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
+    """The phases of `_log_in`, each with its limit on the client's timer."""
     server = client.server
     context = client.context
     limit = client.timer.limit
