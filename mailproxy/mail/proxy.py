@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from mailproxy.conf.directive import Settings, directive
 from mailproxy.conf.values import HOUR, choice, duration, flag, size
 from mailproxy.errors import BackendError
 from mailproxy.net import openssl, proxy_protocol
+from mailproxy.net.network import connect_level
 from mailproxy.net.proxy_protocol import Endpoint, Tls
 
 if TYPE_CHECKING:
@@ -53,9 +53,6 @@ class ProxySettings(Settings):
         return self.proxy_buffer
 
 
-_REFUSED = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
-
-
 def connect(network: Network, granted: Granted) -> Wire:
     """Begin to connect to a backend.
 
@@ -69,7 +66,7 @@ def connect(network: Network, granted: Granted) -> Wire:
             "connect() to %s failed",
             granted.name,
             error=error,
-            level="error" if error.errno in _REFUSED else "crit",
+            level=connect_level(error),
             action=None,
         ) from None
 

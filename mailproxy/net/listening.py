@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from mailproxy.log import Logger
+from mailproxy.net.wire import SockAddress
 
 ROUNDS = 5
 """How often bind() is tried while an address is in use, as nginx does."""
@@ -33,7 +34,6 @@ PAUSE = 0.5
 _UNIX_MODE = 0o666
 _NO_MPTCP = (errno.EPROTONOSUPPORT, errno.ENOPROTOOPT, errno.EINVAL)
 
-SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 Key = tuple[int, bytes, int]
 """What makes two addresses the same: family, packed address or path, port."""
 
@@ -63,7 +63,7 @@ class Listen(Protocol):
     @property
     def family(self) -> int: ...
     @property
-    def sockaddr(self) -> SocketAddress: ...
+    def sockaddr(self) -> SockAddress: ...
     @property
     def wildcard(self) -> bool: ...
     @property
@@ -104,7 +104,7 @@ class Listener(Held, Generic[L]):
     specific: Mapping[bytes, L] = field(kw_only=True, default_factory=dict)
     """By packed address, those which this wildcard socket serves besides."""
 
-    def choose(self, local: SocketAddress) -> L:
+    def choose(self, local: SockAddress) -> L:
         """The `listen` address of a connection whose getsockname() is `local`."""
         if not self.specific:
             return self.listen
@@ -232,18 +232,18 @@ def test(wanted: Sequence[L], log: Logger) -> bool:
     return True
 
 
-def _key(family: int, address: SocketAddress) -> Key:
+def _key(family: int, address: SockAddress) -> Key:
     return family, _packed(family, address), _port(address)
 
 
-def _packed(family: int, address: SocketAddress) -> bytes:
+def _packed(family: int, address: SockAddress) -> bytes:
     """An address without port (and without the zone that getsockname() names)."""
     if isinstance(address, str):
         return os.fsencode(address)
     return socket.inet_pton(family, address[0].partition("%")[0])
 
 
-def _port(address: SocketAddress) -> int:
+def _port(address: SockAddress) -> int:
     return 0 if isinstance(address, str) else address[1]
 
 

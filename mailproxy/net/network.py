@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections import defaultdict
 from collections.abc import Hashable
@@ -11,8 +12,17 @@ from mailproxy.net.engine import READABLE, Engine
 from mailproxy.net.relay import Relay
 from mailproxy.net.wire import SockAddress, Wire
 
+_NOT_REACHED = frozenset(
+    (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+)
 IDLE_CONNECTIONS = 64
 """Connections to one auth server that a worker keeps open while nobody needs them."""
+
+
+def connect_level(error: OSError) -> str:
+    """nginx's log level for a connect() that failed: "error" if the peer is not there,
+    "crit" if the fault is on this side."""
+    return "error" if error.errno in _NOT_REACHED else "crit"
 
 
 class Network:

@@ -13,7 +13,8 @@ import pytest
 
 from mailproxy.log import Logger
 from mailproxy.net import listening
-from mailproxy.net.listening import Held, Listener, ListenError, SocketAddress
+from mailproxy.net.listening import Held, Listener, ListenError
+from mailproxy.net.wire import SockAddress
 from tests.captured_log import CapturedLog
 
 IN_USE = "98: Address already in use"
@@ -29,7 +30,7 @@ class Keepalive:
 
 @dataclass(frozen=True)
 class Listen:
-    sockaddr: SocketAddress
+    sockaddr: SockAddress
     family: int = socket.AF_INET
     bind: bool = False
     wildcard: bool = False

@@ -11,7 +11,6 @@ we do not: a proxy's error page must not authenticate.
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import socket
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from mailproxy.mail.auth.source import Granted, Refused
 from mailproxy.mail.client import timed_out
 from mailproxy.mail.protocol import FORBIDDEN
 from mailproxy.net import openssl
+from mailproxy.net.network import connect_level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,6 @@ _UNSAFE = re.compile(rb"[\x00-\x20%]")
 _HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
 """Header lines as nginx reads them; one without a colon is passed over."""
 _HEADER = re.compile(rb"^([A-Za-z0-9-]+):([^\r\n]*)", re.MULTILINE)
-_REFUSED = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
 
 async def check(
@@ -198,9 +197,8 @@ async def _ask(settings: AuthHttpSettings, request: bytes, client: Client) -> _A
     try:
         wire = client.network.connect(url.family, url.sockaddr)
     except OSError as error:
-        level = "error" if error.errno in _REFUSED else "crit"
         raise AuthError(
-            "connect() to %s failed", server, error=error, level=level
+            "connect() to %s failed", server, error=error, level=connect_level(error)
         ) from None
     try:
         return await _ask_on(wire, request, server, client, key)
