@@ -11,11 +11,11 @@ from functools import partial
 
 from mailproxy import __version__
 from mailproxy.conf.report import explanation, headline
-from mailproxy.conf.syntax import COMMAND_LINE, ConfigError, Source, decode, encode
+from mailproxy.conf.tree import COMMAND_LINE, ConfigError, Source, decode, encode
 from mailproxy.log import INFO, NOTICE, Logger, Logs, open_startup_log
-from mailproxy.mail.modules import ConfigErrors
-from mailproxy.process import control, core, generation
-from mailproxy.process.generation import GenerationError, Whole
+from mailproxy.process import control, generation
+from mailproxy.process.configuration import ConfigErrors, Configuration, make_loader
+from mailproxy.process.generation import GenerationError
 from mailproxy.process.options import Options
 
 CONF_FILES = {
@@ -279,9 +279,9 @@ def _show(found: _Arguments, name: str) -> None:
 
 def _test(found: _Arguments, options: Options, voice: _Voice) -> int:
     """-t, -T, --dump-json."""
-    loader = core.loader(options)
+    loader = make_loader(options)
     sources = loader.reader.files
-    configuration: Whole | None = None
+    configuration: Configuration | None = None
     try:
         configuration = loader.load(options.globals_text)
         messages, parsed = configuration.messages, True
@@ -312,13 +312,13 @@ def _test(found: _Arguments, options: Options, voice: _Voice) -> int:
     return 0
 
 
-def _load(options: Options, voice: _Voice, log: Logger) -> Whole:
+def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:
     """Read the configuration, and log what there is to say about it.
 
     Raises:
       GenerationError: it cannot be used.
     """
-    loader = core.loader(options)
+    loader = make_loader(options)
     failure: ConfigErrors | None = None
     try:
         configuration = loader.load(options.globals_text)

@@ -17,16 +17,14 @@ from mailproxy.conf.directive import (
     declarations,
     documented,
 )
-from mailproxy.conf.syntax import Position, encode
-from mailproxy.mail.modules import MODULES, Configuration, Loader, Server
+from mailproxy.conf.tree import Position, encode
+from mailproxy.mail.modules import MODULES
+from mailproxy.mail.server import Server
+from mailproxy.process.configuration import Configuration, Loader
 from mailproxy.process.core import EventsSettings, MainSettings
 
-Whole = Configuration[MainSettings, EventsSettings]
 
-
-def dump_json(
-    configuration: Whole, loader: Loader[MainSettings, EventsSettings]
-) -> bytes:
+def dump_json(configuration: Configuration, loader: Loader) -> bytes:
     """The values in effect, inherited ones and defaults too, and where they come from.
 
     For each directive ``{"value": …, "set": CONTEXT or "default", "where": FILE:LINE}``.

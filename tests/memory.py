@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from mailproxy.conf.addresses import SocketAddress
 from mailproxy.net.dns import Resolver, ResolverSettings
 from mailproxy.net.network import Network
 from mailproxy.net.relay import Ended, Relay
-from mailproxy.net.wire import SockAddress, Wire
+from mailproxy.net.wire import Wire
 
 if TYPE_CHECKING:
     import socket
@@ -198,7 +199,7 @@ class MemoryNetwork(Network):
         assert self.known is not None
         return self.known
 
-    def connect(self, family: int, address: SockAddress) -> MemoryWire:
+    def connect(self, family: int, address: SocketAddress) -> MemoryWire:
         kind = "Q" if address == self._auth else "P"
         if kind in self.failing:
             raise OSError(self.failing[kind], os.strerror(self.failing[kind]))

@@ -33,9 +33,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mailproxy.log import MailContext
 from mailproxy.mail import session
-from mailproxy.mail.modules import Loader
 from mailproxy.net.dns import Resolver
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.configuration import Loader
 from tests.captured_log import CapturedLog
 from tests.differential import requests
 from tests.differential.notation import line_bytes, to_bytes
@@ -43,7 +42,7 @@ from tests.differential.signs import Signs
 from tests.memory import MemoryNetwork, MemoryWire
 
 if TYPE_CHECKING:
-    from mailproxy.mail.modules import Server
+    from mailproxy.mail.server import Server
 
 CLIENT = "127.0.0.1"
 BACKEND = ("127.0.0.1", 9143)
@@ -89,9 +88,7 @@ def load_server(directives: str) -> Server:
             directives += f" {name} {value};"
     path = _directory() / "nginx.conf"
     path.write_text(f"events {{}} mail {{ server {{ {directives} }} }}")
-    loader = Loader(
-        MainSettings, EventsSettings, prefix="/", path=str(path), name="mailproxy"
-    )
+    loader = Loader(prefix="/", path=str(path), name="mailproxy")
     (server,) = loader.load().servers
     return server
 

@@ -14,7 +14,7 @@ ALLOWED = {
     "errors": set(),
     "log": {"errors"},
     "conf": set(),
-    "net": {"errors", "log"},
+    "net": {"conf", "errors", "log"},
     "mail": {"conf", "errors", "log", "net"},
     "process": {"conf", "errors", "log", "mail", "net"},
     "cli": {"conf", "demo", "errors", "inspection", "log", "mail", "process"},
@@ -27,7 +27,7 @@ ALLOWED = {
 NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp", "auth"}
 """The files of `mail` that stand for an nginx mail module."""
 
-SEE_ALL_MODULES = {"modules", "session"}
+SEE_ALL_MODULES = {"modules", "server", "session"}
 """The files of `mail` that bring the modules together."""
 
 

@@ -19,12 +19,11 @@ import itertools
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, Self, TypeVar, cast
+from typing import ClassVar, Generic, Literal, Self, TypeVar, cast
 
 from mailproxy.conf.tree import ConfigError, Directive, Position, Word
 
 T = TypeVar("T")
-S = TypeVar("S")
 C = TypeVar("C", bound="Settings")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -272,16 +271,22 @@ class Scope:
     """What a value parser may ask about the configuration that is being read."""
 
     __slots__ = (
-        "_shared",
         "block",
         "directory",
         "messages",
         "name",
         "prefix",
+        "state",
         "statement",
     )
 
-    def __init__(self, prefix: str = "", directory: str = "", name: str = "mailproxy"):
+    def __init__(
+        self,
+        prefix: str = "",
+        directory: str = "",
+        name: str = "mailproxy",
+        state: object = None,
+    ) -> None:
         self.prefix = prefix
         """P/, which logs and the pid file are relative to; ends in a slash."""
         self.directory = directory
@@ -294,7 +299,9 @@ class Scope:
         """The directive that is being read."""
         self.messages: list[ConfigError] = []
         """Errors and warnings, in nginx's order."""
-        self._shared: dict[type[object], object] = {}
+        self.state = state
+        """What directives share beyond their blocks; whoever declares them knows its
+        type, and `conf` does not look inside."""
 
     def in_prefix(self, path: str) -> str:
         """A file name that is relative to P/, complete."""
@@ -318,19 +325,19 @@ class Scope:
             position = position.position._replace(end=self.statement.position.end)
         self.messages.append(ConfigError(message, position, remedy, level="warn"))
 
-    def shared(self, kind: type[S]) -> S:
-        """The one object of a class in this run, made when first asked for.
-
-        For what concerns several statements: addresses that are taken, zones.
-        """
-        if kind not in self._shared:
-            self._shared[kind] = kind()
-        return cast("S", self._shared[kind])
-
 
 @dataclass(frozen=True)
 class Settings:
     """What all settings classes have in common."""
+
+    depends_on: ClassVar[tuple[str, ...]] = ()
+    """Directives of other classes that `make` looks at: where one of them is wrong,
+    these settings are not made."""
+
+    @classmethod
+    def applies(cls, block: Block, scope: Scope) -> bool:  # noqa: ARG003 # for subclasses
+        """Whether a server block has these settings at all."""
+        return True
 
     @classmethod
     def make(cls, block: Block, scope: Scope) -> Self:  # noqa: ARG003 # for subclasses

@@ -23,15 +23,14 @@ from mailproxy.conf.directive import (
     declarations,
 )
 from mailproxy.conf.elsewhere import HTTP
-from mailproxy.conf.syntax import (
+from mailproxy.conf.syntax import parse, read_source
+from mailproxy.conf.tree import (
     COMMAND_LINE,
     ConfigError,
     Directive,
     Source,
     decode,
     encode,
-    parse,
-    read_source,
 )
 from mailproxy.conf.values import c_string
 

@@ -31,7 +31,6 @@ from mailproxy.conf.tree import (
     Word,
     decode,
     encode,
-    format_tree,
 )
 from mailproxy.conf.words import (
     LUA_BLOCKS,
@@ -43,21 +42,6 @@ from mailproxy.conf.words import (
     refuse,
     unescape,
 )
-
-__all__ = [
-    "COMMAND_LINE",
-    "ConfigError",
-    "Directive",
-    "Parsed",
-    "Position",
-    "Source",
-    "Word",
-    "decode",
-    "encode",
-    "format_tree",
-    "parse",
-    "read_source",
-]
 
 
 def read_source(path: str, asked_by: Word | Directive | None = None) -> Source:

@@ -34,7 +34,7 @@ from mailproxy.demo.site import (
     read_site,
 )
 from mailproxy.demo.smtp import smtp_session
-from mailproxy.mail.modules import ConfigErrors
+from mailproxy.process.configuration import ConfigErrors
 
 START_LIMIT = 15  # seconds
 

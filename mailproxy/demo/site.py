@@ -9,8 +9,7 @@ from pathlib import Path
 import trustme
 
 from mailproxy.mail.auth.http import AuthUrl
-from mailproxy.mail.modules import Loader
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.configuration import Loader
 
 HOST = "127.0.0.1"
 
@@ -100,8 +99,6 @@ def read_site(directory: Path) -> Site:
       ConfigErrors: it has errors.
     """
     configuration = Loader(
-        MainSettings,
-        EventsSettings,
         prefix=f"{directory}/",
         path=f"{directory}/nginx.conf",
         name="mailproxy",

@@ -21,8 +21,8 @@ from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger, MailContext
-    from mailproxy.mail.core import Listen
-    from mailproxy.mail.modules import Server
+    from mailproxy.mail.listen import Listen
+    from mailproxy.mail.server import Server
     from mailproxy.net.network import Network
     from mailproxy.net.proxy_protocol import Header
     from mailproxy.net.wire import Wire

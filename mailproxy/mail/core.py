@@ -9,11 +9,10 @@ from typing import Self
 from mailproxy.conf.addresses import (
     Address,
     AddressError,
-    SocketAddress,
     parse_url,
 )
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
-from mailproxy.conf.syntax import ConfigError, Directive, Position, Word
+from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import (
     MINUTE,
     c_string,
@@ -22,58 +21,13 @@ from mailproxy.conf.values import (
     lower,
     number,
     octets,
-    parse_number,
     parse_seconds,
-    parse_size,
 )
 from mailproxy.log.directive import Address as LogAddress
 from mailproxy.log.directive import ErrorLog, parse_error_log
-
-BACKLOG = 511
-"""nginx's default on Linux."""
-
-
-class Protocols(dict[str, tuple[int, ...]]):
-    """The known protocols, each with the ports that mean it; filled by modules.py."""
-
-
-@dataclass(frozen=True, slots=True)
-class Keepalive:
-    """The `so_keepalive` parameter; None leaves a value to the system."""
-
-    on: bool
-    idle: int | None = None
-    """Seconds before the first probe."""
-    interval: int | None = None
-    """Seconds between probes."""
-    count: int | None = None
-    """Probes that may go unanswered."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Listen:
-    """One address that a server listens on."""
-
-    address: str
-    """For logs and the auth source: "127.0.0.1:143", "[::1]:143", "unix:/path"."""
-    family: int
-    sockaddr: SocketAddress
-    wildcard: bool
-    """Whether it takes connections to any address of the machine."""
-    ssl: bool = False
-    """TLS from the first byte."""
-    proxy_protocol: bool = False
-    """A PROXY header comes first."""
-    bind: bool = False
-    """It has a socket of its own, even beside a wildcard of the same port."""
-    backlog: int = BACKLOG
-    rcvbuf: int | None = None
-    sndbuf: int | None = None
-    ipv6only: bool | None = None
-    so_keepalive: Keepalive | None = None
-    multipath: bool = False
-    position: Position
-    """Where the directive stands."""
+from mailproxy.mail.listen import Listen, listen
+from mailproxy.mail.load_state import load_state
+from mailproxy.net.listen_address import Keepalive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,119 +42,9 @@ class ResolverSettings:
     ipv6: bool = True
 
 
-class _Taken(set[tuple[int, SocketAddress]]):
-    """The addresses that a `listen` directive has taken."""
-
-
-class _Guesses(dict[Block, str]):
-    """By server block, the protocol that its first well-known port stands for."""
-
-
-def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
-    word = found.words[1]
-    try:
-        url = parse_url(word.value, listen=True)
-    except AddressError as error:
-        raise ConfigError(
-            f'{error} in "{word.value}" of the "listen" directive',
-            word,
-            "nginx accepts 143, 127.0.0.1:143, [::1]:143, *:143, name:143, unix:/path",
-        ) from None
-    for name, ports in scope.shared(Protocols).items():
-        if url.port in ports:
-            scope.shared(_Guesses).setdefault(scope.block, name)
-    parameters: dict[str, object] = {}
-    for parameter in found.words[2:]:
-        name, value = _parse_parameter(parameter)
-        parameters[name] = value
-        if name not in ("ssl", "proxy_protocol"):
-            parameters["bind"] = True
-    taken = scope.shared(_Taken)
-    listens = []
-    for address in url.addresses:
-        key = address.family, address.sockaddr
-        if key in taken:
-            raise ConfigError(f'duplicate "{address.text}" address and port pair', word)
-        taken.add(key)
-        listens.append(
-            Listen(
-                address=address.text,
-                family=address.family,
-                sockaddr=address.sockaddr,
-                wildcard=address.sockaddr[0] in ("0.0.0.0", "::"),  # noqa: S104 - a comparison
-                position=found.position,
-                **parameters,  # type: ignore[arg-type] # _parse_parameter knows the fields
-            )
-        )
-    return tuple(listens)
-
-
-_PLAIN_PARAMETERS = frozenset({"bind", "ssl", "proxy_protocol", "multipath"})
-_PARAMETERS = (
-    "backlog=",
-    "bind",
-    "ipv6only=",
-    "multipath",
-    "proxy_protocol",
-    "rcvbuf=",
-    "sndbuf=",
-    "so_keepalive=",
-    "ssl",
-)
-
-
-def _parse_parameter(word: Word) -> tuple[str, object]:
-    """A parameter of `listen`: the field of `Listen`, and its value."""
-    text = word.value
-    name, equals, value = text.partition("=")
-    if not equals and c_string(text) in _PLAIN_PARAMETERS:
-        return c_string(text), True
-    try:
-        if name == "backlog" and equals:
-            backlog = parse_number(value)
-            if backlog == 0:
-                raise ValueError("invalid number")
-            return name, backlog
-        if name in ("rcvbuf", "sndbuf") and equals:
-            return name, parse_size(value)
-    except ValueError:
-        raise ConfigError(f'invalid {name} "{text}"', word) from None
-    if name == "ipv6only" and value.startswith("o"):
-        if c_string(value) not in ("on", "off"):
-            raise ConfigError(f'invalid ipv6only flags "{c_string(value)}"', word)
-        return name, c_string(value) == "on"
-    if name == "so_keepalive" and equals:
-        return name, _parse_keepalive(value, word)
-    raise ConfigError(
-        f'invalid parameter "{text}"', word, f"parameters are {' '.join(_PARAMETERS)}"
-    )
-
-
-def _parse_keepalive(text: str, word: Word) -> Keepalive:
-    if c_string(text) in ("on", "off"):
-        return Keepalive(c_string(text) == "on")
-    idle, _, rest = text.partition(":")
-    interval, _, count = rest.partition(":")
-    try:
-        values = (
-            parse_seconds(idle) if idle else 0,
-            parse_seconds(interval) if interval else 0,
-            parse_number(count) if count else 0,
-        )
-    except ValueError:
-        values = (0, 0, 0)
-    if not any(values):
-        raise ConfigError(
-            f'invalid so_keepalive value: "{c_string(text)}"',
-            word,
-            "nginx accepts on, off, or IDLE:INTERVAL:COUNT with parts left out",
-        )
-    return Keepalive(True, *(value or None for value in values))
-
-
 def _parse_protocol(found: Directive, scope: Scope) -> str:
     word = found.words[1]
-    known = scope.shared(Protocols)
+    known = load_state(scope).protocols
     if c_string(word.value) not in known:
         raise ConfigError(
             f'unknown protocol "{word.value}"', word, f"known are {', '.join(known)}"
@@ -292,9 +136,6 @@ error_log: Value[tuple[ErrorLog, ...]] = Value(
     most=None,
     parameters=("stderr", "syslog:", "memory:", "rate=", "filter=", "format="),
 )
-listen: Value[tuple[Listen, ...]] = Value(
-    _parse_listen, "address [parameter ...]", most=None, parameters=_PARAMETERS
-)
 protocol: Value[str] = Value(
     _parse_protocol, "imap | pop3 | smtp", parameters=("imap", "pop3", "smtp")
 )
@@ -369,16 +210,17 @@ class CoreSettings(Settings):
           ConfigError: neither `protocol` nor a port says which protocol it is.
         """
         settings = super().make(block, scope)
+        state = load_state(scope)
         changes: dict[str, object] = {}
         if not settings.server_name:
             changes["server_name"] = hostname()
         if not settings.protocol:
-            guess = scope.shared(_Guesses).get(block)
+            guess = state.guesses.get(block)
             if guess is None:
                 raise ConfigError(
                     "unknown mail protocol for server",
                     block.directive,
-                    f"add: protocol {' | '.join(scope.shared(Protocols))};",
+                    f"add: protocol {' | '.join(state.protocols)};",
                 )
             changes["protocol"] = guess
         if settings.so_keepalive:
@@ -388,4 +230,6 @@ class CoreSettings(Settings):
                 else replace(each, so_keepalive=Keepalive(True), bind=True)
                 for each in settings.listen
             )
-        return replace(settings, **changes)  # type: ignore[arg-type] # they are fields
+        settings = replace(settings, **changes)  # type: ignore[arg-type] # they are fields
+        state.protocol[block] = settings.protocol
+        return settings

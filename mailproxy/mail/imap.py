@@ -10,12 +10,13 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mailproxy.conf.directive import Settings, directive
+from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, size, words
 from mailproxy.mail import sasl
 from mailproxy.mail.protocol import (
     BadCommand,
     Login,
+    MailProtocol,
     Naming,
     early_reply,
     expect_line,
@@ -205,7 +206,7 @@ _COMMANDS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImapSettings(Settings):
+class ImapSettings(MailProtocol):
     """IMAP toward clients."""
 
     name: ClassVar[str] = "imap"

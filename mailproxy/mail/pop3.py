@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from mailproxy.conf.directive import Block, Scope, Settings, directive
+from mailproxy.conf.directive import Block, Scope, directive
 from mailproxy.conf.values import choices, words
 from mailproxy.mail import sasl
 from mailproxy.mail.protocol import (
     BadCommand,
     Login,
+    MailProtocol,
     Naming,
     expect_line,
     invalid_reply,
@@ -60,7 +61,7 @@ async def _read_command(client: Client) -> tuple[bytes, list[bytes]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pop3Settings(Settings):
+class Pop3Settings(MailProtocol):
     """POP3 toward clients."""
 
     name: ClassVar[str] = "pop3"

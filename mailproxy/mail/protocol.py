@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from mailproxy.conf.directive import Block, Scope, Settings
 from mailproxy.errors import BackendError
+from mailproxy.mail.load_state import load_state
 from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
@@ -75,10 +78,14 @@ class BadCommand(Exception):  # noqa: N818 - an event of the dialogue, not a fau
         self.close = close
 
 
-class MailProtocol(Protocol):
-    """A settings class of `mail/imap.py` and its like, as a session sees it."""
+@dataclass(frozen=True, kw_only=True)
+class MailProtocol(Settings, ABC):
+    """The settings of a protocol, which are also what speaks it, toward both sides."""
 
     name: ClassVar[str]
+    """What `protocol` calls it."""
+    ports: ClassVar[tuple[int, ...]]
+    """The ports that mean it where `protocol` is not written."""
     certificate_error: ClassVar[bytes]
     """Sent, before closing, to a client whose certificate does not verify."""
     certificate_missing: ClassVar[bytes]
@@ -86,22 +93,28 @@ class MailProtocol(Protocol):
     """Sent, before closing, when the auth source or the backend fails."""
 
     @property
+    @abstractmethod
     def client_buffer(self) -> int:
         """Octets that one command of a client may have."""
-        ...
 
+    @classmethod
+    def applies(cls, block: Block, scope: Scope) -> bool:
+        """Whether the server speaks this protocol."""
+        return load_state(scope).protocol.get(block) == cls.name
+
+    @abstractmethod
     async def greet(self, client: Client) -> None:
         """Say the first words, on a new connection."""
-        ...
 
+    @abstractmethod
     async def read_login(self, client: Client) -> Login | None:
         """Answer commands until one of them is a login; None: the client said goodbye.
 
         Raises:
           ClientError: the client left or broke a limit; it has been told.
         """
-        ...
 
+    @abstractmethod
     async def challenge(self, client: Client, text: bytes) -> list[bytes]:
         """Send a SASL challenge (base64, or empty) and return the answer's words.
 
@@ -110,12 +123,12 @@ class MailProtocol(Protocol):
         Raises:
           BadCommand: the answer is not a line of words.
         """
-        ...
 
+    @abstractmethod
     def invalid(self, login: Login) -> bytes:
         """The line that refuses `login` as an invalid command."""
-        ...
 
+    @abstractmethod
     def refusal(self, login: Login, text: bytes, code: bytes, /) -> bytes:
         """The line that says that `login` is not good.
 
@@ -123,8 +136,8 @@ class MailProtocol(Protocol):
           text: why, from the auth source.
           code: SMTP: reply code, or empty for the protocol's own.
         """
-        ...
 
+    @abstractmethod
     async def enter(
         self, backend: LineStream, login: Login, client: Client, sending: Naming, /
     ) -> bytes:
@@ -137,7 +150,6 @@ class MailProtocol(Protocol):
         Raises:
           BackendError: the backend left, or answered something else.
         """
-        ...
 
 
 class Naming(Protocol):

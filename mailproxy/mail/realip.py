@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from mailproxy.conf.addresses import Network, cidr
-from mailproxy.conf.directive import Settings, Value, directive
+from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
 from mailproxy.errors import ClientError
 from mailproxy.net import proxy_protocol
 from mailproxy.net.proxy_protocol import ProxyProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mailproxy.mail.client import Client
+    from mailproxy.mail.listen import Listen
 
 networks: Value[tuple[Network | str, ...]] = Value(
     cidr, "address | CIDR | unix:", parameters=("unix:",)
@@ -28,6 +31,27 @@ class RealipSettings(Settings):
         networks, default=(), repeats="add", shown=""
     )
     """Trusted networks; the text "unix:" stands for all unix sockets."""
+
+    depends_on: ClassVar[tuple[str, ...]] = ("listen",)
+
+    @classmethod
+    def make(cls, block: Block, scope: Scope) -> Self:
+        """The settings of a server.
+
+        A PROXY header that is wanted but not trusted is warned about, which nginx
+        does not do.
+        """
+        settings = super().make(block, scope)
+        listen = block.given.get("listen")
+        listens = cast("Iterable[Listen]", () if listen is None else listen.value)
+        wanted = [each for each in listens if each.proxy_protocol]
+        if wanted and not settings.set_real_ip_from:
+            scope.warn(
+                'PROXY headers do not tell who the client is without "set_real_ip_from"',
+                wanted[0].position,
+                "name the proxies that are believed: set_real_ip_from NETWORK;",
+            )
+        return settings
 
     def believes(self, peer: str) -> bool:
         """Whether the peer's word on who the client is counts.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import trio
 
-from mailproxy.conf.directive import Block, Scope, Settings, directive
+from mailproxy.conf.directive import Block, Scope, directive
 from mailproxy.conf.values import choices, duration, size, words
 from mailproxy.errors import BackendError, ClientError
 from mailproxy.mail import sasl
@@ -26,6 +26,7 @@ from mailproxy.mail.protocol import (
     BadCommand,
     Envelope,
     Login,
+    MailProtocol,
     Naming,
     expect_line,
     invalid_reply,
@@ -94,7 +95,7 @@ async def _read_command(client: Client) -> _Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmtpSettings(Settings):
+class SmtpSettings(MailProtocol):
     """SMTP toward clients."""
 
     name: ClassVar[str] = "smtp"

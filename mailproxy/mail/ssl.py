@@ -14,10 +14,10 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from ssl import SSLContext
-from typing import Protocol, Self, cast
+from typing import ClassVar, Self, cast
 
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
-from mailproxy.conf.syntax import ConfigError, Directive, Position
+from mailproxy.conf.tree import ConfigError, Directive, Position
 from mailproxy.conf.values import (
     KIB,
     c_string,
@@ -30,6 +30,8 @@ from mailproxy.conf.values import (
     seconds,
     text,
 )
+from mailproxy.mail.listen import Listen
+from mailproxy.mail.load_state import load_state
 from mailproxy.net.openssl import ContextBuilder, OpenSSLError, Validity, shown
 from mailproxy.net.sessions import SessionZone
 
@@ -38,10 +40,6 @@ _PASSWORD_LIMIT = 4096
 _CHUNK = 64 * KIB
 _TICKET_KEY_SIZES = (48, 80)
 _LEAST_PAGES = 8
-
-
-class Alpn(dict[Block, str]):
-    """The protocol of each server, for ALPN; known before `SslSettings.make`."""
 
 
 # -- values ------------------------------------------------------------------------
@@ -88,10 +86,6 @@ class SessionCache:
         return " ".join(parts)
 
 
-class _ZoneSizes(dict[str, int]):
-    """The sizes of the zones that were named."""
-
-
 def _parse_session_cache(found: Directive, scope: Scope) -> SessionCache:
     before = scope.block.given.get(found.name)
     cache = SessionCache() if before is None else cast("SessionCache", before.value)
@@ -118,7 +112,7 @@ def _parse_session_cache(found: Directive, scope: Scope) -> SessionCache:
         name, size = cache.shared
         if size < _LEAST_PAGES * mmap.PAGESIZE:
             raise ConfigError(f'session cache "{word.value}" is too small', word)
-        declared = scope.shared(_ZoneSizes).setdefault(name, size)
+        declared = load_state(scope).zone_sizes.setdefault(name, size)
         if size != declared:
             raise ConfigError(
                 f'the size {size} of shared memory zone "{name}" '
@@ -310,6 +304,8 @@ class SslSettings(Settings):
     context: SSLContext | None = None
     """For the TLS of this server; None if it uses none."""
 
+    depends_on: ClassVar[tuple[str, ...]] = ("listen",)
+
     @classmethod
     def make(cls, block: Block, scope: Scope) -> Self:
         """The settings of a server, its context made.
@@ -324,8 +320,9 @@ class SslSettings(Settings):
         if not mode:
             return settings
         settings.check_certificates(mode, position)
-        contexts = scope.shared(_Contexts)
-        key = replace(settings, starttls="", ssl=False), scope.shared(Alpn).get(block)
+        state = load_state(scope)
+        contexts = state.contexts
+        key = replace(settings, starttls="", ssl=False), state.protocol.get(block)
         if key not in contexts:
             try:
                 contexts[key] = _build(settings, block, scope)
@@ -351,20 +348,10 @@ class SslSettings(Settings):
             raise ConfigError(f'{missing}certificate "{last}" and {where}', position)
 
 
-class _Listen(Protocol):
-    """What is asked of the values of `listen`."""
-
-    @property
-    def ssl(self) -> bool: ...
-
-    @property
-    def position(self) -> Position: ...
-
-
 def _mode(block: Block, settings: SslSettings) -> tuple[str, Position | None]:
     """The directive that asks for TLS, and what nginx calls its place."""
     listen = block.given.get("listen")
-    listens = cast("Iterable[_Listen]", () if listen is None else listen.value)
+    listens = cast("Iterable[Listen]", () if listen is None else listen.value)
     positions = [each.position for each in listens if each.ssl]
     if positions:
         return "listen ... ssl", positions[-1]
@@ -395,10 +382,6 @@ def _inherited_cache(block: Block) -> SessionCache:
 # -- contexts ----------------------------------------------------------------------
 
 
-class _Contexts(dict[object, SSLContext]):
-    """The contexts of a configuration: one for all servers with the same settings."""
-
-
 _zones: weakref.WeakValueDictionary[tuple[str, int], SessionZone] = (
     weakref.WeakValueDictionary()
 )
@@ -425,7 +408,7 @@ def _build(settings: SslSettings, block: Block, scope: Scope) -> SSLContext:
       OpenSSLError, ConfigError: it cannot be made.
     """
     builder = ContextBuilder(settings.ssl_protocols)
-    protocol = scope.shared(Alpn).get(block)
+    protocol = load_state(scope).protocol.get(block)
     if protocol is not None:
         builder.alpn(protocol.encode())
     builder.ciphers(
@@ -466,13 +449,9 @@ def _build(settings: SslSettings, block: Block, scope: Scope) -> SSLContext:
     return builder.context
 
 
-class _Outdated(set[str]):
-    """The certificates of which it was said that they are not valid now."""
-
-
 def _check_dates(certificate: str, validity: Validity, scope: Scope) -> None:
     """Say that clients will refuse a certificate, which nginx does not say."""
-    said = scope.shared(_Outdated)
+    said = load_state(scope).outdated
     now = time.gmtime()[:6]
     if validity.begins <= now <= validity.ends or certificate in said:
         return

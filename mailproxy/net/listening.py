@@ -21,10 +21,11 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
+from mailproxy.conf.addresses import SocketAddress
 from mailproxy.log import Logger
-from mailproxy.net.wire import SockAddress
+from mailproxy.net.listen_address import ListenAddress
 
 ROUNDS = 5
 """How often bind() is tried while an address is in use, as nginx does."""
@@ -42,47 +43,7 @@ class ListenError(Exception):
     """The sockets cannot be opened; why is in the log."""
 
 
-class Keepalive(Protocol):
-    """The `so_keepalive` parameter; None leaves a value to the system."""
-
-    @property
-    def on(self) -> bool: ...
-    @property
-    def idle(self) -> int | None: ...
-    @property
-    def interval(self) -> int | None: ...
-    @property
-    def count(self) -> int | None: ...
-
-
-class Listen(Protocol):
-    """One address of a `listen` directive."""
-
-    @property
-    def address(self) -> str: ...
-    @property
-    def family(self) -> int: ...
-    @property
-    def sockaddr(self) -> SockAddress: ...
-    @property
-    def wildcard(self) -> bool: ...
-    @property
-    def bind(self) -> bool: ...
-    @property
-    def backlog(self) -> int: ...
-    @property
-    def rcvbuf(self) -> int | None: ...
-    @property
-    def sndbuf(self) -> int | None: ...
-    @property
-    def ipv6only(self) -> bool | None: ...
-    @property
-    def so_keepalive(self) -> Keepalive | None: ...
-    @property
-    def multipath(self) -> bool: ...
-
-
-L = TypeVar("L", bound=Listen)
+L = TypeVar("L", bound=ListenAddress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +65,7 @@ class Listener(Held, Generic[L]):
     specific: Mapping[bytes, L] = field(kw_only=True, default_factory=dict)
     """By packed address, those which this wildcard socket serves besides."""
 
-    def choose(self, local: SockAddress) -> L:
+    def choose(self, local: SocketAddress) -> L:
         """The `listen` address of a connection whose getsockname() is `local`."""
         if not self.specific:
             return self.listen
@@ -232,18 +193,18 @@ def test(wanted: Sequence[L], log: Logger) -> bool:
     return True
 
 
-def _key(family: int, address: SockAddress) -> Key:
+def _key(family: int, address: SocketAddress) -> Key:
     return family, _packed(family, address), _port(address)
 
 
-def _packed(family: int, address: SockAddress) -> bytes:
+def _packed(family: int, address: SocketAddress) -> bytes:
     """An address without port (and without the zone that getsockname() names)."""
     if isinstance(address, str):
         return os.fsencode(address)
     return socket.inet_pton(family, address[0].partition("%")[0])
 
 
-def _port(address: SockAddress) -> int:
+def _port(address: SocketAddress) -> int:
     return 0 if isinstance(address, str) else address[1]
 
 
@@ -277,7 +238,7 @@ class _OpenError(Exception):
         self.error = error
 
 
-def _open(listen: Listen, log: Logger) -> socket.socket:
+def _open(listen: ListenAddress, log: Logger) -> socket.socket:
     address = listen.address
     failing = f"socket() {address} failed"
     with contextlib.ExitStack() as undo:
@@ -303,7 +264,7 @@ def _open(listen: Listen, log: Logger) -> socket.socket:
         return opened
 
 
-def _socket(listen: Listen, log: Logger) -> socket.socket:
+def _socket(listen: ListenAddress, log: Logger) -> socket.socket:
     kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     if listen.multipath:
         try:
@@ -318,19 +279,19 @@ def _socket(listen: Listen, log: Logger) -> socket.socket:
     return socket.socket(listen.family, kind)
 
 
-def _discard(opened: socket.socket, listen: Listen) -> None:
+def _discard(opened: socket.socket, listen: ListenAddress) -> None:
     opened.close()
     _unlink(listen)
 
 
-def _unlink(listen: Listen) -> None:
+def _unlink(listen: ListenAddress) -> None:
     """Remove the file that bind() made for a unix socket."""
     if isinstance(listen.sockaddr, str):
         with contextlib.suppress(OSError):
             os.unlink(listen.sockaddr)
 
 
-def _configure(opened: socket.socket, listen: Listen, log: Logger) -> None:
+def _configure(opened: socket.socket, listen: ListenAddress, log: Logger) -> None:
     """Apply what may change while a socket listens."""
     options: list[tuple[str, int, int, int | None]] = [
         ("SO_RCVBUF", socket.SOL_SOCKET, socket.SO_RCVBUF, listen.rcvbuf),

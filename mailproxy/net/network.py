@@ -7,10 +7,11 @@ import itertools
 from collections import defaultdict
 from collections.abc import Hashable
 
+from mailproxy.conf.addresses import SocketAddress
 from mailproxy.net.dns import Resolver, ResolverSettings
 from mailproxy.net.engine import READABLE, Engine
 from mailproxy.net.relay import Relay
-from mailproxy.net.wire import SockAddress, Wire
+from mailproxy.net.wire import Wire
 
 _NOT_REACHED = frozenset(
     (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
@@ -55,7 +56,7 @@ class Network:
                 return True
         return False
 
-    def connect(self, family: int, address: SockAddress) -> Wire:
+    def connect(self, family: int, address: SocketAddress) -> Wire:
         """Begin to connect.
 
         Raises:

@@ -14,12 +14,10 @@ import select
 import socket
 import ssl
 
+from mailproxy.conf.addresses import SocketAddress
 from mailproxy.net.engine import READABLE, WRITABLE, Engine, Readiness
 
 _CHUNK = 16 * 1024
-
-SockAddress = tuple[str, int] | tuple[str, int, int, int] | str
-"""What the socket module takes for AF_INET, AF_INET6, AF_UNIX."""
 
 
 class Wire:
@@ -41,7 +39,7 @@ class Wire:
         engine.register(connection.fileno(), self._readiness.ready)
 
     @classmethod
-    def connect(cls, engine: Engine, family: int, address: SockAddress) -> Wire:
+    def connect(cls, engine: Engine, family: int, address: SocketAddress) -> Wire:
         """Begin to connect; the first receive or send waits for the result.
 
         That is what nginx does: a refused connection shows as a failed recv().

@@ -11,7 +11,7 @@ from typing import Self
 
 from mailproxy.conf.addresses import Network, cidr
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
-from mailproxy.conf.syntax import ConfigError, Directive
+from mailproxy.conf.tree import ConfigError, Directive
 from mailproxy.conf.values import (
     c_string,
     choice,
@@ -25,9 +25,7 @@ from mailproxy.conf.values import (
 )
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import error_log
-from mailproxy.mail.modules import Configuration, Loader
 from mailproxy.net import openssl
-from mailproxy.process.options import Options
 
 DEFAULT_USER = "nobody"
 """Whose rights workers have when the master is root and no `user` is written."""
@@ -472,23 +470,3 @@ class EventsSettings(Settings):
         if "connections" in block.given:
             settings = replace(settings, worker_connections=settings.connections)
         return settings
-
-
-def load(options: Options) -> Configuration[MainSettings, EventsSettings]:
-    """Read and check the configuration that the command line names.
-
-    Raises:
-      ConfigErrors: it cannot be used.
-    """
-    return loader(options).load(options.globals_text)
-
-
-def loader(options: Options) -> Loader[MainSettings, EventsSettings]:
-    """What `load` reads with, for those who ask where values come from."""
-    return Loader(
-        MainSettings,
-        EventsSettings,
-        prefix=options.prefix,
-        path=options.conf_file,
-        name=options.name,
-    )

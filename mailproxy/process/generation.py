@@ -12,16 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mailproxy.log import Logger, Logs, open_logs
-from mailproxy.mail.core import Listen
-from mailproxy.mail.modules import Configuration
+from mailproxy.mail.listen import Listen
 from mailproxy.net import listening
 from mailproxy.net.listening import Held, Key, Listener, ListenError
 from mailproxy.process import pidfile
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.configuration import Configuration
+from mailproxy.process.core import MainSettings
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
-
-Whole = Configuration[MainSettings, EventsSettings]
 
 
 class GenerationError(Exception):
@@ -32,7 +30,7 @@ class GenerationError(Exception):
 class Generation:
     """What workers are born of."""
 
-    configuration: Whole
+    configuration: Configuration
     logs: Logs
     listeners: tuple[Listener[Listen], ...]
 
@@ -69,7 +67,10 @@ class Generation:
 
 
 def first(
-    configuration: Whole, options: Options, log: Logger, held: Mapping[Key, Held]
+    configuration: Configuration,
+    options: Options,
+    log: Logger,
+    held: Mapping[Key, Held],
 ) -> Generation:
     """The generation that a program starts with.
 
@@ -93,7 +94,9 @@ def first(
     return Generation(configuration, logs, listeners)
 
 
-def following(configuration: Whole, options: Options, old: Generation) -> Generation:
+def following(
+    configuration: Configuration, options: Options, old: Generation
+) -> Generation:
     """The generation that a reload makes, beside the `old` one.
 
     Raises:
@@ -120,7 +123,7 @@ def following(configuration: Whole, options: Options, old: Generation) -> Genera
     return Generation(configuration, logs, listeners)
 
 
-def test(configuration: Whole, options: Options, log: Logger) -> bool:
+def test(configuration: Configuration, options: Options, log: Logger) -> bool:
     """Whether a start would get this far (`-t`); what would stop it is logged."""
     pid = configuration.main.pid
     try:
@@ -144,7 +147,7 @@ def test(configuration: Whole, options: Options, log: Logger) -> bool:
 
 
 def _open_logs(
-    configuration: Whole, options: Options, log: Logger, copy_as: str | None
+    configuration: Configuration, options: Options, log: Logger, copy_as: str | None
 ) -> Logs:
     try:
         return open_logs(
@@ -160,7 +163,7 @@ def _open_logs(
 
 
 def _listen(
-    configuration: Whole, held: Mapping[Key, Held], log: Logger
+    configuration: Configuration, held: Mapping[Key, Held], log: Logger
 ) -> tuple[Listener[Listen], ...]:
     try:
         return listening.adopt(held, configuration.listens, log)
@@ -168,12 +171,12 @@ def _listen(
         raise GenerationError from error
 
 
-def _say_limits(configuration: Whole, log: Logger) -> None:
+def _say_limits(configuration: Configuration, log: Logger) -> None:
     log.notice('using the "epoll" event method')
     _warn_of_limits(configuration, log)
 
 
-def _warn_of_limits(configuration: Whole, log: Logger) -> None:
+def _warn_of_limits(configuration: Configuration, log: Logger) -> None:
     connections = configuration.events.worker_connections
     files = configuration.main.worker_rlimit_nofile
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -23,8 +23,9 @@ from mailproxy.net import listening
 from mailproxy.net.listening import Held
 from mailproxy.process import generation, pidfile, signals, upgrade
 from mailproxy.process.children import FATAL, Children
+from mailproxy.process.configuration import Configuration
 from mailproxy.process.daemon import Foreground, daemonise
-from mailproxy.process.generation import Generation, GenerationError, Whole
+from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.master import Master, Origin
 from mailproxy.process.notify import Notify, activated
 from mailproxy.process.options import Options
@@ -39,7 +40,7 @@ from mailproxy.process.title import set_title
 from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
 
-Load = Callable[[Logger], Whole]
+Load = Callable[[Logger], Configuration]
 """Reads the configuration; raises GenerationError after it logged what is wrong."""
 
 

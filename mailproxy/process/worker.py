@@ -22,15 +22,15 @@ import trio
 
 from mailproxy.log import Logger, Logs, MailContext
 from mailproxy.mail import session
-from mailproxy.mail.core import Listen
-from mailproxy.mail.modules import Configuration, Server
+from mailproxy.mail.listen import Listen
+from mailproxy.mail.server import Server
 from mailproxy.net.engine import READABLE, Acceptor, Engine, Readiness
 from mailproxy.net.listening import Listener
 from mailproxy.net.network import Network
 from mailproxy.net.wire import Wire
 from mailproxy.process import signals
 from mailproxy.process.children import ALIVE, PING, QUIT, REOPEN, STOP
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.configuration import Configuration
 from mailproxy.process.signals import Received
 
 CONNECTIONS_IN_A_ROW = 16
@@ -70,7 +70,7 @@ class Worker:
 
     def __init__(
         self,
-        configuration: Configuration[MainSettings, EventsSettings],
+        configuration: Configuration,
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
         orders: socket.socket | None = None,
@@ -87,7 +87,7 @@ class Worker:
 
     def _use(
         self,
-        configuration: Configuration[MainSettings, EventsSettings],
+        configuration: Configuration,
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
     ) -> None:
@@ -108,7 +108,7 @@ class Worker:
 
     async def serve_instead(
         self,
-        configuration: Configuration[MainSettings, EventsSettings],
+        configuration: Configuration,
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
     ) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.mail.modules import ConfigErrors
-from mailproxy.process import core
-from mailproxy.process.generation import Whole
+from mailproxy.process.configuration import ConfigErrors, Configuration
+from mailproxy.process.configuration import load as load_options
 from mailproxy.process.options import Options
 
-Load = Callable[..., Whole]
+Load = Callable[..., Configuration]
 Complain = Callable[..., list[str]]
 
 
@@ -21,10 +20,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Reads a configuration: the main file's text, the text of -g, other files by name."""
     monkeypatch.chdir(tmp_path)
 
-    def read(text: str, globals_text: str = "", **files: str) -> Whole:
+    def read(text: str, globals_text: str = "", **files: str) -> Configuration:
         for name, content in {"main": text, **files}.items():
             Path(name).write_text(content)
-        return core.load(
+        return load_options(
             Options(prefix="P/", conf_file="C/main", globals_text=globals_text)
         )
 

@@ -16,7 +16,8 @@ from mailproxy.conf.directive import (
     documented,
 )
 from mailproxy.conf.resolve import BlockKind, Language, Reader
-from mailproxy.conf.syntax import Directive, Source, Word, parse
+from mailproxy.conf.syntax import parse
+from mailproxy.conf.tree import Directive, Source, Word
 from mailproxy.conf.values import HOUR, choices, duration, flag, words
 from mailproxy.mail.modules import MODULES
 from mailproxy.process.core import EventsSettings, MainSettings
@@ -90,11 +91,6 @@ def test_what_applies_can_be_asked_of_a_block_made_by_hand() -> None:
     block.given["fly"] = Given(False, statement)
     assert block.written("fly")
     assert block.values(BirdSettings) == {"fly": False}
-
-
-def test_scope_shares_one_object_of_a_kind() -> None:
-    scope = Scope()
-    assert scope.shared(list) is scope.shared(list)
 
 
 def test_words_can_be_made_without_a_file() -> None:

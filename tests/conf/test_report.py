@@ -7,11 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy.conf.report import explanation, headline, printable
-from mailproxy.conf.syntax import ConfigError, Position, Source
-from mailproxy.mail.modules import ConfigErrors
-from mailproxy.process.generation import Whole
+from mailproxy.conf.tree import ConfigError, Position, Source
+from mailproxy.process.configuration import ConfigErrors, Configuration
 
-Load = Callable[..., Whole]
+Load = Callable[..., Configuration]
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy.mail.imap import ImapSettings
-from mailproxy.mail.modules import ConfigErrors
 from mailproxy.mail.pop3 import Pop3Settings
 from mailproxy.mail.smtp import SmtpSettings
-from mailproxy.process.generation import Whole
+from mailproxy.process.configuration import ConfigErrors, Configuration
 
-Load = Callable[..., Whole]
+Load = Callable[..., Configuration]
 Complain = Callable[..., list[str]]
 
 SERVER = "listen 127.0.0.1:10143; protocol imap; auth_http 127.0.0.1;"

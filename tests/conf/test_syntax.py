@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.conf.syntax import (
+from mailproxy.conf.syntax import parse, read_source
+from mailproxy.conf.tree import (
     COMMAND_LINE,
     ConfigError,
     Directive,
@@ -18,8 +19,6 @@ from mailproxy.conf.syntax import (
     Word,
     decode,
     format_tree,
-    parse,
-    read_source,
 )
 
 Tree = list[tuple[list[str], "Tree | str | None"]]

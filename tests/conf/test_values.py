@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mailproxy.conf import addresses, values
 from mailproxy.conf.addresses import AddressError, parse_url
 from mailproxy.conf.directive import Scope, Value
-from mailproxy.conf.syntax import ConfigError, Source, parse
+from mailproxy.conf.syntax import parse
+from mailproxy.conf.tree import ConfigError, Source
 
 
 def convert(value: Value[object], text: str, scope: Scope | None = None) -> object:

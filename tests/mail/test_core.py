@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mailproxy.mail.core import Listen
+from mailproxy.mail.listen import Listen
 from mailproxy.net import listening
 from mailproxy.net.listening import Listener
 from tests.captured_log import CapturedLog

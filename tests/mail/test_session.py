@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from mailproxy.conf.addresses import SocketAddress
 from mailproxy.log import Logger, MailContext
 from mailproxy.net.dns import Resolver
-from mailproxy.net.wire import SockAddress
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemoryWire
 from tests.play import Stage, answer, load_server, play
@@ -707,7 +707,7 @@ class Neighbours(MemoryNetwork):
         self._asked = 0
         self._tag = b""
 
-    def connect(self, family: int, address: SockAddress) -> MemoryWire:
+    def connect(self, family: int, address: SocketAddress) -> MemoryWire:
         wire = super().connect(family, address)
         if wire in self.wires["Q"]:
             wire.listener = self._decide

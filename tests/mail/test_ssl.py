@@ -13,17 +13,15 @@ import pytest
 import trustme
 from trustme import KeyType
 
-from mailproxy.mail.modules import ConfigErrors, Configuration, Loader
 from mailproxy.mail.ssl import Key, PasswordFile, SessionCache, SslSettings
 from mailproxy.net import openssl
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.configuration import ConfigErrors, Configuration, Loader
 from tests.tls import Certificates, shake_hands
 
 TLS1_2, TLS1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 PAIR = "ssl_certificate ec.pem; ssl_certificate_key ec.key;"
 
-Whole = Configuration[MainSettings, EventsSettings]
-Load = Callable[..., Whole]
+Load = Callable[..., Configuration]
 Serve = Callable[..., SslSettings]
 
 
@@ -38,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def load(files: Certificates) -> Load:
     """Reads a configuration: the inside of mail, the servers in it."""
 
-    def read(mail: str, *servers: str) -> Whole:
+    def read(mail: str, *servers: str) -> Configuration:
         blocks = "\n".join(
             f"server {{ listen 127.0.0.1:{1000 + number}; protocol imap; {server} }}"
             for number, server in enumerate(servers)
@@ -50,8 +48,6 @@ def load(files: Certificates) -> Load:
         )
         prefix = f"{files.directory}/"
         loader = Loader(
-            MainSettings,
-            EventsSettings,
             prefix=prefix,
             path=f"{prefix}main",
             name="mailproxy",
@@ -507,7 +503,7 @@ def test_certificate_compression_is_there_or_warned_of(load: Load) -> None:
         ]
 
 
-def warnings(whole: Whole) -> list[tuple[str, str | None]]:
+def warnings(whole: Configuration) -> list[tuple[str, str | None]]:
     return [(str(message), message.remedy) for message in whole.messages]
 
 

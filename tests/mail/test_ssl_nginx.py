@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.mail.modules import Loader
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.configuration import Loader
 from tests.processes import (
     free_port,
     load_modules,
@@ -52,8 +51,6 @@ def files(tmp_path: Path) -> Certificates:
 def our_context(directory: Path) -> ssl.SSLContext:
     """What mailproxy makes of nginx's configuration."""
     loader = Loader(
-        MainSettings,
-        EventsSettings,
         prefix=f"{directory}/",
         path=f"{directory}/nginx.conf",
         name="nginx",

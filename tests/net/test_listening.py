@@ -6,54 +6,61 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import pytest
 
+from mailproxy.conf.addresses import SocketAddress
 from mailproxy.log import Logger
 from mailproxy.net import listening
+from mailproxy.net.listen_address import Keepalive, ListenAddress
 from mailproxy.net.listening import Held, Listener, ListenError
-from mailproxy.net.wire import SockAddress
 from tests.captured_log import CapturedLog
 
 IN_USE = "98: Address already in use"
 
 
-@dataclass(frozen=True)
-class Keepalive:
-    on: bool = True
-    idle: int | None = None
-    interval: int | None = None
-    count: int | None = None
+class Options(TypedDict, total=False):
+    """Options of `ListenAddress`."""
+
+    bind: bool
+    rcvbuf: int
+    sndbuf: int
+    ipv6only: bool | None
+    backlog: int
+    so_keepalive: Keepalive
+    multipath: bool
 
 
-@dataclass(frozen=True)
-class Listen:
-    sockaddr: SockAddress
-    family: int = socket.AF_INET
-    bind: bool = False
-    wildcard: bool = False
-    backlog: int = 511
-    rcvbuf: int | None = None
-    sndbuf: int | None = None
-    ipv6only: bool | None = None
-    so_keepalive: Keepalive | None = None
-    multipath: bool = False
-
-    @property
-    def address(self) -> str:
-        if isinstance(self.sockaddr, str):
-            return f"unix:{self.sockaddr}"
-        return f"{self.sockaddr[0]}:{self.sockaddr[1]}"
+def at(
+    sockaddr: SocketAddress,
+    family: int = socket.AF_INET,
+    *,
+    wildcard: bool = False,
+    **options: Unpack[Options],
+) -> ListenAddress:
+    """An address to listen on, named as its directive would."""
+    if isinstance(sockaddr, str):
+        address = f"unix:{sockaddr}"
+    else:
+        address = f"{sockaddr[0]}:{sockaddr[1]}"
+    return ListenAddress(
+        address=address,
+        family=family,
+        sockaddr=sockaddr,
+        wildcard=wildcard,
+        **options,
+    )
 
 
 class Opened(list[Held]):
     """What a test opened; closed at its end."""
 
     def adopt(
-        self, *wanted: Listen, log: Logger, held: tuple[Held, ...] = ()
-    ) -> tuple[Listener[Listen], ...]:
+        self, *wanted: ListenAddress, log: Logger, held: tuple[Held, ...] = ()
+    ) -> tuple[Listener[ListenAddress], ...]:
         listeners = listening.adopt(
             listening.by_key(held), wanted, log, pause=lambda _: None
         )
@@ -96,7 +103,7 @@ def taken_port() -> socket.socket:
 def test_each_address_gets_a_socket(
     opened: Opened, log: Logger, captured: CapturedLog
 ) -> None:
-    wanted = [Listen(("127.0.0.1", free_port())), Listen(("127.0.0.2", free_port()))]
+    wanted = [at(("127.0.0.1", free_port())), at(("127.0.0.2", free_port()))]
     listeners = opened.adopt(*wanted, log=log)
     for listener, listen in zip(listeners, wanted, strict=True):
         assert listener.listen is listen
@@ -111,8 +118,8 @@ def test_wildcard_serves_the_specific_addresses_of_its_port(
     opened: Opened, log: Logger
 ) -> None:
     port = free_port()
-    wildcard = Listen(("0.0.0.0", port), wildcard=True)
-    specific = Listen(("127.0.0.2", port))
+    wildcard = at(("0.0.0.0", port), wildcard=True)
+    specific = at(("127.0.0.2", port))
     (listener,) = opened.adopt(specific, wildcard, log=log)
     assert listener.listen is wildcard
     for host, expected in [("127.0.0.2", specific), ("127.0.0.3", wildcard)]:
@@ -124,10 +131,8 @@ def test_wildcard_serves_the_specific_addresses_of_its_port(
 
 def test_ipv6_address_is_found_despite_its_zone(opened: Opened, log: Logger) -> None:
     port = free_port()
-    wildcard = Listen(
-        ("::", port, 0, 0), socket.AF_INET6, wildcard=True, ipv6only=False
-    )
-    specific = Listen(("::1", port, 0, 0), socket.AF_INET6)
+    wildcard = at(("::", port, 0, 0), socket.AF_INET6, wildcard=True, ipv6only=False)
+    specific = at(("::1", port, 0, 0), socket.AF_INET6)
     (listener,) = opened.adopt(wildcard, specific, log=log)
     assert listener.choose(("::1%lo", port, 0, 1)) is specific
     assert listener.choose(("::ffff:127.0.0.1", port, 0, 0)) is wildcard
@@ -137,7 +142,7 @@ def test_ipv6_address_is_found_despite_its_zone(opened: Opened, log: Logger) -> 
 def test_ipv6_socket_takes_ipv6_only_unless_told(
     opened: Opened, log: Logger, ipv6only: bool | None, on: int
 ) -> None:
-    wanted = Listen(("::", 0, 0, 0), socket.AF_INET6, ipv6only=ipv6only)
+    wanted = at(("::", 0, 0, 0), socket.AF_INET6, ipv6only=ipv6only)
     (listener,) = opened.adopt(wanted, log=log)
     assert listener.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == on
 
@@ -149,8 +154,8 @@ def test_address_with_socket_options_collides_with_the_wildcard(
     port = free_port()
     with pytest.raises(ListenError):
         opened.adopt(
-            Listen(("127.0.0.1", port), bind=True),
-            Listen(("0.0.0.0", port), wildcard=True),
+            at(("127.0.0.1", port), bind=True),
+            at(("0.0.0.0", port), wildcard=True),
             log=log,
         )
     assert texts(captured)[0] == f"[emerg] bind() to 0.0.0.0:{port} failed ({IN_USE})"
@@ -159,9 +164,9 @@ def test_address_with_socket_options_collides_with_the_wildcard(
 def test_address_in_use_is_tried_five_times(
     opened: Opened, log: Logger, captured: CapturedLog
 ) -> None:
-    other = Listen(("127.0.0.1", free_port()))
+    other = at(("127.0.0.1", free_port()))
     with taken_port() as taken:
-        wanted = Listen(taken.getsockname())
+        wanted = at(taken.getsockname())
         with pytest.raises(ListenError):
             opened.adopt(wanted, other, log=log)
     assert texts(captured) == [
@@ -176,7 +181,7 @@ def test_address_that_is_freed_meanwhile_is_taken(
     log: Logger, captured: CapturedLog
 ) -> None:
     taken = taken_port()
-    wanted = Listen(taken.getsockname())
+    wanted = at(taken.getsockname())
     (listener,) = listening.adopt({}, [wanted], log, pause=lambda _: taken.close())
     assert listener.socket.getsockname() == wanted.sockaddr
     assert len(texts(captured)) == 2
@@ -187,17 +192,17 @@ def test_other_error_fails_at_once(
     opened: Opened, log: Logger, captured: CapturedLog
 ) -> None:
     with pytest.raises(ListenError):
-        opened.adopt(Listen(("192.0.2.1", 14300)), log=log)
+        opened.adopt(at(("192.0.2.1", 14300)), log=log)
     assert texts(captured) == [
         "[emerg] bind() to 192.0.2.1:14300 failed (99: Cannot assign requested address)"
     ]
 
 
 def test_kept_address_keeps_its_socket(opened: Opened, log: Logger) -> None:
-    kept = Listen(("127.0.0.1", free_port()))
-    before = opened.adopt(kept, Listen(("127.0.0.1", free_port())), log=log)
+    kept = at(("127.0.0.1", free_port()))
+    before = opened.adopt(kept, at(("127.0.0.1", free_port())), log=log)
     with socket.create_connection(before[0].socket.getsockname()) as early:
-        new = Listen(("127.0.0.1", free_port()))
+        new = at(("127.0.0.1", free_port()))
         after = opened.adopt(
             new, replace(kept, backlog=1, rcvbuf=65536), log=log, held=before
         )
@@ -210,17 +215,15 @@ def test_kept_address_keeps_its_socket(opened: Opened, log: Logger) -> None:
 
 
 def test_failed_reload_leaves_what_was_held(opened: Opened, log: Logger) -> None:
-    before = opened.adopt(Listen(("127.0.0.1", free_port())), log=log)
+    before = opened.adopt(at(("127.0.0.1", free_port())), log=log)
     with taken_port() as taken, pytest.raises(ListenError):
-        opened.adopt(
-            before[0].listen, Listen(taken.getsockname()), log=log, held=before
-        )
+        opened.adopt(before[0].listen, at(taken.getsockname()), log=log, held=before)
     with socket.create_connection(before[0].socket.getsockname()):
         pass
 
 
 def test_options_are_set(opened: Opened, log: Logger, captured: CapturedLog) -> None:
-    wanted = Listen(
+    wanted = at(
         ("127.0.0.1", free_port()),
         rcvbuf=32768,
         sndbuf=65536,
@@ -241,7 +244,7 @@ def test_option_that_cannot_be_set_is_an_alert(
 ) -> None:
     port = free_port()
     opened.adopt(
-        Listen(("127.0.0.1", port), so_keepalive=Keepalive(idle=1 << 20)), log=log
+        at(("127.0.0.1", port), so_keepalive=Keepalive(True, idle=1 << 20)), log=log
     )
     assert texts(captured) == [
         f"[alert] setsockopt(TCP_KEEPIDLE, 1048576) 127.0.0.1:{port} failed, ignored"
@@ -253,7 +256,7 @@ def test_unix_socket_is_open_to_all_and_removed(
     opened: Opened, log: Logger, captured: CapturedLog, tmp_path: Path
 ) -> None:
     path = tmp_path / "imap.sock"
-    (listener,) = opened.adopt(Listen(str(path), socket.AF_UNIX), log=log)
+    (listener,) = opened.adopt(at(str(path), socket.AF_UNIX), log=log)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
     listening.close([listener], log, files=True, say=True)
     assert not path.exists()
@@ -264,7 +267,7 @@ def test_unix_socket_that_is_gone_is_said(
     opened: Opened, log: Logger, captured: CapturedLog, tmp_path: Path
 ) -> None:
     path = tmp_path / "imap.sock"
-    (listener,) = opened.adopt(Listen(str(path), socket.AF_UNIX), log=log)
+    (listener,) = opened.adopt(at(str(path), socket.AF_UNIX), log=log)
     path.unlink()
     listening.close([listener], log, files=True, say=False)
     assert texts(captured) == [
@@ -279,7 +282,7 @@ def test_stale_unix_socket_is_in_use(
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     with pytest.raises(ListenError):
-        opened.adopt(Listen(str(path), socket.AF_UNIX), log=log)
+        opened.adopt(at(str(path), socket.AF_UNIX), log=log)
     assert texts(captured)[0] == f"[emerg] bind() to unix:{path} failed ({IN_USE})"
     assert path.exists()
 
@@ -288,7 +291,7 @@ def test_sockets_are_inherited_by_number(
     opened: Opened, log: Logger, captured: CapturedLog
 ) -> None:
     given = [taken_port() for _ in range(2)]
-    wanted = Listen(given[0].getsockname())
+    wanted = at(given[0].getsockname())
     held = listening.inherit([each.detach() for each in given], log)
     listeners = opened.adopt(wanted, log=log, held=tuple(held.values()))
     assert listeners[0].socket is held[listeners[0].key].socket
@@ -324,7 +327,7 @@ def test_multipath_falls_back_to_tcp(
 ) -> None:
     # A number that no kernel knows stands for a kernel without MPTCP.
     monkeypatch.setattr(socket, "IPPROTO_MPTCP", 259)
-    wanted = Listen(("127.0.0.1", free_port()), multipath=True)
+    wanted = at(("127.0.0.1", free_port()), multipath=True)
     (listener,) = opened.adopt(wanted, log=log)
     assert listener.socket.proto == 0
     assert texts(captured) == [
@@ -339,7 +342,7 @@ class TestOfTheConfiguration:
     ) -> None:
         path = tmp_path / "new.sock"
         port = free_port()
-        wanted = [Listen(("127.0.0.1", port)), Listen(str(path), socket.AF_UNIX)]
+        wanted = [at(("127.0.0.1", port)), at(str(path), socket.AF_UNIX)]
         assert listening.test(wanted, log)
         assert not path.exists()
         with socket.create_server(("127.0.0.1", port)):
@@ -352,13 +355,13 @@ class TestOfTheConfiguration:
         path = tmp_path / "running.sock"
         with taken_port() as taken, socket.socket(socket.AF_UNIX) as running:
             running.bind(str(path))
-            wanted = [Listen(taken.getsockname()), Listen(str(path), socket.AF_UNIX)]
+            wanted = [at(taken.getsockname()), at(str(path), socket.AF_UNIX)]
             assert listening.test(wanted, log)
         assert path.exists()
         assert texts(captured) == []
 
     def test_fails_as_a_start_would(self, log: Logger, captured: CapturedLog) -> None:
-        assert not listening.test([Listen(("192.0.2.1", 14300))], log)
+        assert not listening.test([at(("192.0.2.1", 14300))], log)
         assert texts(captured) == [
             "[emerg] bind() to 192.0.2.1:14300 failed"
             " (99: Cannot assign requested address)"

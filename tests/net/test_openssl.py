@@ -28,7 +28,7 @@ from trustme import KeyType
 from mailproxy.net import openssl
 from mailproxy.net.openssl import ContextBuilder, OpenSSLError, callbacks, library
 from mailproxy.net.sessions import SessionZone
-from mailproxy.process import core
+from mailproxy.process.configuration import load
 from mailproxy.process.options import Options
 from tests.tls import Certificates, shake_hands
 
@@ -348,7 +348,7 @@ def test_an_engine_is_used_for_all_it_can(files: Certificates) -> None:
         default.restype = ctypes.c_void_p
         before = default()
         path = files.write("main", "ssl_engine ours; events {}")
-        assert core.load(Options(conf_file=path)).main.ssl_engine == "ours"
+        assert load(Options(conf_file=path)).main.ssl_engine == "ours"
         return before is None and default() == engine
 
     assert with_engine(files, work)
@@ -363,7 +363,7 @@ def test_a_key_of_an_engine(files: Certificates) -> None:
             listen 127.0.0.1:143 ssl; ssl_certificate ec.pem;
             ssl_certificate_key engine:ours:ec; } }"""
         path = files.write("main", text)
-        (server,) = core.load(Options(conf_file=path)).servers
+        (server,) = load(Options(conf_file=path)).servers
         assert server.ssl.context is not None
         shake_hands(server.ssl.context, files.client())
         with pytest.raises(OpenSSLError, match="ENGINE_load_private_key"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy.log import open_logs
-from mailproxy.process.core import load
+from mailproxy.process.configuration import load
 from mailproxy.process.options import Options
 from tests.process.site import Site
 from tests.processes import PATIENCE

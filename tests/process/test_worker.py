@@ -20,7 +20,7 @@ from trio.testing import MockClock
 from mailproxy.log import open_logs
 from mailproxy.net.listening import Listener
 from mailproxy.process.children import STOP
-from mailproxy.process.core import load
+from mailproxy.process.configuration import load
 from mailproxy.process.options import Options
 from mailproxy.process.worker import Worker
 from tests.process.site import LINE

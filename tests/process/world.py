@@ -22,8 +22,8 @@ from pathlib import Path
 
 from mailproxy.log import NOTICE, ErrorLog, open_logs
 from mailproxy.log.directive import File
-from mailproxy.mail.modules import Configuration, Messages
 from mailproxy.process.children import End
+from mailproxy.process.configuration import Configuration, Messages
 from mailproxy.process.core import EventsSettings, MainSettings
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.master import Master, Origin

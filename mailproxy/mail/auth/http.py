@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
-from mailproxy.conf.syntax import ConfigError, Directive
+from mailproxy.conf.tree import ConfigError, Directive
 from mailproxy.conf.values import MINUTE, duration, flag, pair
 from mailproxy.mail.auth import exchange
 
@@ -81,19 +81,9 @@ class AuthHttpSettings(Settings):
     """Whether requests carry the client's certificate, as Auth-SSL-Cert."""
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
-        """The settings of a server.
-
-        Raises:
-          ConfigError: it has no `auth_http`.
-        """
-        if not block.written("auth_http"):
-            raise ConfigError(
-                'no "auth_http" is defined for server',
-                block.directive,
-                "add: auth_http URL; to the server, or to mail {}",
-            )
-        return super().make(block, scope)
+    def applies(cls, block: Block, scope: Scope) -> bool:  # noqa: ARG003 # for all alike
+        """Whether the server asks an auth server."""
+        return block.written("auth_http")
 
     async def check(self, login: Login, client: Client) -> Granted | Refused:
         """Ask the auth server.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from mailproxy.net.wire import SockAddress
+from mailproxy.conf.addresses import SocketAddress
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
@@ -24,7 +24,7 @@ class Granted:
     """
 
     family: int
-    address: SockAddress
+    address: SocketAddress
     name: str
     user: bytes
     secret: bytes | None = field(repr=False)

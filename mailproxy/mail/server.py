@@ -1,0 +1,74 @@
+"""A server: the settings of all modules that one `server` block comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
+
+from mailproxy.conf.directive import Block, Settings
+from mailproxy.conf.tree import ConfigError, Position
+from mailproxy.mail.auth.http import AuthHttpSettings
+from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.protocol import MailProtocol
+from mailproxy.mail.proxy import ProxySettings
+from mailproxy.mail.realip import RealipSettings
+from mailproxy.mail.ssl import SslSettings
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One `server` block: the settings of each module."""
+
+    core: CoreSettings
+    ssl: SslSettings
+    proxy: ProxySettings
+    auth: AuthHttpSettings
+    """Who says whether a login is good."""
+    realip: RealipSettings
+    protocol: MailProtocol
+    """The protocol that it speaks."""
+    position: Position
+    """Where the block begins."""
+
+
+def check_server(block: Block) -> None:
+    """Check that a server has what none can do without, besides an address.
+
+    Raises:
+      ConfigError: nothing says where logins are checked.
+    """
+    if not block.written("auth_http"):
+        raise ConfigError(
+            'no "auth_http" is defined for server',
+            block.directive,
+            "add: auth_http URL; to the server, or to mail {}",
+        )
+
+
+def make_server(block: Block, made: Mapping[type[Settings], Settings]) -> Server:
+    """Put a server together.
+
+    Args:
+      block: the `server` block, which `check_server` has found good.
+      made: the settings of all modules that apply to it, by class.
+    """
+    assert block.position is not None, "a server block is written somewhere"
+    core, ssl = _one(made, CoreSettings), _one(made, SslSettings)
+    if ssl.ssl:
+        core = replace(core, listen=tuple(replace(a, ssl=True) for a in core.listen))
+    return Server(
+        core=core,
+        ssl=ssl,
+        proxy=_one(made, ProxySettings),
+        auth=_one(made, AuthHttpSettings),
+        realip=_one(made, RealipSettings),
+        protocol=next(each for each in made.values() if isinstance(each, MailProtocol)),
+        position=block.position,
+    )
+
+
+def _one(made: Mapping[type[Settings], Settings], kind: type[S]) -> S:
+    return cast("S", made[kind])

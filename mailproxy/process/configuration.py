@@ -1,0 +1,288 @@
+"""The whole configuration: read, checked, and put together.
+
+`conf` reads blocks, `mail` and `process.core` say what may stand in them; here both
+become one value, of which a generation of workers is born.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self, cast
+
+from mailproxy.conf.directive import Block, Scope, Settings, declarations
+from mailproxy.conf.resolve import BlockKind, Language, Reader
+from mailproxy.conf.tree import ConfigError
+from mailproxy.log.directive import ErrorLog
+from mailproxy.mail.listen import Listen
+from mailproxy.mail.load_state import LoadState
+from mailproxy.mail.modules import MODULES, PROTOCOLS
+from mailproxy.mail.server import Server, check_server, make_server
+from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """What there is to say about a configuration, in the order in which nginx says it."""
+
+    reading: tuple[ConfigError, ...] = ()
+    """Before "syntax is ok"."""
+    starting: tuple[ConfigError, ...] = ()
+    """After it."""
+
+    def __iter__(self) -> Iterator[ConfigError]:
+        return itertools.chain(self.reading, self.starting)
+
+
+class ConfigErrors(ExceptionGroup[ConfigError]):
+    """The configuration cannot be used: all errors, nginx's first one first."""
+
+    messages: Messages
+    """The errors, and the warnings among them."""
+    parsed: bool
+    """Whether "syntax is ok" can be said."""
+
+    @classmethod
+    def of(cls, messages: Messages, *, parsed: bool) -> Self:
+        """Group the errors of `messages`."""
+        errors = [message for message in messages if message.level != "warn"]
+        group = cls("the configuration cannot be used", errors)
+        group.messages = messages
+        group.parsed = parsed
+        return group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A whole configuration, ready to be used; nothing in it changes."""
+
+    main: MainSettings
+    events: EventsSettings
+    servers: tuple[Server, ...]
+    error_logs: tuple[tuple[ErrorLog, ...], ...]
+    """The logs of mail and of each server that has its own: all are opened at start."""
+    messages: Messages
+    """Warnings."""
+
+    @property
+    def listens(self) -> tuple[Listen, ...]:
+        """The addresses of all servers."""
+        return tuple(each for server in self.servers for each in server.core.listen)
+
+
+class _Made:
+    """A server block, and the settings that were made of it so far."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.settings: dict[type[Settings], Settings] = {}
+        self.complete = True
+
+    def add(self, module: type[Settings], scope: Scope) -> None:
+        """Make the settings of one module, if it applies and what it needs is right.
+
+        Raises:
+          ConfigError: the directives do not fit together.
+        """
+        if not module.applies(self.block, scope):
+            return
+        needed = {*declarations(module), *module.depends_on}
+        if not all(needed.isdisjoint(each.failed) for each in self.block.around()):
+            self.complete = False  # what is wrong has been said already
+            return
+        try:
+            self.settings[module] = module.make(self.block, scope)
+        except ConfigError:
+            self.complete = False
+            raise
+
+
+class Assembly:
+    """Makes the servers, when the block of mail is complete."""
+
+    def __init__(self) -> None:
+        self.servers: list[Server] = []
+        self.blocks: list[Block] = []
+
+    def close_server(self, block: Block, _: Scope) -> Iterator[ConfigError]:
+        """At the end of a server: it must listen."""
+        if not block.written("listen"):
+            block.failed.add("listen")
+            yield ConfigError(
+                'no "listen" is defined for server',
+                block.directive,
+                "add: listen 143; or another address",
+            )
+
+    def close_mail(self, mail: Block, scope: Scope) -> Iterator[ConfigError]:
+        """At the end of mail: module by module, then server by server."""
+        self.blocks = mail.blocks
+        blocks = [_Made(block) for block in mail.blocks]
+        said: set[str] = set()
+        for module in MODULES:
+            for made in blocks:
+                try:
+                    made.add(module, scope)
+                except ConfigError as error:
+                    if error.position is None and error.text in said:
+                        continue  # of a certificate that several servers share
+                    said.add(error.text)
+                    yield error
+        for made in blocks:
+            try:
+                check_server(made.block)
+            except ConfigError as error:
+                made.complete = False
+                yield error
+        self.servers = [
+            make_server(made.block, made.settings) for made in blocks if made.complete
+        ]
+
+
+class Loader:
+    """Reads one configuration; what it leaves tells where each value comes from.
+
+    Attributes:
+      reader: with the files and the blocks that were read.
+      assembly: with the server blocks, and the servers made of them.
+    """
+
+    def __init__(self, *, prefix: str, path: str, name: str) -> None:
+        """Prepare to read.
+
+        Args:
+          prefix: P/, with its slash.
+          path: the main file.
+          name: what the program was called as.
+        """
+        directory, slash, _ = path.rpartition("/")
+        self.path = path
+        state = LoadState(protocols={each.name: each.ports for each in PROTOCOLS})
+        self.scope = Scope(prefix, directory + slash if slash else prefix, name, state)
+        self.assembly = Assembly()
+        self.reader = Reader(language(self.assembly), self.scope)
+
+    def load(self, globals_text: str = "") -> Configuration:
+        """Read the text of -g and the main file, with all that they include.
+
+        Raises:
+          ConfigErrors: something is wrong with them.
+        """
+        collecting = gc.isenabled()
+        gc.disable()  # All that is made stays; looking for garbage costs a third more.
+        try:
+            return self._load(globals_text)
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _load(self, globals_text: str) -> Configuration:
+        messages = self.scope.messages
+        complete = self.reader.read(self.path, globals_text)
+        read = len(messages)
+        parsed = complete and all(message.level == "warn" for message in messages)
+        main = events = None
+        if complete:
+            main, events = self._start(parsed=parsed)
+        said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
+        if any(message.level != "warn" for message in messages):
+            raise ConfigErrors.of(said, parsed=parsed)
+        assert main is not None
+        assert events is not None
+        return Configuration(
+            main=main,
+            events=events,
+            servers=tuple(self.assembly.servers),
+            error_logs=tuple(self._error_logs()),
+            messages=said,
+        )
+
+    def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:
+        for mail in self.reader.main.blocks:
+            for block in (mail, *mail.blocks):
+                given = block.given.get("error_log")
+                if given is not None:
+                    yield cast("tuple[ErrorLog, ...]", given.value)
+
+    def _start(
+        self, *, parsed: bool
+    ) -> tuple[MainSettings | None, EventsSettings | None]:
+        """What nginx checks between reading and applying a configuration."""
+        scope = self.scope
+        top = self.reader.main
+        blocks = {block.context: block for block in top.blocks}
+        main = events = None
+        if parsed:
+            try:
+                main = MainSettings.make(top, scope)
+            except ConfigError as error:
+                scope.messages.append(error)
+        if "events" not in blocks:
+            if "events" not in top.failed:
+                scope.messages.append(
+                    ConfigError(
+                        'no "events" section in configuration',
+                        remedy="nginx wants one: events {}",
+                    )
+                )
+        elif parsed:
+            events = EventsSettings.make(blocks["events"], scope)
+            self._check_connections(events.worker_connections)
+        return main, events
+
+    def _check_connections(self, connections: int) -> None:
+        """Check that a worker may have as many connections as there are sockets."""
+        listens = [
+            each for server in self.assembly.servers for each in server.core.listen
+        ]
+        wildcards = {_port(each) for each in listens if each.wildcard}
+        sockets = sum(
+            each.wildcard or each.bind or _port(each) not in wildcards
+            for each in listens
+        )
+        if connections < sockets + 1:
+            self.scope.messages.append(
+                ConfigError(
+                    f"{connections} worker_connections are not enough "
+                    f"for {sockets} listening sockets"
+                )
+            )
+
+
+def _port(listen: Listen) -> tuple[int, int]:
+    port = 0 if isinstance(listen.sockaddr, str) else listen.sockaddr[1]
+    return listen.family, port
+
+
+def language(assembly: Assembly | None = None) -> Language:
+    """All directives, and where they may stand."""
+    assembly = Assembly() if assembly is None else assembly
+    return Language(
+        settings=(MainSettings, EventsSettings, *MODULES),
+        blocks=(
+            BlockKind(name="events", parent="main"),
+            BlockKind(
+                name="mail", parent="main", repeats="merge", close=assembly.close_mail
+            ),
+            BlockKind(
+                name="server", parent="mail", repeats="add", close=assembly.close_server
+            ),
+        ),
+    )
+
+
+def load(options: Options) -> Configuration:
+    """Read and check the configuration that the command line names.
+
+    Raises:
+      ConfigErrors: it cannot be used.
+    """
+    return make_loader(options).load(options.globals_text)
+
+
+def make_loader(options: Options) -> Loader:
+    """What `load` reads with, for those who ask where values come from."""
+    return Loader(prefix=options.prefix, path=options.conf_file, name=options.name)
