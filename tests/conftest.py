@@ -7,7 +7,7 @@ import pytest
 hypothesis.settings.register_profile("mailproxy", deadline=None)
 hypothesis.settings.load_profile("mailproxy")
 
-PLAY_THE_MASTER = {"test_children.py", "test_control.py", "test_signals.py"}
+FORK = ("test_children.py", "test_control.py", "test_signals.py", "test_engine.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,4 +17,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gives a signal that the main thread has blocked to a thread that has not, which
     ends the process.
     """
-    items.sort(key=lambda item: item.path.name not in PLAY_THE_MASTER)
+    order = {name: place for place, name in enumerate(FORK)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FORK)))
