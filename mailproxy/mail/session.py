@@ -65,7 +65,8 @@ async def run(
     except SessionError as error:
         notify = error.error is None or error.error.errno != errno.ETIMEDOUT
         if error.event:
-            log.log(error.level, error.event, *error.values, error=error.error)
+            event = error.event + error.advice
+            log.log(error.level, event, *error.values, error=error.error)
     except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)
     finally:
