@@ -41,6 +41,8 @@ class Login:
       tag: IMAP: the tag of the command, with its space.
       salt: what the client made its digest with.
       envelope: SMTP: what the client wants instead of logging in.
+      smtp_auth: SMTP: whether the backend is logged in to with AUTH; None: as
+        `proxy_smtp_auth` says.
     """
 
     method: str
@@ -49,6 +51,7 @@ class Login:
     tag: bytes = b""
     salt: bytes = b""
     envelope: Envelope | None = None
+    smtp_auth: bool | None = None
 
 
 class BadCommand(Exception):  # noqa: N818 - an event of the dialogue, not a fault

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from trio.testing import MockClock
 
 from mailproxy.mail.core import ResolverSettings
-from mailproxy.mail.smtp import format_xclient
+from mailproxy.mail.smtp_backend import format_xclient
 from mailproxy.net.dns import Accept, Answer, NameServer, Resolver
 from mailproxy.net.proxy_protocol import (
     Endpoint,
