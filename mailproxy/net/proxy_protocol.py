@@ -51,6 +51,11 @@ class Endpoint:
         """The address as a value."""
         return ipaddress.ip_address(self.address)
 
+    @property
+    def text(self) -> str:
+        """The address in its usual form, with "::ffff:192.0.2.1" for mapped ones."""
+        return _text(self.ip)
+
 
 @dataclass(frozen=True)
 class Header:
