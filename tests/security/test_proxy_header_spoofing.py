@@ -169,3 +169,26 @@ def test_families_of_a_header_do_not_decide_who_is_believed(
         assert f"Client-IP: {client}".encode() in lines
         assert f"Proxy-Protocol-Addr: {source}".encode() in lines
         assert f"Proxy-Protocol-Server-Addr: {destination}".encode() in lines
+
+
+@pytest.mark.parametrize(
+    ("written", "usual"),
+    [
+        ("2001:DB8:0:0::0007", "2001:db8::7"),
+        ("::ffff:c000:207", "::ffff:192.0.2.7"),
+        ("::192.0.2.7", "::192.0.2.7"),
+    ],
+)
+def test_client_has_one_name_however_its_address_is_written(
+    written: str, usual: str
+) -> None:
+    """Auth servers and mail servers compare it."""
+    header = f"PROXY TCP6 {written} ::1 1 2⏎"
+    dialogue = Dialogue(
+        "", f"{LISTEN} set_real_ip_from 127.0.0.1;", f"C: {header}a LOGIN u p"
+    )
+    act = act_out(dialogue, len(dialogue.steps), client="127.0.0.1")
+    assert act is not None
+    lines = bytes(act.network.wires["Q"][0].outgoing).split(b"\r\n")
+    assert f"Client-IP: {usual}".encode() in lines
+    assert f"Proxy-Protocol-Addr: {written}".encode() in lines
