@@ -202,21 +202,22 @@ class Tls:
 
 
 def format_v1(source: Endpoint | None, destination: Endpoint | None) -> bytes:
-    """A version 1 header for a backend, as nginx writes it.
+    """A version 1 header for a backend.
 
-    The client's family is that of the header. The specification has both addresses
-    in it; nginx writes each in its own, and so do we. Not every receiver takes that:
-    version 2 has a form for both.
+    An IPv4 and an IPv6 address do not fit in one header; nginx sends them anyway.
+    Here the former is written as an IPv6 address, which the protocol knows.
 
     Args:
       source: the client; None for one on a unix socket.
       destination: the address it connected to.
     """
-    if source is None or destination is None:
+    pair = _pair(source, destination)
+    if pair is None:
         return b"PROXY UNKNOWN\r\n"
+    (source_ip, source_port), (destination_ip, destination_port) = pair
     return (
-        f"PROXY TCP{source.ip.version} {_text(source.ip)} {_text(destination.ip)}"
-        f" {source.port} {destination.port}\r\n"
+        f"PROXY TCP{source_ip.version} {_text(source_ip)} {_text(destination_ip)}"
+        f" {source_port} {destination_port}\r\n"
     ).encode("ascii")
 
 

@@ -500,7 +500,7 @@ def test_proxy_header_of_others_is_not_believed(peer: str, trusted: str) -> None
     ("client", "header"),
     [
         ("127.0.0.1", "PROXY TCP4 127.0.0.1 127.0.0.1 40000 1143"),
-        ("::1", "PROXY TCP6 ::1 127.0.0.1 40000 1143"),
+        ("::1", "PROXY TCP6 ::1 ::ffff:127.0.0.1 40000 1143"),
         ("unix:", "PROXY UNKNOWN"),
     ],
 )

@@ -191,15 +191,9 @@ def test_version_1_for_backends() -> None:
     assert format_v1(V4[0], None) == b"PROXY UNKNOWN\r\n"
 
 
-def test_version_1_names_the_family_of_the_client() -> None:
+def test_version_1_writes_mixed_addresses_as_ipv6() -> None:
     assert format_v1(V6[0], V4[1]) == (
-        b"PROXY TCP6 2001:db8::1 192.0.2.2 56324 143\r\n"
-    )
-    assert format_v1(V4[0], V6[1]) == (
-        b"PROXY TCP4 192.0.2.1 2001:db8::2 56324 993\r\n"
-    )
-    assert format_v1(Endpoint("::ffff:c000:201", 1), V4[1]) == (
-        b"PROXY TCP6 ::ffff:192.0.2.1 192.0.2.2 1 143\r\n"
+        b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.2 56324 143\r\n"
     )
     assert format_v1(Endpoint("fe80::1%eth0", 1), V6[1]) == (
         b"PROXY TCP6 fe80::1 2001:db8::2 1 993\r\n"
