@@ -29,6 +29,11 @@ class SessionError(Exception):
         if level:
             self.level = level
 
+    @property
+    def advice(self) -> str:
+        """What the log says behind `event`, in words of ours; mostly nothing."""
+        return ""
+
 
 class ClientError(SessionError):
     """The client left, was silent for too long, or broke a limit."""
@@ -41,6 +46,9 @@ class BackendError(SessionError):
       reply: what the backend answered, whole lines, if that is the reason; it may
         be passed on to the client (`proxy_pass_error_message`).
       action: what was done, in nginx's words, as it happened.
+      command: which command `reply` answers, as the log names it; empty where the
+        log does not, None if the backend did not answer.
+      remedy: the setting with which the backend is spared that command.
     """
 
     level = "error"
@@ -53,10 +61,20 @@ class BackendError(SessionError):
         level: str = "",
         reply: bytes = b"",
         action: str | None = "reading response from upstream",
+        command: str | None = None,
+        remedy: str = "",
     ) -> None:
         super().__init__(event, *values, error=error, level=level)
         self.reply = reply
         self.action = action
+        self.command = command
+        self.remedy = remedy
+
+    @property
+    def advice(self) -> str:
+        """``to XCLIENT, try "xclient off"``: what was refused, and what to do."""
+        refused = f" to {self.command}" if self.command else ""
+        return f'{refused}, try "{self.remedy}"' if self.remedy else refused
 
 
 class AuthError(SessionError):

@@ -22,6 +22,7 @@ from mailproxy.mail.protocol import (
     expect_line,
     invalid_reply,
     redacted,
+    send,
     too_long_command,
 )
 from mailproxy.net.lines import TooLong
@@ -333,6 +334,9 @@ _LITERAL_PLUS = re.compile(
 )
 
 
+_BYE = re.compile(rb"\* BYE(?=[ \r\n])", re.IGNORECASE)
+
+
 async def _send(backend: LineStream, data: bytes) -> None:
     """Send a part of the login, which nothing may have answered yet.
 
@@ -345,10 +349,10 @@ async def _send(backend: LineStream, data: bytes) -> None:
     before = b""
     while backend.buffered:
         line = await expect_line(backend, before)
-        if not line.startswith(b"* "):
+        if not line.startswith(b"* ") or _BYE.match(line):
             raise early_reply(line)
         before += line
-    await backend.send(data)
+    await send(backend, data)
 
 
 async def _expect(backend: LineStream, start: bytes) -> bytes:
@@ -362,7 +366,7 @@ async def _expect(backend: LineStream, start: bytes) -> bytes:
         line = await expect_line(backend, before)
         if line.startswith(start):
             return line
-        if not line.startswith(b"* ") or start == b"* OK":
+        if not line.startswith(b"* ") or start == b"* OK" or _BYE.match(line):
             raise invalid_reply(line)
         before += line
 
@@ -371,7 +375,8 @@ async def _expect_tagged(backend: LineStream, tag: bytes) -> bytes:
     """The whole answer to LOGIN: untagged lines, and the tagged OK.
 
     Raises:
-      BackendError: the answer is another one; the log shows it without its tag.
+      BackendError: the answer is another one; the log shows it without its tag, and
+        BYE without the lines before it.
     """
     reply = b""
     while True:
@@ -384,3 +389,7 @@ async def _expect_tagged(backend: LineStream, tag: bytes) -> bytes:
             raise invalid_reply(reply, status)
         if not line.startswith(b"* "):
             raise invalid_reply(reply)
+        if _BYE.match(line):
+            # The backend is about to close (RFC 3501, section 7.1.5); waiting for a
+            # tagged line would be waiting for its end.
+            raise invalid_reply(reply, line)

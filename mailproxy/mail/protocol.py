@@ -44,6 +44,8 @@ class Login:
       tag: IMAP: the tag of the command, with its space.
       salt: what the client made its digest with.
       envelope: SMTP: what the client wants instead of logging in.
+      smtp_auth: SMTP: whether the backend is logged in to with AUTH; None: as
+        `proxy_smtp_auth` says.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Login:
     tag: bytes = b""
     salt: bytes = b""
     envelope: Envelope | None = None
+    smtp_auth: bool | None = None
 
 
 class BadCommand(Exception):  # noqa: N818 - an event of the dialogue, not a fault
@@ -190,13 +193,15 @@ async def expect_line(backend: LineStream, before: bytes = b"") -> bytes:
     """One line of a backend, with its LF.
 
     Args:
-      before: lines of the same reply that were read before.
+      before: lines that were read before and may explain why it leaves.
 
     Raises:
       BackendError: it left, or the reply is too long (`proxy_buffer`).
     """
     try:
         return await backend.read_line(len(before))
+    except BackendError as gone:
+        raise _last_words(before + backend.take_rest(), gone) from None
     except TooLong as too_long:
         # All but the last octet, as nginx shows it.
         shown = (before + too_long.received)[:-1]
@@ -215,22 +220,83 @@ async def send_command(backend: LineStream, command: bytes) -> None:
     """
     if backend.buffered:
         raise early_reply(backend.take_rest())
-    await backend.send(command)
+    await send(backend, command)
+
+
+async def send(backend: LineStream, data: bytes) -> None:
+    """Send something to a backend, whatever it has said.
+
+    Raises:
+      BackendError: the connection broke; with what the backend said before.
+    """
+    try:
+        await backend.send(data)
+    except BackendError as gone:
+        if not isinstance(gone.error, ConnectionError):
+            raise
+        try:
+            # The connection is closed, so this does not wait.
+            said = await backend.read_some()
+        except BackendError:
+            raise gone from None
+        raise _last_words(said, gone) from None
+
+
+_FAREWELL = re.compile(
+    rb"""\*\ BYE(?:\ [^\n]*)?\r?\n
+       | -ERR(?:\ [^\n]*)?\r?\n
+       | (?:421-[^\n]*\n)*421(?:\ [^\n]*)?\r?\n""",
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Why a backend is about to close, complete. It may say so at any time (RFC 3501,
+section 7.1.5; RFC 5321, section 3.8), and lets nobody in by that."""
+
+
+def _last_words(said: bytes, gone: BackendError) -> BackendError:
+    """The error for a backend that left; it tells what it said before, if anything.
+
+    Args:
+      said: lines that were no answer, and a line without its end: a backend that
+        closes in good order does not break off within one.
+    """
+    if not said:
+        return gone
+    whole = said if gone.error or said.endswith(b"\n") else said + b"\r\n"
+    lines = whole.splitlines(keepends=True)
+    found = _FAREWELL.fullmatch(whole) or _FAREWELL.fullmatch(lines[-1])
+    return BackendError(
+        'upstream closed connection prematurely after "%s"',
+        said.rstrip(b"\r\n"),
+        error=gone.error,
+        reply=found[0] if found else b"",
+    )
 
 
 def early_reply(reply: bytes) -> BackendError:
-    """The error for an answer to what was not said yet; no client may see it."""
+    """The error for an answer to what was not said yet; no client may see it.
+
+    But it may see that the backend is about to close.
+    """
     error = invalid_reply(reply)
-    error.reply = b""
+    found = _FAREWELL.match(reply)
+    error.reply = found[0] if found else b""
     return error
 
 
-def invalid_reply(reply: bytes, shown: bytes | None = None) -> BackendError:
+def invalid_reply(
+    reply: bytes, shown: bytes | None = None, command: str = "", remedy: str = ""
+) -> BackendError:
     """The error for an answer that is not the expected one.
 
     Args:
       reply: the whole lines, for the client.
       shown: the same for the log, where that differs.
+      command, remedy: see `BackendError`.
     """
-    text = (reply if shown is None else shown).rstrip(b"\r\n")
-    return BackendError('upstream sent invalid response: "%s"', text, reply=reply)
+    return BackendError(
+        'upstream sent invalid response: "%s"',
+        (reply if shown is None else shown).rstrip(b"\r\n"),
+        reply=reply,
+        command=command,
+        remedy=remedy,
+    )

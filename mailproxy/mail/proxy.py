@@ -6,8 +6,17 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mailproxy.conf.directive import Settings, directive
-from mailproxy.conf.values import HOUR, choice, duration, flag, size
+from mailproxy.conf.directive import Scope, Settings, Value, directive
+from mailproxy.conf.syntax import ConfigError, Directive
+from mailproxy.conf.values import (
+    HOUR,
+    c_string,
+    choice,
+    duration,
+    flag,
+    lower,
+    size,
+)
 from mailproxy.errors import BackendError
 from mailproxy.net import openssl, proxy_protocol
 from mailproxy.net.network import connect_level
@@ -18,6 +27,24 @@ if TYPE_CHECKING:
     from mailproxy.mail.client import Client
     from mailproxy.net.network import Network
     from mailproxy.net.wire import Wire
+
+
+def _parse_xclient(found: Directive, _: Scope) -> str:
+    word = found.words[1]
+    text = lower(c_string(word.value))
+    if text in ("on", "off", "auto"):
+        return text
+    raise ConfigError(
+        f'invalid value "{c_string(word.value)}" in "xclient" directive, '
+        'it must be "on" or "off"',
+        word,
+        "or auto, for backends of which not all offer XCLIENT",
+    )
+
+
+xclient: Value[str] = Value(
+    _parse_xclient, "on | off | auto", parameters=("on", "off", "auto")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +63,13 @@ class ProxySettings(Settings):
     proxy_pass_error_message: bool = directive(flag, default=False)
     """Whether a client sees what its backend said when the login there failed."""
 
-    xclient: bool = directive(flag, default=True)
-    """Whether SMTP backends are told about the client by XCLIENT."""
+    xclient: str = directive(xclient, default="on")
+    """Whether SMTP backends are told about the client by XCLIENT; auto: those that offer
+    it, as far as they offer it."""
 
     proxy_smtp_auth: bool = directive(flag, default=False)
-    """Whether SMTP backends are logged in to with AUTH."""
+    """Whether SMTP backends are logged in to with AUTH; `Auth-SMTP: yes` or `no` in the
+    answer of the auth server decides for a session."""
 
     proxy_protocol: str = directive(choice("off", "on", "v2"), default="off")
     """Whether backends get a PROXY header, and of which version: off, on (1), v2."""
@@ -90,6 +119,23 @@ async def send_header(client: Client, backend: Wire) -> None:
         await backend.send_all(header)
     except OSError as error:
         raise BackendError("send() failed", error=error, action=None) from None
+
+
+def blame_header(client: Client, error: BackendError, sent: list[str]) -> None:
+    """Have the log say that it may be the PROXY header what a backend refuses.
+
+    A backend that expects none takes it for a command. Its answer to that comes in the
+    place of its greeting, or of the answer to the first command.
+
+    Args:
+      error: what it says; changed.
+      sent: all that was sent, the header first.
+    """
+    if client.server.proxy.proxy_protocol == "off" or len(sent) > 2:
+        return
+    if error.command is not None:
+        error.command = f"PROXY or {error.command}" if error.command else "PROXY"
+        error.remedy = "proxy_protocol off"
 
 
 def _tls(client: Client) -> Tls | None:

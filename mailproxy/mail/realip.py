@@ -96,5 +96,5 @@ async def read_header(client: Client) -> None:
     client.wire.drop(header.size)
     client.header = header
     if header.source is not None and client.server.realip.believes(client.address):
-        client.address = client.context.client = header.source.address
+        client.address = client.context.client = header.source.text
         client.port = client.context.client_port = header.source.port

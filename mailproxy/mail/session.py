@@ -65,7 +65,8 @@ async def run(
     except SessionError as error:
         notify = error.error is None or error.error.errno != errno.ETIMEDOUT
         if error.event:
-            log.log(error.level, error.event, *error.values, error=error.error)
+            event = error.event + error.advice
+            log.log(error.level, event, *error.values, error=error.error)
     except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)
     finally:
@@ -166,7 +167,10 @@ async def _enter(
             "upstream closed connection prematurely",
         )
 
+        sent: list[str] = []
+
         def sending(what: str) -> None:
+            sent.append(what)
             context.action = f"sending {what} to upstream"
 
         entering = Login(
@@ -176,6 +180,7 @@ async def _enter(
             login.tag,
             login.salt,
             login.envelope,
+            granted.smtp_auth,
         )
 
         def expired() -> BackendError:
@@ -190,8 +195,10 @@ async def _enter(
             sending("PROXY protocol header")
             await proxy.send_header(client, backend)
         answer = await client.server.protocol.enter(lines, entering, client, sending)
-    except BaseException:
+    except BaseException as error:
         backend.close()
+        if isinstance(error, BackendError):
+            proxy.blame_header(client, error, sent)
         raise
     return backend, answer + lines.take_rest(), client.lines.take_rest()
 

@@ -1,14 +1,12 @@
 """ngx_mail_smtp_module: https://nginx.org/en/docs/mail/ngx_mail_smtp_module.html.
 
-The dialogues of SMTP before the login (RFC 5321, RFC 4954), toward clients and
-backends. Where `smtp_auth none` allows it, MAIL and RCPT stand for a login: the auth
-source sees them, and they are said again to the backend. Backends are told who the
-client is by XCLIENT (https://www.postfix.org/XCLIENT_README.html).
+The dialogue of SMTP with clients before the login (RFC 5321, RFC 4954); that with
+backends is in `mail/smtp_backend.py`. Where `smtp_auth none` allows it, MAIL and RCPT
+stand for a login: the auth source sees them, and they are said again to the backend.
 """
 
 from __future__ import annotations
 
-import base64
 import importlib
 import re
 import resource
@@ -20,18 +18,15 @@ import trio
 
 from mailproxy.conf.directive import Block, Scope, directive
 from mailproxy.conf.values import choices, duration, size, words
-from mailproxy.errors import BackendError, ClientError
-from mailproxy.mail import sasl
+from mailproxy.errors import ClientError
+from mailproxy.mail import sasl, smtp_backend
 from mailproxy.mail.protocol import (
     BadCommand,
     Envelope,
     Login,
     MailProtocol,
     Naming,
-    expect_line,
-    invalid_reply,
     redacted,
-    send_command,
     split_words,
 )
 
@@ -51,7 +46,6 @@ _COMMANDS = frozenset(
 _OK = b"250 2.0.0 OK\r\n"
 _BYE = b"221 2.0.0 Bye\r\n"
 _START_TLS = b"220 2.0.0 Start TLS\r\n"
-_LOGGED_IN = b"235 2.0.0 OK\r\n"
 _INVALID = b"500 5.5.1 Invalid command\r\n"
 _INVALID_ARGUMENT = b"501 5.5.4 Invalid argument\r\n"
 _BAD_SEQUENCE = b"503 5.5.1 Bad sequence of commands\r\n"
@@ -269,47 +263,7 @@ class SmtpSettings(MailProtocol):
     async def enter(
         self, backend: LineStream, login: Login, client: Client, sending: Naming
     ) -> bytes:
-        server = client.server
-        verb = b"EHLO" if client.esmtp else b"HELO"
-        await _expect(backend, b"220")
-        sending("HELO/EHLO")
-        await send_command(
-            backend,
-            b"%s %s\r\n"
-            % (b"EHLO" if server.proxy.xclient else verb, server.core.server_name),
-        )
-        await _expect(backend, b"250")
-        if server.proxy.xclient:
-            sending("XCLIENT")
-            with_login = login.user and not server.proxy.proxy_smtp_auth
-            await send_command(
-                backend,
-                format_xclient(
-                    client.address, login.user if with_login else b"", client.host
-                ),
-            )
-            await _expect(backend, b"220", b"250")
-            if client.helo:
-                sending("client HELO/EHLO")
-                await send_command(backend, b"%s %s\r\n" % (verb, client.helo))
-                await _expect(backend, b"250")
-        if login.envelope is not None:
-            sending("MAIL FROM")
-            await send_command(backend, login.envelope.mail + b"\r\n")
-            await _expect(backend, b"250")
-            sending("RCPT TO")
-            await send_command(backend, login.envelope.rcpt + b"\r\n")
-            return await _read_reply(backend)
-        if server.proxy.proxy_smtp_auth:
-            sending("AUTH")
-            if login.secret is None:
-                raise BackendError("no password available", action=None)
-            message = b"\0%s\0%s" % (login.user, login.secret)
-            await send_command(
-                backend, b"AUTH PLAIN %s\r\n" % base64.b64encode(message)
-            )
-            await _expect(backend, b"235")
-        return _LOGGED_IN
+        return await smtp_backend.enter(backend, login, client, sending)
 
 
 def _one_line(text: bytes) -> bytes:
@@ -321,47 +275,3 @@ def _one_line(text: bytes) -> bytes:
             lines[place:] = [shown]
             break
     return b"\n".join(lines).replace(b"\r", b"_").replace(b"\n", b"_")
-
-
-def format_xclient(address: str, login: bytes, host: bytes) -> bytes:
-    """The XCLIENT command, with its line end.
-
-    Args:
-      address: of the client, without port; "unix:" for a unix socket.
-      login: the user name, or empty; it is written as xtext (RFC 3461, section 4).
-      host: the client's name, or why there is none.
-    """
-    words = [b"XCLIENT"]
-    is_ipv6 = ":" in address and address != "unix:"
-    words.append(b"ADDR=" + (b"IPV6:" if is_ipv6 else b"") + address.encode())
-    if login:
-        words.append(b"LOGIN=" + _NOT_XTEXT.sub(lambda m: b"+%02X" % m[0][0], login))
-    words.append(b"NAME=" + host)
-    return b" ".join(words) + b"\r\n"
-
-
-_NOT_XTEXT = re.compile(rb"[^!-*,-<>-~]")
-
-
-async def _read_reply(backend: LineStream) -> bytes:
-    """A whole reply (RFC 5321, section 4.2.1), all of its lines.
-
-    Raises:
-      BackendError: the backend left, or the reply is too long.
-    """
-    reply = line = await expect_line(backend)
-    while line[3:4] == b"-":
-        line = await expect_line(backend, reply)
-        reply += line
-    return reply
-
-
-async def _expect(backend: LineStream, *codes: bytes) -> None:
-    """A reply with one of the codes.
-
-    Raises:
-      BackendError: it has another one.
-    """
-    reply = await _read_reply(backend)
-    if not reply.startswith(codes):
-        raise invalid_reply(reply)

@@ -51,6 +51,11 @@ class Endpoint:
         """The address as a value."""
         return ipaddress.ip_address(self.address)
 
+    @property
+    def text(self) -> str:
+        """The address in its usual form, with "::ffff:192.0.2.1" for mapped ones."""
+        return _text(self.ip)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -106,22 +111,26 @@ def _parse_v1(data: bytes) -> Header | None:
         return Header(size)
     if len(words) != 6 or words[1] not in (b"TCP4", b"TCP6"):
         raise _broken(data)
-    version = 4 if words[1] == b"TCP4" else 6
     return Header(
         size,
-        Endpoint(_v1_address(words[2], version, data), _v1_port(words[4], data)),
-        Endpoint(_v1_address(words[3], version, data), _v1_port(words[5], data)),
+        Endpoint(_v1_address(words[2], data), _v1_port(words[4], data)),
+        Endpoint(_v1_address(words[3], data), _v1_port(words[5], data)),
     )
 
 
-def _v1_address(word: bytes, version: int, data: bytes) -> str:
+def _v1_address(word: bytes, data: bytes) -> str:
+    """An address of either family, whatever the header calls both of them.
+
+    nginx's stream module names the family of the client, which `set_real_ip_from` may
+    have replaced, and sends its own address as it is: "TCP6 2001:db8::7 127.0.0.1".
+    """
     text = word.decode("latin-1")
     try:
-        address = ipaddress.ip_address(text)
+        ipaddress.ip_address(text)
     except ValueError:
         raise _broken(data) from None
     # A zone ("fe80::1%eth0") means nothing on another machine.
-    if address.version != version or "%" in text:
+    if "%" in text:
         raise _broken(data)
     return text
 

@@ -78,6 +78,17 @@ def test_version_1_keeps_the_text_of_addresses() -> None:
     assert header.source.ip == ipaddress.ip_address("2001:db8::1")
 
 
+@pytest.mark.parametrize("word", ["TCP4", "TCP6"])
+@pytest.mark.parametrize("source", ["192.0.2.7", "2001:db8::7", "::ffff:192.0.2.7"])
+@pytest.mark.parametrize("destination", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_version_1_may_mix_the_families(
+    word: str, source: str, destination: str
+) -> None:
+    line = f"PROXY {word} {source} {destination} 4711 143\r\n".encode()
+    wanted = Header(len(line), Endpoint(source, 4711), Endpoint(destination, 143))
+    assert parse(line) == wanted
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -93,9 +104,11 @@ def test_version_1_keeps_the_text_of_addresses() -> None:
         (b"PROXY TCP4 1.1.1.1  2.2.2.2 1 2\r\n", None),
         (b"PROXY TCP4 1.1.1.1 2.2.2.2 1\r\n", None),
         (b"PROXY TCP4 abc 2.2.2.2 1 2\r\n", None),
-        (b"PROXY TCP4 ::1 ::1 1 2\r\n", None),
-        (b"PROXY TCP6 1.1.1.1 2.2.2.2 1 2\r\n", None),
+        (b"PROXY TCP4 1.1.1.1 abc 1 2\r\n", None),
+        (b"PROXY TCP6 2001:db8::1 127.0.0 1 2\r\n", None),
+        (b"PROXY TCP6 [2001:db8::1] ::1 1 2\r\n", None),
         (b"PROXY TCP6 fe80::1%eth0 fe80::1 1 2\r\n", None),
+        (b"PROXY TCP6 fe80::1 fe80::1%eth0 1 2\r\n", None),
         (b"PROXY TCP4 1.1.1.1\0 2.2.2.2 1 2\r\n", None),
         (b"PROXY TCP5 1.1.1.1 2.2.2.2 1 2\r\n", None),
         (b"PROXY \r\n", 'broken header: "PROXY "'),

@@ -78,6 +78,7 @@ _SERVERS = {
     "pop3s": "protocol pop3;",
     "smtp": "protocol smtp; starttls on; smtp_auth plain login cram-md5;",
     "smtps": "protocol smtp;",
+    "xclient": "protocol smtp; starttls on; xclient auto;",
     "submission": "protocol smtp; starttls only; xclient off; proxy_smtp_auth on;",
 }
 

@@ -43,8 +43,14 @@ def connect_submission(proxy: Site) -> smtplib.SMTP:
     return client
 
 
+def connect_auto(proxy: Site) -> smtplib.SMTP:
+    """Postfix is told of the client because it offers XCLIENT."""
+    return smtplib.SMTP("localhost", proxy.ports["xclient"], "client.example", 30)
+
+
 every_way = pytest.mark.parametrize(
-    "connect", [connect, connect_starttls, connect_tls, connect_submission]
+    "connect",
+    [connect, connect_starttls, connect_tls, connect_submission, connect_auto],
 )
 
 
@@ -90,11 +96,13 @@ def test_a_large_message_is_submitted(
     assert wait_for_mail(store, "bob", subject).endswith(sent.replace(b"\r\n", b"\n"))
 
 
-def test_postfix_sees_the_client(proxy: Site, store: Dovecot) -> None:
+@pytest.mark.parametrize("connect", [connect, connect_auto])
+def test_postfix_sees_the_client(connect: Connect, proxy: Site, store: Dovecot) -> None:
+    subject = f"who {connect.__name__}"
     with connect(proxy) as client:
         client.login("ann", PASSWORD)
-        client.sendmail(f"ann@{DOMAIN}", [f"bob@{DOMAIN}"], message(100, "who"))
-    got = wait_for_mail(store, "bob", "who")
+        client.sendmail(f"ann@{DOMAIN}", [f"bob@{DOMAIN}"], message(100, subject))
+    got = wait_for_mail(store, "bob", subject)
     assert b"Received: from client.example (unknown [127.0.0.1])" in got
 
 

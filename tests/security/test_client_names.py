@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from trio.testing import MockClock
 
 from mailproxy.mail.core import ResolverSettings
-from mailproxy.mail.smtp import format_xclient
+from mailproxy.mail.smtp_backend import format_xclient
 from mailproxy.net.dns import Accept, Answer, NameServer, Resolver
 from mailproxy.net.proxy_protocol import (
     Endpoint,
@@ -185,7 +185,8 @@ def test_parameters_in_a_user_name() -> None:
         b"PROXY TCP4 192.0.2.1\0 192.0.2.2 1 2\r\n",
         b"PROXY TCP4 192.0.2.1\r 192.0.2.2 1 2\r\n",
         b"PROXY TCP4 abc 192.0.2.2 1 2\r\n",
-        b"PROXY TCP4 ::1 192.0.2.2 1 2\r\n",
+        b"PROXY TCP4 ::1::1 192.0.2.2 1 2\r\n",
+        b"PROXY TCP6 2001:db8::7 127.0.0 1 2\r\n",
         b"PROXY TCP4 192.0.2.256 192.0.2.2 1 2\r\n",
         b"PROXY TCP4 0300.0.2.1 192.0.2.2 1 2\r\n",
         b"PROXY TCP4 3221225985 192.0.2.2 1 2\r\n",

@@ -148,3 +148,47 @@ async def test_header_inside_tls() -> None:
         await client.start_tls()
         await client.send(f"PROXY TCP4 {SPOOFED} 192.0.2.2 1 2\r\n".encode())
         await client.expect(b"* OK IMAP4 ready\r\nPROXY BAD invalid command\r\n")
+
+
+@pytest.mark.parametrize("word", ["TCP4", "TCP6"])
+@pytest.mark.parametrize("source", [SPOOFED, "2001:db8::7"])
+@pytest.mark.parametrize("destination", ["192.0.2.2", "2001:db8::2"])
+def test_families_of_a_header_do_not_decide_who_is_believed(
+    word: str, source: str, destination: str
+) -> None:
+    header = f"PROXY {word} {source} {destination} 1 2⏎"
+    script = f"C: {header}a LOGIN u p"
+    for trusted, client in (
+        ("set_real_ip_from 127.0.0.1;", source),
+        ("set_real_ip_from 192.0.2.0/24; set_real_ip_from 2001:db8::/32;", "127.0.0.1"),
+    ):
+        dialogue = Dialogue("", LISTEN + trusted, script)
+        act = act_out(dialogue, len(dialogue.steps), client="127.0.0.1")
+        assert act is not None
+        lines = bytes(act.network.wires["Q"][0].outgoing).split(b"\r\n")
+        assert f"Client-IP: {client}".encode() in lines
+        assert f"Proxy-Protocol-Addr: {source}".encode() in lines
+        assert f"Proxy-Protocol-Server-Addr: {destination}".encode() in lines
+
+
+@pytest.mark.parametrize(
+    ("written", "usual"),
+    [
+        ("2001:DB8:0:0::0007", "2001:db8::7"),
+        ("::ffff:c000:207", "::ffff:192.0.2.7"),
+        ("::192.0.2.7", "::192.0.2.7"),
+    ],
+)
+def test_client_has_one_name_however_its_address_is_written(
+    written: str, usual: str
+) -> None:
+    """Auth servers and mail servers compare it."""
+    header = f"PROXY TCP6 {written} ::1 1 2⏎"
+    dialogue = Dialogue(
+        "", f"{LISTEN} set_real_ip_from 127.0.0.1;", f"C: {header}a LOGIN u p"
+    )
+    act = act_out(dialogue, len(dialogue.steps), client="127.0.0.1")
+    assert act is not None
+    lines = bytes(act.network.wires["Q"][0].outgoing).split(b"\r\n")
+    assert f"Client-IP: {usual}".encode() in lines
+    assert f"Proxy-Protocol-Addr: {written}".encode() in lines

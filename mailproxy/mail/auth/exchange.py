@@ -356,4 +356,21 @@ def _granted(
         f"{address}:{port.decode()}",
         user,
         secret,
+        _smtp_auth(fields, client, server),
     )
+
+
+def _smtp_auth(fields: dict[bytes, bytes], client: Client, server: str) -> bool | None:
+    """Whether the SMTP backend wants AUTH, if the answer says so (``Auth-SMTP``).
+
+    Raises:
+      AuthError: it says something else than yes or no.
+    """
+    value = fields.get(b"auth-smtp", b"")
+    if not value or client.server.protocol.name != "smtp":
+        return None
+    if value.lower() not in (b"yes", b"no"):
+        raise AuthError(
+            'auth http server %s sent invalid "Auth-SMTP":"%s"', server, value
+        )
+    return value.lower() == b"yes"

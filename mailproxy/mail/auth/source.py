@@ -21,6 +21,7 @@ class Granted:
       name: the backend's name in logs.
       user, secret: what to log in with at the backend; the secret is None if
         nobody knows one.
+      smtp_auth: whether an SMTP backend wants AUTH; None: as `proxy_smtp_auth` says.
     """
 
     family: int
@@ -28,6 +29,7 @@ class Granted:
     name: str
     user: bytes
     secret: bytes | None = field(repr=False)
+    smtp_auth: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
