@@ -1,0 +1,163 @@
+"""Connections that wait for their next request to the same server.
+
+Keeping one spares the next request a connect(), and costs the server something: one
+that serves a single connection at a time is blocked while we hold it, and one behind
+a NAT or a firewall may be gone without a word. So each connection is kept for a limited
+idle time and a limited number of requests, and closed as soon as the time is over, even
+if nobody asks for it any more.
+
+The clock costs nothing while nothing is kept, and next to nothing under load: one
+cancel scope for all connections sleeps until the first of them may be due. A connection
+that is used again meanwhile makes it look once in vain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import trio
+
+from mailproxy.net.engine import READABLE
+from mailproxy.net.wire import Wire
+
+IDLE_CONNECTIONS = 64
+"""Connections to one server that a worker keeps open while nobody needs them."""
+SWEEP_SLACK = 0.002
+"""Seconds by which an idle time may be cut short, so that connections that are due one
+after another are closed together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """How long a connection may be used again."""
+
+    idle: float
+    """Seconds between two requests, at most; more than 0."""
+    requests: int
+    """Requests on one connection, at most; at least 1."""
+
+
+class Connection:
+    """A connection to a server that answers one request after another.
+
+    Attributes:
+      wire: the connection itself; whoever has taken it closes or keeps it.
+      answered: how many requests were answered on it.
+      since: when it was last kept, in trio's time.
+      until: when it has to be closed, if nobody takes it before.
+    """
+
+    __slots__ = ("answered", "since", "until", "wire")
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.answered = 0
+        self.since = -math.inf
+        self.until = -math.inf
+
+
+class IdleConnections:
+    """The connections of a worker that nobody uses at the moment, by server."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Hashable, list[Connection]] = {}
+        """The last kept stands last, and is the first taken."""
+        self._sweep = trio.CancelScope()
+        self._keeping = True
+
+    def __len__(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    def take(self, server: Hashable) -> Connection | None:
+        """A connection that `keep` was given for `server` and that is still open.
+
+        Nothing waits in it that would be taken for the next answer.
+        """
+        idle = self._idle.get(server)
+        while idle:
+            connection = idle.pop()
+            wire = connection.wire
+            if connection.until > trio.current_time() and wire.is_quiet():
+                wire.resume()
+                return connection
+            wire.close()
+        return None
+
+    def keep(self, server: Hashable, connection: Connection, reuse: Reuse) -> None:
+        """Keep an open connection for later, after a request on it was answered.
+
+        It is closed instead if it has served `reuse.requests`, or if others enough are
+        kept. One that the peer closes, or sends unasked bytes on, is closed at once.
+        """
+        wire = connection.wire
+        idle = self._idle.setdefault(server, [])
+        connection.answered += 1
+        spent = connection.answered >= reuse.requests
+        if spent or not self._keeping or len(idle) >= IDLE_CONNECTIONS:
+            wire.close()
+            return
+
+        def changed(events: int) -> None:
+            if events & READABLE:
+                idle.remove(connection)
+                wire.close()
+
+        if connection.answered == 1 and reuse.idle >= 1:
+            wire.probe_peer()
+        wire.watch(changed)
+        idle.append(connection)
+        connection.since = trio.current_time()
+        connection.until = connection.since + reuse.idle
+        if connection.until < self._sweep.deadline:
+            self._sweep.deadline = connection.until
+
+    def drop_suspects(self, server: Hashable, since: float) -> None:
+        """Close what has been idle since `since` or longer.
+
+        For when a connection that was idle since then has turned out to be dead: what
+        killed it without a word, a NAT or a firewall, will have killed those as well.
+        """
+        self._close(server, [c for c in self._idle.get(server, ()) if c.since <= since])
+
+    def evict(self) -> bool:
+        """Close one connection to make room; False if none is kept."""
+        for server, idle in self._idle.items():
+            if idle:
+                self._close(server, idle[:1])
+                return True
+        return False
+
+    def clear(self) -> None:
+        """Close all that are kept."""
+        for server, idle in self._idle.items():
+            self._close(server, idle.copy())
+
+    def stop_keeping(self) -> None:
+        """Close all that are kept, and from now on whatever is to be kept."""
+        self._keeping = False
+        self.clear()
+
+    async def expire(self) -> None:
+        """Close connections whose idle time is over, until cancelled.
+
+        It wakes up when the first may be due, and not at all while nothing is kept.
+        """
+        while True:
+            with trio.CancelScope() as self._sweep:
+                self._sweep.deadline = self._close_expired(trio.current_time())
+                await trio.sleep_forever()
+
+    def _close_expired(self, now: float) -> float:
+        """Close what is due; returns when the next will be."""
+        soon = now + SWEEP_SLACK
+        for server, idle in self._idle.items():
+            self._close(server, [c for c in idle if c.until <= soon])
+        left = (c.until for idle in self._idle.values() for c in idle)
+        return min(left, default=math.inf)
+
+    def _close(self, server: Hashable, connections: list[Connection]) -> None:
+        for connection in connections:
+            self._idle[server].remove(connection)
+            connection.wire.close()
