@@ -171,18 +171,19 @@ class Stage:
             self.wire, self.server, listen, self.network, self.log.log, context
         )
 
-    async def perform(self, steps: list[Step]) -> None:
-        """Play the steps; then everyone leaves, and the session has to end."""
+    async def _run_worker(self) -> None:
+        """The session, and what goes on beside it in a worker."""
         async with trio.open_nursery() as background:
             background.start_soon(self.network.idle.expire)
-            await self._perform(steps)
+            await self.run_session()
             background.cancel_scope.cancel()
 
-    async def _perform(self, steps: list[Step]) -> None:
+    async def perform(self, steps: list[Step]) -> None:
+        """Play the steps; then everyone leaves, and the session has to end."""
         failure: AssertionError | None = None
         with trio.move_on_after(FOREVER) as patience:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.run_session)
+                nursery.start_soon(self._run_worker)
                 self._start = trio.current_time()
                 try:
                     for step in steps:

@@ -227,7 +227,7 @@ def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
         secret = login.secret
     if secret is None and needs_secret:
         raise answer.unusable(
-            "did not send password: ", f"Auth-Pass, after {login.method}"
+            "did not send password: ", "Auth-Pass, as the client sent no password"
         )
     for name, value in ((b"Auth-User", user), (b"Auth-Pass", secret or b"")):
         if not FORBIDDEN.isdisjoint(value):
