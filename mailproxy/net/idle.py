@@ -6,6 +6,12 @@ a NAT or a firewall may be gone without a word. So each connection is kept for a
 idle time and a limited number of requests, and closed as soon as the time is over, even
 if nobody asks for it any more.
 
+A server shows by itself that it is not blocked: it answers on one connection while
+another one, on which it has answered before, is open and idle. A server that serves one
+at a time cannot do that. So `auto` has two idle times, and the longer one is for servers
+that have shown it: sessions under load ask in bursts, as the worker and the server take
+turns on the CPU, and the next burst comes later than a blocked server could wait.
+
 The clock costs nothing while nothing is kept, and next to nothing under load: one
 cancel scope for all connections sleeps until the first of them may be due. A connection
 that is used again meanwhile makes it look once in vain.
@@ -28,6 +34,11 @@ SWEEP_SLACK = 0.002
 """Seconds by which an idle time may be cut short, so that connections that are due one
 after another are closed together."""
 
+LAST_CHANCES = 2
+"""Rounds of tasks before connections that are due are closed: in the first the engine
+hands out what has arrived, in the second sessions ask. A worker that had to wait for a
+CPU would else close connections at the moment when it needs them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
@@ -35,6 +46,8 @@ class Reuse:
 
     idle: float
     """Seconds between two requests, at most; more than 0."""
+    parallel_idle: float = 0.0
+    """The same, if it is more, for a server that serves several connections at once."""
     requests: int
     """Requests on one connection, at most; at least 1."""
 
@@ -64,6 +77,9 @@ class IdleConnections:
     def __init__(self) -> None:
         self._idle: dict[Hashable, list[Connection]] = {}
         """The last kept stands last, and is the first taken."""
+        self._parallel: set[Hashable] = set()
+        """Servers that have answered on one connection while another one, on which they
+        had answered before, was open: who serves one at a time does not."""
         self._sweep = trio.CancelScope()
         self._keeping = True
 
@@ -79,7 +95,7 @@ class IdleConnections:
         while idle:
             connection = idle.pop()
             wire = connection.wire
-            if connection.until > trio.current_time() and wire.is_quiet():
+            if wire.is_quiet():
                 wire.resume()
                 return connection
             wire.close()
@@ -107,9 +123,14 @@ class IdleConnections:
         if connection.answered == 1 and reuse.idle >= 1:
             wire.probe_peer()
         wire.watch(changed)
+        if idle:
+            self._parallel.add(server)
         idle.append(connection)
+        limit = reuse.idle
+        if server in self._parallel:
+            limit = max(limit, reuse.parallel_idle)
         connection.since = trio.current_time()
-        connection.until = connection.since + reuse.idle
+        connection.until = connection.since + limit
         if connection.until < self._sweep.deadline:
             self._sweep.deadline = connection.until
 
@@ -130,7 +151,8 @@ class IdleConnections:
         return False
 
     def clear(self) -> None:
-        """Close all that are kept."""
+        """Close all that are kept, and forget what servers have shown."""
+        self._parallel.clear()
         for server, idle in self._idle.items():
             self._close(server, idle.copy())
 
@@ -148,6 +170,8 @@ class IdleConnections:
             with trio.CancelScope() as self._sweep:
                 self._sweep.deadline = self._close_expired(trio.current_time())
                 await trio.sleep_forever()
+            for _ in range(LAST_CHANCES):
+                await trio.lowlevel.checkpoint()
 
     def _close_expired(self, now: float) -> float:
         """Close what is due; returns when the next will be."""

@@ -84,13 +84,64 @@ async def test_one_that_is_used_again_has_its_time_again(
         assert wire.closed
 
 
-async def test_one_that_is_over_is_not_taken(autojump_clock: MockClock) -> None:
-    """Even if the task that closes it had no turn yet."""
-    idle = IdleConnections()
-    wire = kept(idle)
-    await trio.sleep(10)
-    assert idle.take("a") is None
-    assert wire.closed
+async def test_one_that_is_over_and_not_yet_closed_is_used(
+    autojump_clock: MockClock,
+) -> None:
+    """A worker that had to wait for a CPU closes none that it needs at this moment."""
+    async with keeping() as idle:
+        wire = kept(idle)
+
+        async def ask() -> None:
+            await trio.sleep(REUSE.idle)
+            await trio.lowlevel.checkpoint()  # the engine hands out what has arrived
+            taken.append(idle.take("a"))
+
+        taken: list[Connection | None] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        assert [each and each.wire for each in taken] == [wire]
+        assert not wire.closed
+
+
+PARALLEL = Reuse(idle=1, parallel_idle=5, requests=9)
+
+
+async def test_who_serves_one_at_a_time_has_less_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with keeping() as idle:
+        for _ in range(3):
+            wire = kept(idle, PARALLEL)
+            await trio.sleep(0.9)
+            again = idle.take("a")
+            assert again is not None
+            idle.keep("a", again, PARALLEL)  # the next answer, on the only connection
+            await trio.sleep(1)
+            await wait_all_tasks_blocked()
+            assert wire.closed
+
+
+async def test_who_serves_several_at_once_has_more_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with keeping() as idle:
+        first, second = kept(idle, PARALLEL), kept(idle, PARALLEL)
+        other = kept(idle, PARALLEL, server="b")
+        await trio.sleep(1)
+        await wait_all_tasks_blocked()
+        assert [first.closed, second.closed, other.closed] == [True, False, True]
+        await trio.sleep(4)
+        await wait_all_tasks_blocked()
+        assert second.closed
+        third = kept(idle, PARALLEL)
+        await trio.sleep(4)
+        assert not third.closed  # it is known by now
+        idle.clear()
+        fourth = kept(idle, PARALLEL)
+        await trio.sleep(1)
+        await wait_all_tasks_blocked()
+        assert fourth.closed  # and forgotten with the configuration
 
 
 async def test_one_serves_so_many_requests(autojump_clock: MockClock) -> None:

@@ -73,9 +73,9 @@ def _parse_url(found: Directive, _: Scope) -> AuthUrl | None:
 url: Value[AuthUrl | None] = Value(_parse_url, "url", parameters=("unix:",))
 
 
-AUTO = Reuse(idle=0.02, requests=100)
-"""Enough to be used again under load, too short to starve a server that serves one
-connection at a time."""
+AUTO = Reuse(idle=0.02, parallel_idle=0.1, requests=100)
+"""Enough to be used again under load, too short to starve the other clients of a server
+that serves one connection at a time."""
 ON = Reuse(idle=MINUTE, requests=1000)
 
 
@@ -154,9 +154,9 @@ class AuthHttpSettings(Settings):
         keepalive, default=AUTO, shown="auto", origin="mailproxy"
     )
     """How long a connection to the auth server is used again: for 20ms between two
-    requests and 100 requests, or, with "on", for 60s and 1000 if not told otherwise.
-    With "off", each request has a connection of its own, and is nginx's to the byte.
-    It is None then."""
+    requests (100ms once the server has shown that it serves several connections at once)
+    and 100 requests, or, with "on", for 60s and 1000 if not told otherwise. With "off",
+    each request has a connection of its own, and is nginx's to the byte."""
 
     @classmethod
     def make(cls, block: Block, scope: Scope) -> Self:
