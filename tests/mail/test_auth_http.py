@@ -4,15 +4,19 @@ import contextlib
 import errno
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from mailproxy.conf.tree import ConfigError
 from mailproxy.mail.auth.answer import SHOWN_LIMIT, Unusable, parse
 from mailproxy.mail.auth.exchange import HEADER_LIMIT, MOST_WAITS
 from mailproxy.mail.auth.request import escape
 from mailproxy.mail.modules import ConfigErrors
+from mailproxy.net.idle import Connection, Reuse
 from tests.play import Stage, load_server, play
+from tests.play import parse as parse_script
 
 ALL = "plain cram-md5 external xoauth2 oauthbearer"
 ASKED = """
@@ -807,6 +811,45 @@ def test_kept_connection_that_is_dead_is_given_up(
     assert first.closed
     assert stage.requests[1] == stage.requests[2]
     assert not second.outgoing
+
+
+def test_a_dead_connection_costs_one_login_and_not_the_next_ones() -> None:
+    """What was kept as long to the same server is not tried any more."""
+    stage = Stage(load_server(f"protocol imap; {KEEPING}"))
+    url = stage.server.auth.auth_http
+    assert url is not None
+    wires = stage.network.wires["Q"]
+    steps = parse_script(
+        """
+        S: * OK IMAP4 ready
+        C: a LOGIN u p
+        Q: plain u p
+        at 0
+        Q: plain u p
+        at 2
+        A: NO no
+        A| Auth-Wait: 1
+        S: a NO no
+        C: a LOGIN u p
+        Q: plain u p #2
+        at 3
+        A: NO yes
+        S: a NO yes
+        """
+    )
+
+    async def run() -> None:
+        for _ in range(3):
+            wire = stage.network.connect(url.family, url.sockaddr)
+            stage.network.idle.keep(
+                (url.family, url.sockaddr),
+                Connection(wire),
+                Reuse(idle=60, requests=9),
+            )
+        await stage.perform(steps)
+
+    trio.run(run, clock=MockClock(autojump_threshold=0))
+    assert len(wires) == 3 + 2  # the answer on the fourth did not allow to keep it
 
 
 def test_asking_again_does_not_extend_the_time() -> None:

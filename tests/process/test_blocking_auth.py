@@ -6,6 +6,7 @@ connections, and not those of other workers.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import FakeImap
+from tests.fakes import FakeAuth, FakeImap, granted
 from tests.process.site import Client, Site
 from tests.processes import Process, free_port, need, need_program
 
@@ -103,3 +104,22 @@ def test_logins_at_once_are_all_served(
                 client.socket.sendall(b"a LOGIN user secret\r\n")
             assert [client.line() for client in clients] == [b"a OK logged in\r\n"] * 8
     site.no_complaints()
+
+
+def test_a_worker_that_leaves_keeps_nothing(site: Site) -> None:
+    """Its sessions go on, and do not need the auth server any more."""
+    with FakeImap() as backend, FakeAuth(granted(backend.port)) as auth:
+        site.configure(
+            "auth_http_keepalive on; server { listen 127.0.0.1:PORT; protocol imap; }",
+            main="worker_processes 1;",
+            AUTH=auth.port,
+        )
+        site.start()
+        with Client(site.port) as client:
+            assert client.log_in().startswith(b"a OK")
+            client.ping()
+            (connection,) = auth.connections
+            assert connection.fileno() != -1
+            site.signal(signal.SIGHUP)
+            site.wait_for(lambda: connection.fileno() == -1, "the connection to close")
+            client.ping()

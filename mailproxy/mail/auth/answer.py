@@ -56,7 +56,7 @@ class Unusable(Exception):  # noqa: N818 - it is about the answer, as "Refused" 
         self.wanted = wanted
 
 
-def shown(octets: bytes, secrets: Iterable[bytes | None]) -> bytes:
+def shown(octets: bytes, secrets: Iterable[bytes]) -> bytes:
     """A piece of an answer for the log: at most `SHOWN_LIMIT` octets, no secrets.
 
     Args:

@@ -63,7 +63,6 @@ async def check(
     """Ask until there is a decision; see `AuthSource.check`."""
     url = settings.auth_http
     assert url is not None, "every server has one"
-    secrets = _secrets(settings, login)
     question = _Question(request(settings, login, client), settings, client.log)
 
     def expired() -> AuthError:
@@ -71,7 +70,7 @@ async def check(
             event = "auth http server %s timed out"
             return AuthError(event, url.address, error=timed_out())
         late = question.unusable("timed out: ", _WHOLE)
-        return _explained(late, url.address, secrets, error=timed_out())
+        return _explained(late, settings, login, error=timed_out())
 
     try:
         for _ in range(MOST_WAITS):
@@ -87,30 +86,32 @@ async def check(
             f"a decision after Auth-Status: WAIT, {MOST_WAITS} times at most",
         )
     except Unusable as unusable:
-        raise _explained(unusable, url.address, secrets) from None
+        raise _explained(unusable, settings, login) from None
 
 
-def _secrets(settings: AuthHttpSettings, login: Login) -> tuple[bytes | None, ...]:
+def _explained(
+    unusable: Unusable,
+    settings: AuthHttpSettings,
+    login: Login,
+    error: OSError | None = None,
+) -> AuthError:
+    """What the log says: what came, and what was wanted."""
+    url = settings.auth_http
+    assert url is not None
+    return AuthError(
+        f'auth http server %s {unusable.text}"%s", wanted {unusable.wanted}',
+        url.address,
+        shown(unusable.came, _secrets(settings, login)),
+        error=error,
+    )
+
+
+def _secrets(settings: AuthHttpSettings, login: Login) -> tuple[bytes, ...]:
     """What an answer must not bring into the log, should it repeat the request."""
     sent = login.secret or b""
     # A short value ("1", "imap") is no key, and would hide every status line.
     keys = [value for _, value in settings.auth_http_header if len(value) >= MIN_KEY]
     return sent, escape(sent), *keys
-
-
-def _explained(
-    unusable: Unusable,
-    server: str,
-    secrets: tuple[bytes | None, ...],
-    error: OSError | None = None,
-) -> AuthError:
-    """What the log says: what came, and what was wanted."""
-    return AuthError(
-        f'auth http server %s {unusable.text}"%s", wanted {unusable.wanted}',
-        server,
-        shown(unusable.came, secrets),
-        error=error,
-    )
 
 
 class _NoAnswerError(Exception):

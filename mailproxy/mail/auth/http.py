@@ -115,7 +115,7 @@ def _parse_reuse(reuse: Reuse, word: Word) -> tuple[str, Reuse]:
         if name == "requests" and (requests := parse_number(value)):
             return name, replace(reuse, requests=requests)
     except ValueError:
-        pass  # as wrong as 0
+        pass  # the same error as for 0
     raise ConfigError(
         f'invalid parameter "{word.value}"',
         word,
