@@ -134,6 +134,9 @@ class MemoryWire(Wire):
     def probe_peer(self) -> None:
         pass
 
+    def abandon(self) -> None:
+        self.finish()
+
     def watch(self, handler: Handler) -> None:
         self._watcher = handler
 

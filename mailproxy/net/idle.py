@@ -59,16 +59,19 @@ class Connection:
       wire: the connection itself; whoever has taken it closes or keeps it.
       answered: how many requests were answered on it.
       since: when it was last kept, in trio's time.
-      until: when it has to be closed, if nobody takes it before.
+      until: when it has to be closed, if nobody takes it before; once it is taken,
+        when it has to have answered.
+      silent: it has not answered by then.
     """
 
-    __slots__ = ("answered", "since", "until", "wire")
+    __slots__ = ("answered", "silent", "since", "until", "wire")
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.answered = 0
         self.since = -math.inf
         self.until = -math.inf
+        self.silent = False
 
 
 class IdleConnections:
@@ -77,6 +80,8 @@ class IdleConnections:
     def __init__(self) -> None:
         self._idle: dict[Hashable, list[Connection]] = {}
         """The last kept stands last, and is the first taken."""
+        self._asked: set[Connection] = set()
+        """Those that were taken and have not answered yet."""
         self._parallel: set[Hashable] = set()
         """Servers that have answered on one connection while another one, on which they
         had answered before, was open: who serves one at a time does not."""
@@ -86,10 +91,14 @@ class IdleConnections:
     def __len__(self) -> int:
         return sum(map(len, self._idle.values()))
 
-    def take(self, server: Hashable) -> Connection | None:
+    def take(self, server: Hashable, patience: float = math.inf) -> Connection | None:
         """A connection that `keep` was given for `server` and that is still open.
 
         Nothing waits in it that would be taken for the next answer.
+
+        Args:
+          patience: seconds until the caller has to have called `heard`. Else the
+            connection counts as dead: it is `silent`, and ends for whoever waits for it.
         """
         idle = self._idle.get(server)
         while idle:
@@ -97,9 +106,16 @@ class IdleConnections:
             wire = connection.wire
             if wire.is_quiet():
                 wire.resume()
+                connection.until = trio.current_time() + patience
+                self._asked.add(connection)
+                self._wake(connection.until)
                 return connection
             wire.close()
         return None
+
+    def heard(self, connection: Connection) -> None:
+        """It has answered, or nobody waits for that any more."""
+        self._asked.discard(connection)
 
     def keep(self, server: Hashable, connection: Connection, reuse: Reuse) -> None:
         """Keep an open connection for later, after a request on it was answered.
@@ -131,8 +147,12 @@ class IdleConnections:
             limit = max(limit, reuse.parallel_idle)
         connection.since = trio.current_time()
         connection.until = connection.since + limit
-        if connection.until < self._sweep.deadline:
-            self._sweep.deadline = connection.until
+        self._wake(connection.until)
+
+    def _wake(self, when: float) -> None:
+        """Have the sweep look at `when`, or before."""
+        if when < self._sweep.deadline:
+            self._sweep.deadline = when
 
     def drop_suspects(self, server: Hashable, since: float) -> None:
         """Close what has been idle since `since` or longer.
@@ -162,24 +182,33 @@ class IdleConnections:
         self.clear()
 
     async def expire(self) -> None:
-        """Close connections whose idle time is over, until cancelled.
+        """End what is idle or silent for too long, until cancelled.
 
         It wakes up when the first may be due, and not at all while nothing is kept.
         """
         while True:
             with trio.CancelScope() as self._sweep:
-                self._sweep.deadline = self._close_expired(trio.current_time())
+                now = trio.current_time()
+                self._sweep.deadline = min(self._end_silent(now), self._end_idle(now))
                 await trio.sleep_forever()
             for _ in range(LAST_CHANCES):
                 await trio.lowlevel.checkpoint()
 
-    def _close_expired(self, now: float) -> float:
+    def _end_idle(self, now: float) -> float:
         """Close what is due; returns when the next will be."""
         soon = now + SWEEP_SLACK
         for server, idle in self._idle.items():
             self._close(server, [c for c in idle if c.until <= soon])
         left = (c.until for idle in self._idle.values() for c in idle)
         return min(left, default=math.inf)
+
+    def _end_silent(self, now: float) -> float:
+        """Give up what has not answered; returns when the next has to have answered."""
+        for connection in [c for c in self._asked if c.until <= now]:
+            connection.silent = True
+            self._asked.discard(connection)
+            connection.wire.abandon()
+        return min((c.until for c in self._asked), default=math.inf)
 
     def _close(self, server: Hashable, connections: list[Connection]) -> None:
         for connection in connections:

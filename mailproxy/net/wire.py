@@ -203,6 +203,11 @@ class Wire:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_INTERVAL)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
 
+    def abandon(self) -> None:
+        """End the connection for whoever waits for it, as if the peer had closed it."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self.socket.shutdown(socket.SHUT_RDWR)
+
     def watch(self, handler: Handler) -> None:
         """Have the engine call `handler` instead of waking this wire; see `resume`."""
         self.engine.hand_over(self.socket.fileno(), handler)

@@ -22,7 +22,7 @@ from mailproxy.net.idle import (
 )
 from mailproxy.net.wire import PROBE_IDLE, PROBE_INTERVAL, PROBES, Wire
 from tests.memory import MemoryWire
-from tests.net.test_relay import tcp_pair
+from tests.net.test_relay import running, tcp_pair
 
 REUSE = Reuse(idle=10, requests=3)
 
@@ -102,6 +102,43 @@ async def test_one_that_is_over_and_not_yet_closed_is_used(
         await wait_all_tasks_blocked()
         assert [each and each.wire for each in taken] == [wire]
         assert not wire.closed
+
+
+async def test_one_that_does_not_answer_in_time_is_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with keeping() as idle:
+        silent, prompt = kept(idle), kept(idle)
+        first, second = idle.take("a", 2), idle.take("a", 3)
+        assert first is not None
+        assert second is not None
+        assert (first.wire, second.wire) == (prompt, silent)
+        await trio.sleep(1.9)
+        idle.heard(first)
+        assert not second.silent
+        assert await silent.receive_some() == b""
+        assert second.silent
+        assert not first.silent
+        await trio.sleep(50)
+        assert not prompt.ended
+
+
+async def test_one_that_is_dead_ends_for_a_task_that_waits() -> None:
+    """On the engine, with a real connection, and no other event that wakes it."""
+    async with running() as relay:
+        idle = IdleConnections()
+        ours, far = tcp_pair()
+        ours.setblocking(False)
+        idle.keep("a", Connection(Wire(relay.engine, ours)), REUSE)
+        taken = idle.take("a", 0.01)
+        assert taken is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(idle.expire)
+            assert await taken.wire.receive_some() == b""
+            nursery.cancel_scope.cancel()
+        assert taken.silent
+        taken.wire.close()
+        far.close()
 
 
 PARALLEL = Reuse(idle=1, parallel_idle=5, requests=9)

@@ -9,7 +9,6 @@ the request is made once.
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -115,15 +114,11 @@ def _secrets(settings: AuthHttpSettings, login: Login) -> tuple[bytes, ...]:
 
 
 class _NoAnswerError(Exception):
-    """The connection ended before an octet of the answer came."""
+    """The connection ended, or was given up, before an octet of the answer came."""
 
     def __init__(self, error: OSError | None = None) -> None:
         super().__init__()
         self.error = error
-
-
-class _SilenceError(_NoAnswerError):
-    """No octet of the answer came in time."""
 
 
 @dataclass(slots=True)
@@ -148,13 +143,14 @@ class _Question:
         server = url.family, url.sockaddr
         kept = None
         if self.settings.auth_http_keepalive is not None:
-            kept = network.idle.take(server)
+            limit = self.settings.auth_http_timeout / 2
+            kept = network.idle.take(server, min(SILENCE_LIMIT, limit))
         if kept is not None:
             try:
-                return await self._ask_on(kept, network, self._patience)
-            except _NoAnswerError as none:
+                return await self._ask_on(kept, network)
+            except _NoAnswerError:
                 network.idle.drop_suspects(server, kept.since)
-                if isinstance(none, _SilenceError):
+                if kept.silent:
                     self.log.warn(
                         "auth http server %s was silent on a kept connection, "
                         "asking again on a new one",
@@ -176,30 +172,20 @@ class _Question:
                 raise AuthError("recv() failed", error=none.error) from None
             raise Unusable("closed connection prematurely: ", b"", _WHOLE) from None
 
-    @property
-    def _patience(self) -> float:
-        """Seconds for the first octet on a kept connection."""
-        return min(SILENCE_LIMIT, self.settings.auth_http_timeout / 2)
-
-    async def _ask_on(
-        self, connection: Connection, network: Network, patience: float = math.inf
-    ) -> Answer:
+    async def _ask_on(self, connection: Connection, network: Network) -> Answer:
         """Ask on one connection; it is kept for others if its server allows, or closed.
 
-        Args:
-          patience: seconds for the first octet of the answer.
-
         Raises:
-          _NoAnswerError: it did not come.
+          _NoAnswerError: no octet of an answer came.
         """
         url, reuse = self.settings.auth_http, self.settings.auth_http_keepalive
         assert url is not None
         wire = connection.wire
         try:
-            with trio.move_on_after(patience):
+            try:
                 await self._begin(wire)
-            if not self.received:
-                raise _SilenceError
+            finally:
+                network.idle.heard(connection)
             answer = await self._finish(wire)
             if reuse is not None and answer.keep and 0 < answer.body <= BODY_LIMIT:
                 await _drop_body(wire, answer)
