@@ -33,7 +33,6 @@ IDLE_CONNECTIONS = 64
 SWEEP_SLACK = 0.002
 """Seconds by which an idle time may be cut short, so that connections that are due one
 after another are closed together."""
-
 LAST_CHANCES = 2
 """Rounds of tasks before connections that are due are closed: in the first the engine
 hands out what has arrived, in the second sessions ask. A worker that had to wait for a
@@ -139,7 +138,7 @@ class IdleConnections:
         if connection.answered == 1 and reuse.idle >= 1:
             wire.probe_peer()
         wire.watch(changed)
-        if idle:
+        if idle:  # and it has answered all the same: it serves several at once
             self._parallel.add(server)
         idle.append(connection)
         limit = reuse.idle
