@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import trio
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.net.dns import Resolver, ResolverSettings
+from mailproxy.net.engine import READABLE, Handler
+from mailproxy.net.idle import IdleConnections
 from mailproxy.net.network import Network
 from mailproxy.net.relay import Ended, Relay
 from mailproxy.net.wire import Wire
@@ -63,17 +65,24 @@ class MemoryWire(Wire):
         self.listener: Callable[[MemoryWire, bytes], None] | None = None
         self._news = news
         self._parking = trio.lowlevel.ParkingLot()
+        self._watcher: Handler | None = None
 
     def put(self, data: bytes) -> None:
         """Send to the proxy, as its peer."""
         self.incoming += data
-        self._parking.unpark_all()
+        self._changed()
 
     def finish(self, fault: int | None = None) -> None:
         """Close, as the peer."""
         self.ended = True
         self.fault = fault
-        self._parking.unpark_all()
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._watcher is not None:
+            self._watcher(READABLE)
+        else:
+            self._parking.unpark_all()
 
     def shake(self) -> None:
         """Do the peer's part of a handshake."""
@@ -120,11 +129,24 @@ class MemoryWire(Wire):
         self.tls = cast("ssl.SSLSocket", MemoryTls())
         self._news()
 
-    def resume(self) -> None:
+    def is_quiet(self) -> bool:
+        return not self.incoming and not self.ended
+
+    def probe_peer(self) -> None:
         pass
+
+    def abandon(self) -> None:
+        self.finish()
+
+    def watch(self, handler: Handler) -> None:
+        self._watcher = handler
+
+    def resume(self) -> None:
+        self._watcher = None
 
     def close(self, *, notify: bool = True) -> None:
         self.closed = True
+        self._watcher = None
         self._news()
 
 
@@ -182,12 +204,12 @@ class MemoryNetwork(Network):
 
     def __init__(self, auth: object, news: Callable[[], None] = lambda: None) -> None:
         self.relay = MemoryRelay()
+        self.idle = IdleConnections()
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
         self.known: Resolver | None = None
         self._auth = auth
         self._news = news
-        self._kept: dict[Hashable, list[Wire]] = {}
 
     def next_number(self) -> int:
         return 1
@@ -208,14 +230,5 @@ class MemoryNetwork(Network):
         self._news()
         return wire
 
-    def take_idle(self, key: Hashable) -> Wire | None:
-        kept = self._kept.get(key)
-        return kept.pop() if kept else None
-
-    def keep(self, key: Hashable, wire: Wire) -> None:
-        self._kept.setdefault(key, []).append(wire)
-
     def close(self) -> None:
-        for kept in self._kept.values():
-            for wire in kept:
-                wire.close()
+        self.idle.stop_keeping()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mailproxy.conf.directive import Scope, Settings, Value, directive
-from mailproxy.conf.syntax import ConfigError, Directive
+from mailproxy.conf.tree import ConfigError, Directive
 from mailproxy.conf.values import (
     HOUR,
     c_string,

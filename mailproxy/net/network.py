@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections import defaultdict
-from collections.abc import Hashable
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.net.dns import Resolver, ResolverSettings
-from mailproxy.net.engine import READABLE, Engine
+from mailproxy.net.engine import Engine
+from mailproxy.net.idle import IdleConnections
 from mailproxy.net.relay import Relay
 from mailproxy.net.wire import Wire
 
 _NOT_REACHED = frozenset(
     (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 )
-IDLE_CONNECTIONS = 64
-"""Connections to one auth server that a worker keeps open while nobody needs them."""
 
 
 def connect_level(error: OSError) -> str:
@@ -35,7 +32,7 @@ class Network:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.relay = Relay(engine)
-        self._idle: defaultdict[Hashable, list[Wire]] = defaultdict(list)
+        self.idle = IdleConnections()
         self._numbers = itertools.count(1)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
 
@@ -48,13 +45,7 @@ class Network:
 
     def make_room(self) -> bool:
         """Whether one more connection may be had; an idle one makes room for it."""
-        if not self.engine.full:
-            return True
-        for idle in self._idle.values():
-            if idle:
-                idle.pop(0).close()
-                return True
-        return False
+        return not self.engine.full or self.idle.evict()
 
     def connect(self, family: int, address: SocketAddress) -> Wire:
         """Begin to connect.
@@ -77,42 +68,7 @@ class Network:
             self._resolvers[key] = Resolver(settings, timeout)
         return self._resolvers[key]
 
-    def take_idle(self, key: Hashable) -> Wire | None:
-        """A connection that `keep` was given under `key` and that is still open.
-
-        Nothing waits in it that would be taken for the next answer.
-        """
-        idle = self._idle[key]
-        while idle:
-            wire = idle.pop()
-            if wire.is_quiet():
-                wire.resume()
-                return wire
-            wire.close()
-        return None
-
-    def keep(self, key: Hashable, wire: Wire) -> None:
-        """Keep an open connection for later; the last kept is the first taken.
-
-        One that the peer closes, or sends unasked bytes on, is thrown away at once.
-        """
-        idle = self._idle[key]
-        if len(idle) >= IDLE_CONNECTIONS:
-            wire.close()
-            return
-
-        def changed(events: int) -> None:
-            if events & READABLE:
-                idle.remove(wire)
-                wire.close()
-
-        idle.append(wire)
-        self.engine.hand_over(wire.socket.fileno(), changed)
-
     def close(self) -> None:
         """Close what is idle; the sessions have ended."""
-        for idle in self._idle.values():
-            for wire in idle:
-                wire.close()
-        self._idle.clear()
+        self.idle.stop_keeping()
         self.relay.close()

@@ -15,9 +15,16 @@ import socket
 import ssl
 
 from mailproxy.conf.addresses import SocketAddress
-from mailproxy.net.engine import READABLE, WRITABLE, Engine, Readiness
+from mailproxy.net.engine import READABLE, WRITABLE, Engine, Handler, Readiness
 
 _CHUNK = 16 * 1024
+
+PROBE_IDLE = 15
+"""Seconds of silence after which the kernel probes for an idle peer."""
+PROBE_INTERVAL = 5
+"""Seconds between probes."""
+PROBES = 3
+"""Probes without an answer that end the connection."""
 
 
 class Wire:
@@ -180,6 +187,28 @@ class Wire:
                 # What came behind the handshake is inside the TLS object by now.
                 self._readiness.readable = True
                 return
+
+    def probe_peer(self) -> None:
+        """Have the kernel find out whether an idle peer is still there (tcp(7)).
+
+        A connection that is dead ends within `PROBE_IDLE` and a few probes.
+        """
+        connection = self.socket
+        if connection.family == socket.AF_UNIX:
+            return
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_IDLE)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_INTERVAL)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+
+    def abandon(self) -> None:
+        """End the connection for whoever waits for it, as if the peer had closed it."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def watch(self, handler: Handler) -> None:
+        """Have the engine call `handler` instead of waking this wire; see `resume`."""
+        self.engine.hand_over(self.socket.fileno(), handler)
 
     def resume(self) -> None:
         """Have the engine wake this wire again, after somebody else was called."""

@@ -118,6 +118,7 @@ class Worker:
         for old in self._accepting:
             await old.over.wait()
         self._use(configuration, listeners, logs)
+        self._network.idle.clear()  # the new servers may ask somebody else
         for accepting in self._accepting:
             self._nursery.start_soon(self._serve, accepting)
 
@@ -138,6 +139,7 @@ class Worker:
         async with trio.open_nursery() as background:
             background.start_soon(engine.run)
             background.start_soon(self._network.relay.expire)
+            background.start_soon(self._network.idle.expire)
             background.start_soon(self._end_relayed_sessions)
             background.start_soon(self._take_signals)
             if self._orders is not None:
@@ -320,6 +322,7 @@ class Worker:
         for accepting in self._accepting:
             accepting.scope.cancel()
         self._told_to_leave.set()
+        self._network.idle.stop_keeping()
         if self._main.worker_shutdown_timeout:
             self._shutdown.deadline = (
                 trio.current_time() + self._main.worker_shutdown_timeout

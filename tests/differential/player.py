@@ -162,9 +162,9 @@ class Player:
         )
 
     def _request(self, data: bytes) -> bytes:
-        if (
-            self.stage.proxy == OURS
-        ):  # which asks to keep the connection; all else is equal
+        kept = "auth_http_keepalive off" not in self.script.directives(OURS)
+        if self.stage.proxy == OURS and kept:
+            # It asks to keep the connection; all else is equal.
             data = data.replace(b"Connection: keep-alive\r\n", b"", 1)
         return self.signs.put(data)
 

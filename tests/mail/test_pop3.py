@@ -518,7 +518,7 @@ def test_auth_server_must_know_the_password(dialogue: str, request_: str) -> Non
         A: OK
         S: -ERR internal server error
         S: ⟨close⟩
-        L: [error] auth http server 127.0.0.1:9000 did not send password while in http auth state, …, login: "u"
+        L: [error] auth http server 127.0.0.1:9000 did not send password: "HTTP/1.0 200 OK", wanted Auth-Pass, as the client sent no password while in http auth state, …, login: "u"
         """,
         ALL,
     )

@@ -525,7 +525,7 @@ def test_mail_forgets_the_login_of_an_earlier_attempt() -> None:
         {none(attempt=2)}
         A: NO
         S: 451 4.3.2 Internal server error
-        L: [error] auth http server 127.0.0.1:9000 did not send a decision while in http auth state, …
+        L: [error] auth http server 127.0.0.1:9000 did not send a decision: "HTTP/1.0 200 OK", wanted Auth-Status, or Auth-Server and Auth-Port with an HTTP status of 2xx while in http auth state, …
         """,
         OPEN,
     )

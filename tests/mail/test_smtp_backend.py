@@ -305,7 +305,7 @@ def test_auth_server_says_something_else(value: str) -> None:
         "",
         f"""
         {FAILED}
-        L: [error] auth http server 127.0.0.1:9000 sent invalid "Auth-SMTP":"{shown}" while in http auth state, …, login: "u"
+        L: [error] auth http server 127.0.0.1:9000 sent invalid "Auth-SMTP":"{shown}", wanted yes or no while in http auth state, …, login: "u"
         """,
         "",
         f"A| Auth-SMTP: {value}",

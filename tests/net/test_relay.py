@@ -15,6 +15,7 @@ import trio.testing
 import trustme
 
 from mailproxy.net.engine import Acceptor, Engine
+from mailproxy.net.idle import Connection, Reuse
 from mailproxy.net.network import Network
 from mailproxy.net.relay import PIPES, Ended, Relay
 from mailproxy.net.wire import Wire
@@ -383,13 +384,15 @@ async def test_an_idle_connection_is_thrown_away_when_its_server_closes() -> Non
         network = Network(relay.engine)
         (ours, peer), (second, far) = tcp_pair(), tcp_pair()
         for each in (ours, second):
-            network.keep("auth", Wire(relay.engine, each))
+            connection = Connection(Wire(relay.engine, each))
+            network.idle.keep("auth", connection, Reuse(idle=60, requests=2))
         far.close()
         await trio.testing.wait_all_tasks_blocked()
-        wire = network.take_idle("auth")
-        assert wire is not None
+        taken = network.idle.take("auth")
+        assert taken is not None
+        wire = taken.wire
         assert wire.socket is ours
-        assert network.take_idle("auth") is None
+        assert network.idle.take("auth") is None
         peer.sendall(b"answer")
         assert await wire.receive_some() == b"answer"
         wire.close()

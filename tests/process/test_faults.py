@@ -46,7 +46,8 @@ def test_no_descriptors_left_for_a_login(site: Site) -> None:
     """Who logs in is told that it is not their fault; nothing is left open."""
     with FakeImap() as backend, FakeAuth(granted(backend.port)) as auth:
         main = "worker_processes 1; worker_rlimit_nofile 24;"
-        site.configure(main=main, AUTH=auth.port)
+        server = "server { listen 127.0.0.1:PORT; protocol imap; }"
+        site.configure(f"auth_http_keepalive on; {server}", main=main, AUTH=auth.port)
         site.start()
         (worker,) = site.workers
 

@@ -9,8 +9,9 @@ import socket
 
 import pytest
 
-from mailproxy.mail.auth.exchange import parse
+from mailproxy.mail.auth.answer import parse
 from mailproxy.net.engine import Engine
+from mailproxy.net.idle import Connection, Reuse
 from mailproxy.net.network import Network
 from mailproxy.net.wire import Wire
 from tests.security.world import World, world
@@ -20,6 +21,7 @@ KEPT = b"Connection: keep-alive\r\nContent-Length: 0\r\n\r\n"
 EVIL = (
     b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n"
 )
+KEEPING = "protocol imap; auth_http_keepalive on;"
 
 
 async def ask(here: World, answer: bytes) -> None:
@@ -57,14 +59,14 @@ async def ask_anew(here: World) -> None:
     ],
 )
 async def test_by_what_follows_in_the_same_segment(answer: bytes) -> None:
-    async with world("protocol imap;") as here:
+    async with world(KEEPING) as here:
         await ask(here, answer)
         await ask_anew(here)
 
 
 async def test_by_what_follows_before_the_next_session() -> None:
     """It is in the kernel when the next session takes the connection."""
-    async with world("protocol imap;") as here:
+    async with world(KEEPING) as here:
         await ask(here, REFUSED + KEPT)
         await here.over()
         auth = here.peers[-1]
@@ -79,22 +81,23 @@ async def test_by_what_follows_before_the_next_session() -> None:
         await client.expect(b"a NO no\r\n")
 
 
-def test_by_what_the_engine_has_not_seen_yet() -> None:
+async def test_by_what_the_engine_has_not_seen_yet() -> None:
     """Tasks have their turn before the engine looks what has arrived."""
     engine = Engine()
     network = Network(engine)
     ours, auth = socket.socketpair()
     ours.setblocking(False)
-    network.keep("auth", Wire(engine, ours))
+    connection = Connection(Wire(engine, ours))
+    network.idle.keep("auth", connection, Reuse(idle=60, requests=2))
     with auth:
         auth.send(EVIL + KEPT)
-        assert network.take_idle("auth") is None
+        assert network.idle.take("auth") is None
     network.close()
     engine.close()
 
 
 async def test_by_what_follows_while_nobody_uses_the_connection() -> None:
-    async with world("protocol imap;") as here:
+    async with world(KEEPING) as here:
         await ask(here, REFUSED + KEPT)
         await here.over()
         auth = here.peers[-1]
@@ -104,7 +107,7 @@ async def test_by_what_follows_while_nobody_uses_the_connection() -> None:
 
 
 async def test_by_an_answer_that_came_too_late() -> None:
-    async with world("protocol imap; auth_http_timeout 50ms;") as here:
+    async with world(f"{KEEPING} auth_http_timeout 50ms;") as here:
         client = await here.connect()
         await client.send(b"a LOGIN u p\r\n")
         late = await here.auth()
@@ -115,7 +118,7 @@ async def test_by_an_answer_that_came_too_late() -> None:
 
 async def test_an_orderly_connection_is_kept() -> None:
     """What the other tests see is not that none is."""
-    async with world("protocol imap;") as here:
+    async with world(KEEPING) as here:
         await ask(here, REFUSED + KEPT)
         await here.over()
         auth = here.peers[-1]
@@ -129,5 +132,5 @@ async def test_an_orderly_connection_is_kept() -> None:
 
 def test_lines_that_fake_an_end_of_the_headers() -> None:
     """A value of a header cannot bring a line of its own."""
-    answer = parse(b"HTTP/1.1 200 OK\r\nX: a\0b\tAuth-Status: OK", "A")
+    answer = parse(b"HTTP/1.1 200 OK\r\nX: a\0b\tAuth-Status: OK")
     assert answer.statuses == []

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from mailproxy.errors import AuthError, BackendError
-from mailproxy.mail.auth.exchange import parse
+from mailproxy.mail.auth.answer import Unusable, parse
 from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.auth.source import Granted
 from mailproxy.mail.client import Client
@@ -194,7 +194,8 @@ def test_reprs() -> None:
     shown = [
         Login("plain", b"u", b"SECRET"),
         Granted(2, ("127.0.0.1", 1), "x", b"u", b"SECRET"),
-        parse(b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\nAuth-Pass: SECRET", "A"),
+        parse(b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\nAuth-Pass: SECRET"),
+        Unusable("sent invalid header: ", b"X_Y: SECRET", "something else"),
         TooLong(b"SECRET"),
         too_long_command(b"SECRET"),
         BackendError(

@@ -253,10 +253,8 @@ class World:
 
     def check(self) -> None:
         """Nothing is left of the sessions, and nobody found a bug."""
-        open_still = set(self.engine._handlers)  # noqa: SLF001 - what counts as a connection
-        for idle in self.network._idle.values():  # noqa: SLF001 - these may stay
-            open_still -= {wire.socket.fileno() for wire in idle}
-        assert not open_still
+        self.network.idle.clear()  # these may stay
+        assert not self.engine._handlers  # noqa: SLF001 - what counts as a connection
         assert not len(self.network.relay)
         bugs = [text for level, text in self.log.events if level in BUGS]
         assert not bugs, bugs
@@ -284,6 +282,7 @@ async def world(directives: str, *, limit: int = 1 << 30) -> AsyncIterator[World
             try:
                 nursery.start_soon(here.engine.run)
                 nursery.start_soon(here.network.relay.expire)
+                nursery.start_soon(here.network.idle.expire)
                 yield here
                 here.leave()
                 await here.over()

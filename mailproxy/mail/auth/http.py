@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
-from mailproxy.conf.tree import ConfigError, Directive
-from mailproxy.conf.values import MINUTE, duration, flag, pair
+from mailproxy.conf.tree import ConfigError, Directive, Word
+from mailproxy.conf.values import (
+    MINUTE,
+    c_string,
+    duration,
+    flag,
+    lower,
+    pair,
+    parse_milliseconds,
+    parse_number,
+)
 from mailproxy.mail.auth import exchange
+from mailproxy.net.idle import Reuse
 
 if TYPE_CHECKING:
     from mailproxy.mail.auth.source import Granted, Refused
@@ -62,6 +72,65 @@ def _parse_url(found: Directive, _: Scope) -> AuthUrl | None:
 url: Value[AuthUrl | None] = Value(_parse_url, "url", parameters=("unix:",))
 
 
+AUTO = Reuse(idle=0.02, parallel_idle=0.1, requests=100)
+"""Enough to be used again under load, too short to starve the other clients of a server
+that serves one connection at a time."""
+ON = Reuse(idle=MINUTE, requests=1000)
+
+
+def _parse_keepalive(found: Directive, _: Scope) -> Reuse | None:
+    mode, *parameters = found.args
+    known = {"off": None, "auto": AUTO, "on": ON}
+    name = lower(c_string(mode.value))
+    if name not in known:
+        raise ConfigError(
+            f'invalid value "{c_string(mode.value)}"',
+            mode,
+            "accepted are off, auto, on [idle=time] [requests=number]",
+        )
+    if name != "on" and parameters:
+        raise ConfigError(
+            f'invalid parameter "{parameters[0].value}"',
+            parameters[0],
+            f'"{name}" has no parameters; say: on {parameters[0].value}',
+        )
+    reuse = ON
+    seen = set()
+    for word in parameters:
+        parameter, changed = _parse_reuse(reuse, word)
+        if parameter in seen:
+            raise ConfigError(f'duplicate parameter "{word.value}"', word)
+        seen.add(parameter)
+        reuse = changed
+    return reuse if name == "on" else known[name]
+
+
+def _parse_reuse(reuse: Reuse, word: Word) -> tuple[str, Reuse]:
+    """The name of a parameter, and what it makes of `reuse`."""
+    name, _, value = word.value.partition("=")
+    try:
+        if name == "idle" and (idle := parse_milliseconds(value)):
+            return name, replace(reuse, idle=idle / 1000)
+        if name == "requests" and (requests := parse_number(value)):
+            return name, replace(reuse, requests=requests)
+    except ValueError:
+        pass  # the same error as for 0
+    raise ConfigError(
+        f'invalid parameter "{word.value}"',
+        word,
+        "parameters are idle=60s and requests=1000, both more than 0; "
+        "to keep no connections say: off",
+    )
+
+
+keepalive: Value[Reuse | None] = Value(
+    _parse_keepalive,
+    "off | auto | on [idle=time] [requests=number]",
+    most=3,
+    parameters=("off", "auto", "on", "idle=", "requests="),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AuthHttpSettings(Settings):
     """The auth server: who may log in, and where to."""
@@ -79,6 +148,14 @@ class AuthHttpSettings(Settings):
 
     auth_http_pass_client_cert: bool = directive(flag, default=False)
     """Whether requests carry the client's certificate, as Auth-SSL-Cert."""
+
+    auth_http_keepalive: Reuse | None = directive(
+        keepalive, default=AUTO, shown="auto", origin="mailproxy"
+    )
+    """How long a connection to the auth server is used again: for 20ms between two
+    requests (100ms once the server has shown that it serves several connections at once)
+    and 100 requests, or, with "on", for 60s and 1000 if not told otherwise. With "off",
+    each request has a connection of its own, and is nginx's to the byte."""
 
     @classmethod
     def applies(cls, block: Block, scope: Scope) -> bool:  # noqa: ARG003 # for all alike

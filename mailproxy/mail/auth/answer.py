@@ -1,0 +1,269 @@
+"""What the answer of an auth_http server means.
+
+It is HTTP as nginx reads it: the headers decide, and the body is dropped. The status
+code counts only where `Auth-Status` is missing: nginx lets a client in if it is told
+where to, whatever the code says. We want a code of success as well: a proxy's error
+page must not authenticate.
+
+What cannot be used is `Unusable`: what came, and what was wanted.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mailproxy.mail.auth.source import Granted, Refused
+from mailproxy.mail.protocol import FORBIDDEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mailproxy.mail.protocol import Login
+
+SHOWN_LIMIT = 256
+"""Octets of an answer that a log line shows."""
+
+_HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
+"""Header lines as nginx reads them; one without a colon is passed over."""
+_HEADER = re.compile(rb"^([A-Za-z0-9-]+):([^\r\n]*)", re.MULTILINE)
+_SUCCESS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? 2[0-9][0-9](?: |\Z)")
+_MUTE_STATUS = re.compile(rb"^auth-status\r?$", re.IGNORECASE | re.MULTILINE)
+"""A decision that somebody forgot to write down."""
+_SECRET = re.compile(
+    rb"pass|pwd|secret|token|key|cookie|credential|authorization", re.IGNORECASE
+)
+"""Behind these words may stand what the log must not show."""
+
+
+class Unusable(Exception):  # noqa: N818 - it is about the answer, as "Refused" is
+    """An answer that is no decision.
+
+    Attributes:
+      text: what is wrong, in nginx's words where it has some, up to the quote of
+        `came`: "sent invalid header in response: ".
+      came: the octets it is about, which may contain secrets; see `shown`.
+      wanted: what an answer has to have instead.
+    """
+
+    def __init__(self, text: str, came: bytes, wanted: str) -> None:
+        # The octets come from outside, and are not part of the text on purpose.
+        super().__init__(text)
+        self.text = text
+        self.came = came
+        self.wanted = wanted
+
+
+def shown(octets: bytes, secrets: Iterable[bytes]) -> bytes:
+    """A piece of an answer for the log: at most `SHOWN_LIMIT` octets, no secrets.
+
+    Args:
+      secrets: what may not be seen; an answer with one of them is not shown at all.
+    """
+    if any(secret and secret in octets for secret in secrets):
+        return b"..."
+    limit = SHOWN_LIMIT
+    found = _SECRET.search(octets, 0, limit)
+    if found is not None:
+        limit = found.end()
+    return octets if len(octets) <= limit else octets[:limit] + b"..."
+
+
+def first_line(octets: bytes) -> bytes:
+    """The first line, without its end."""
+    return octets.partition(b"\n")[0].removesuffix(b"\r")
+
+
+@dataclass(slots=True)
+class Answer:
+    """A response as far as it matters."""
+
+    statuses: list[bytes]
+    """Every value of Auth-Status."""
+    fields: dict[bytes, bytes] = field(repr=False)
+    """The other headers by lower-case name; of several, the last."""
+    header: bytes = field(repr=False)
+    """The whole of it, from the status line on."""
+    keep: bool
+    """Whether the connection can be used again, once `body` octets are read."""
+    body: int
+
+    @property
+    def puts_off(self) -> bool:
+        """Whether it says WAIT, and nothing that is a refusal."""
+        statuses = self.statuses
+        return b"WAIT" in statuses and {b"OK", b"WAIT"}.issuperset(statuses)
+
+    @property
+    def wait(self) -> int:
+        """Seconds to wait, from Auth-Wait."""
+        text = self.fields.get(b"auth-wait", b"")
+        return int(text[:9]) if text.isdigit() else 0
+
+    def unusable(self, text: str, wanted: str) -> Unusable:
+        """An exception that shows the first line."""
+        return Unusable(text, first_line(self.header), wanted)
+
+
+def parse(header: bytes) -> Answer:
+    """Read status line and headers, without the empty line that ends them.
+
+    Raises:
+      Unusable: nginx would not read them either.
+    """
+    framing, lines = b"", header
+    if header.startswith(b"HTTP/"):
+        framing, _, lines = header.partition(b"\n")
+        framing = framing.removesuffix(b"\r")
+        if b"\r" in framing:
+            raise Unusable(
+                "sent invalid response: ", framing, "a status line without CR in it"
+            )
+    if not _HEADERS.fullmatch(lines):
+        raise _bad_header(lines)
+    pairs = [
+        (name.lower(), value.strip(b" ")) for name, value in _HEADER.findall(lines)
+    ]
+    statuses = [value for name, value in pairs if name == b"auth-status"]
+    fields = dict(pairs)
+    length = fields.get(b"content-length", b"")
+    words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
+    lasting = (
+        b"close" not in words
+        if framing.startswith(b"HTTP/1.1 ")
+        else framing.startswith(b"HTTP/1.0 ") and b"keep-alive" in words
+    )
+    bodyless = framing[9:13] in (b"204 ", b"204", b"304 ", b"304")
+    known = length.isdigit() and b"transfer-encoding" not in fields
+    # Where two could read two lengths, what follows could be read as an answer to
+    # somebody else; and behind a 1xx there is another response to the same request.
+    clear = [name for name, _ in pairs].count(b"content-length") <= 1
+    return Answer(
+        statuses,
+        fields,
+        header,
+        keep=lasting and clear and framing[9:10] != b"1" and (known or bodyless),
+        body=int(length[:18]) if known and not bodyless else 0,
+    )
+
+
+def _bad_header(lines: bytes) -> Unusable:
+    """What is said about the first header line that cannot be read."""
+    good = _HEADERS.match(lines)
+    start = good.end() if good is not None else 0
+    line = first_line(lines[start:])
+    if line[:1] in (b" ", b"\t"):
+        # A folded line (RFC 9112, section 5.2) is a part of the value before it.
+        before = lines[:start].rstrip(b"\r\n").rpartition(b"\n")[2]
+        if _SECRET.search(before):
+            line = b" ..."
+    return Unusable(
+        "sent invalid header in response: ",
+        line,
+        'NAME: VALUE in one line, with letters, digits and "-" in NAME',
+    )
+
+
+def decide(answer: Answer, login: Login, *, needs_secret: bool) -> Granted | Refused:
+    """The decision in an answer that does not put it off.
+
+    Args:
+      needs_secret: the backend wants a password.
+
+    Raises:
+      Unusable: there is none.
+    """
+    failures = [s for s in answer.statuses if s not in (b"OK", b"WAIT")]
+    if b"" in failures or (not answer.statuses and not _lets_in(answer)):
+        # nginx takes silence for consent; a decision has to be one.
+        raise answer.unusable(
+            "did not send a decision: ",
+            "Auth-Status, or Auth-Server and Auth-Port with an HTTP status of 2xx",
+        )
+    if failures:
+        return Refused(
+            failures[-1].replace(b"\0", b""),
+            answer.wait,
+            answer.fields.get(b"auth-error-code", b"").replace(b"\0", b""),
+            answer.fields.get(b"auth-error-sasl", b"").replace(b"\0", b""),
+        )
+    return _granted(answer, login, needs_secret=needs_secret)
+
+
+def _lets_in(answer: Answer) -> bool:
+    """Whether an answer without Auth-Status is for `_granted` to look at.
+
+    It need not tell where to: about that nginx, too, complains.
+    """
+    fields = answer.fields
+    nowhere = not fields.get(b"auth-server") or not fields.get(b"auth-port")
+    if nowhere:
+        return True
+    good = _SUCCESS.match(first_line(answer.header))
+    return good is not None and not _MUTE_STATUS.search(answer.header)
+
+
+def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
+    """Where to go, from an answer that lets the client in.
+
+    Raises:
+      Unusable: the answer does not tell, or what it tells is not usable.
+    """
+    fields = answer.fields
+    host = fields.get(b"auth-server", b"")
+    port = fields.get(b"auth-port", b"")
+    if not host or not port:
+        missing = [] if answer.statuses else ["Auth-Status"]
+        missing += [] if host else ["Auth-Server"]
+        missing += [] if port else ["Auth-Port"]
+        raise answer.unusable(
+            "did not send server or port: ", f"{' and '.join(missing)} as well"
+        )
+    user = fields.get(b"auth-user", login.user)
+    secret = fields.get(b"auth-pass")
+    if secret is None and login.method not in ("apop", "cram-md5"):
+        secret = login.secret
+    if secret is None and needs_secret:
+        raise answer.unusable(
+            "did not send password: ", "Auth-Pass, as the client sent no password"
+        )
+    for name, value in ((b"Auth-User", user), (b"Auth-Pass", secret or b"")):
+        if not FORBIDDEN.isdisjoint(value):
+            raise Unusable(
+                "sent invalid user or password: ", name, "no CR, LF or NUL in it"
+            )
+    address = host.decode("latin-1")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.inet_pton(family, address)
+    except (OSError, ValueError):
+        raise Unusable(
+            "sent invalid server address:", host, "an IPv4 or IPv6 address, no name"
+        ) from None
+    number = int(port) if port.isdigit() and len(port) < 20 else 0
+    if not 1 <= number <= 65535:
+        raise Unusable("sent invalid server port:", port, "1 to 65535")
+    return Granted(
+        family,
+        (address, number),
+        f"{address}:{port.decode()}",
+        user,
+        secret,
+        None if needs_secret else _smtp_auth(fields),
+    )
+
+
+def _smtp_auth(fields: dict[bytes, bytes]) -> bool | None:
+    """Whether the SMTP backend wants AUTH, if the answer says so (`Auth-SMTP`).
+
+    Raises:
+      Unusable: it says something else than yes or no.
+    """
+    value = fields.get(b"auth-smtp", b"")
+    if not value:
+        return None
+    if value.lower() not in (b"yes", b"no"):
+        raise Unusable('sent invalid "Auth-SMTP":', value, "yes or no")
+    return value.lower() == b"yes"
