@@ -28,6 +28,8 @@ from mailproxy.conf.values import (
 )
 from mailproxy.log.directive import Address as LogAddress
 from mailproxy.log.directive import ErrorLog, parse_error_log
+from mailproxy.net.dns import ResolverSettings
+from mailproxy.net.dns_transport import ServerAddress
 
 BACKLOG = 511
 """nginx's default on Linux."""
@@ -74,18 +76,6 @@ class Listen:
     multipath: bool = False
     position: Position
     """Where the directive stands."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResolverSettings:
-    """The `resolver` directive."""
-
-    servers: tuple[Address, ...]
-    """At least one; asked in turn."""
-    valid: float | None = None
-    """Seconds for which answers are kept, instead of their own time."""
-    ipv4: bool = True
-    ipv6: bool = True
 
 
 class _Taken(set[tuple[int, SocketAddress]]):
@@ -238,7 +228,8 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
         raise ConfigError('"ipv4" and "ipv6" cannot both be "off"', found)
     if not servers:
         raise ConfigError("no name servers defined", found)
-    return ResolverSettings(servers=tuple(servers), valid=valid, **families)
+    addresses = (ServerAddress(at.family, at.sockaddr, at.text) for at in servers)
+    return ResolverSettings(servers=tuple(addresses), valid=valid, **families)
 
 
 def _system_servers(path: str, word: Word) -> list[Address]:

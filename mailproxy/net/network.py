@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 
 from mailproxy.net.dns import Resolver, ResolverSettings
+from mailproxy.net.dns_transport import Transport
 from mailproxy.net.engine import READABLE, Engine
 from mailproxy.net.relay import Relay
 from mailproxy.net.wire import SockAddress, Wire
@@ -26,7 +27,7 @@ def connect_level(error: OSError) -> str:
 
 
 class Network:
-    """The engine, the relay, and idle connections to auth servers.
+    """The engine, the relay, resolvers, and idle connections to auth servers.
 
     Tests derive a network of memory streams from it.
     """
@@ -36,6 +37,7 @@ class Network:
         self.relay = Relay(engine)
         self._idle: defaultdict[Hashable, list[Wire]] = defaultdict(list)
         self._numbers = itertools.count(1)
+        self._transport = Transport(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
 
     def next_number(self) -> int:
@@ -46,14 +48,17 @@ class Network:
         return next(self._numbers)
 
     def make_room(self) -> bool:
-        """Whether one more connection may be had; an idle one makes room for it."""
+        """Whether one more connection may be had; an idle one makes room for it.
+
+        That is a connection to an auth server, or else a socket for name servers.
+        """
         if not self.engine.full:
             return True
         for idle in self._idle.values():
             if idle:
                 idle.pop(0).close()
                 return True
-        return False
+        return self._transport.make_room()
 
     def connect(self, family: int, address: SockAddress) -> Wire:
         """Begin to connect.
@@ -73,7 +78,7 @@ class Network:
         """
         key = settings, timeout
         if key not in self._resolvers:
-            self._resolvers[key] = Resolver(settings, timeout)
+            self._resolvers[key] = Resolver(settings, timeout, self._transport.ask)
         return self._resolvers[key]
 
     def take_idle(self, key: Hashable) -> Wire | None:
@@ -114,4 +119,5 @@ class Network:
             for wire in idle:
                 wire.close()
         self._idle.clear()
+        self._transport.close()
         self.relay.close()
