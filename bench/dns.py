@@ -88,10 +88,7 @@ def _below(number: int) -> bytes:
 
 def _aliases() -> list[bytes]:
     names = [ASKED, *(b"\2%02d" % n + LONG[-99:] for n in range(8))]
-    chain = [
-        _record(owner, 5, target)
-        for owner, target in itertools.pairwise(names)
-    ]
+    chain = [_record(owner, 5, target) for owner, target in itertools.pairwise(names)]
     return [*[_record(b"\0", 16, b"")] * 90, *reversed(chain)]
 
 

@@ -17,7 +17,7 @@ from mailproxy.net.dns_messages import (
     read_answer,
     write_query,
 )
-from mailproxy.net.dns_transport import ServerAddress
+from mailproxy.net.dns_port import ServerAddress
 
 NEVER = "never"
 NUMBER = b"\x12\x34"

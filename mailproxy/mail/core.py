@@ -29,7 +29,7 @@ from mailproxy.conf.values import (
 from mailproxy.log.directive import Address as LogAddress
 from mailproxy.log.directive import ErrorLog, parse_error_log
 from mailproxy.net.dns import ResolverSettings
-from mailproxy.net.dns_transport import ServerAddress
+from mailproxy.net.dns_port import ServerAddress
 
 BACKLOG = 511
 """nginx's default on Linux."""

@@ -26,7 +26,7 @@ from mailproxy.net.dns_messages import (
     packed,
     reverse_question,
 )
-from mailproxy.net.dns_transport import ServerAddress
+from mailproxy.net.dns_port import ServerAddress
 
 TIMED_OUT = 110
 """The code of an answer that did not come in time."""

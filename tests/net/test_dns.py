@@ -21,7 +21,7 @@ from mailproxy.net.dns_messages import (
     Question,
     packed,
 )
-from mailproxy.net.dns_transport import ServerAddress
+from mailproxy.net.dns_port import ServerAddress
 from tests.name_servers import (
     FIRST,
     NEVER,

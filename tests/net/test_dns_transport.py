@@ -23,16 +23,14 @@ from mailproxy.net.dns_messages import (
     Question,
     forward_question,
 )
-from mailproxy.net.dns_transport import (
+from mailproxy.net.dns_port import (
     IN_A_ROW,
     MAX_STRAYS,
     PORT_AGE,
     PORT_QUERIES,
-    PORTS,
-    STREAMS,
     ServerAddress,
-    Transport,
 )
+from mailproxy.net.dns_transport import PORTS, STREAMS, Transport
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
 from tests.name_servers import Zone, resolver_settings, respond, server_address
@@ -408,6 +406,18 @@ class TestPorts:
             mock_clock.jump(1)
             await here.ask()
             assert len(sockets() - first) == len(first - sockets()) == 1
+
+    async def test_of_a_server_that_is_not_asked_any_more_are_closed(
+        self, mock_clock: MockClock
+    ) -> None:
+        async with served() as here, served() as other:
+            before = sockets()
+            await here.transport.ask(other.address, QUESTION)
+            old = sockets() - before
+            mock_clock.jump(PORT_AGE)
+            await here.ask()
+            assert len(old) == 1
+            assert not old & sockets()
 
     async def test_are_used_on_while_there_is_no_room_for_others(self) -> None:
         """A port where an answer is waited for cannot make room for its successor."""

@@ -24,7 +24,7 @@ from trio.testing import MockClock
 from mailproxy.mail.smtp import format_xclient
 from mailproxy.net.dns import Resolver
 from mailproxy.net.dns_messages import Answer, Question, read_answer, write_query
-from mailproxy.net.dns_transport import ServerAddress
+from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.proxy_protocol import (
     Endpoint,
     ProxyProtocolError,

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from mailproxy.mail.auth.exchange import HEADER_LIMIT
 from mailproxy.net.dns import CACHED, CACHED_VALUES, Resolver
 from mailproxy.net.dns_messages import Answer, Kind, Question
-from mailproxy.net.dns_transport import ServerAddress
+from mailproxy.net.dns_port import ServerAddress
 from tests.name_servers import resolver_settings
 from tests.play import load_server, parse
 from tests.security.acts import Act
