@@ -25,6 +25,7 @@ from mailproxy.net.dns_messages import (
 )
 from mailproxy.net.dns_port import (
     IN_A_ROW,
+    MAX_PENDING,
     MAX_STRAYS,
     PORT_AGE,
     PORT_QUERIES,
@@ -276,7 +277,18 @@ async def test_tcp_connections_are_few() -> None:
             for _ in range(5 * STREAMS):
                 nursery.start_soon(ask)
         assert answers == [ANSWER] * 5 * STREAMS
-        assert here.most_streams <= STREAMS
+
+
+async def test_tcp_connections_that_are_silent_are_few() -> None:
+    async with served(truncated, lambda _: None) as here:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5 * STREAMS):
+                nursery.start_soon(here.ask)
+            while here.streams < STREAMS:
+                await trio.lowlevel.checkpoint()
+            await wait_all_tasks_blocked(0.01)
+            assert here.most_streams == STREAMS
+            nursery.cancel_scope.cancel()
 
 
 async def test_silence_costs_a_few_sockets_and_leaving_leaves_nothing() -> None:
@@ -340,6 +352,25 @@ async def test_answers_find_who_asked() -> None:
     assert len({(query[:2], port) for query, port in waiting}) == 50
     numbers = [int.from_bytes(query[:2], "big") for query, _ in waiting]
     assert max(numbers) - min(numbers) > 1000
+
+
+async def test_questions_at_a_port_are_bounded_and_differ_in_number() -> None:
+    numbers = set()
+
+    def hold(query: bytes) -> list[bytes]:
+        numbers.add(query[:2])
+        return []
+
+    async with served(hold, limit=1) as here:
+        async with trio.open_nursery() as nursery:
+            for sent in range(64, MAX_PENDING + 1, 64):
+                for _ in range(64):
+                    nursery.start_soon(here.ask)
+                while len(numbers) < sent:
+                    await trio.lowlevel.checkpoint()
+            with pytest.raises(OSError, match="No buffer space"):
+                await here.ask()
+            nursery.cancel_scope.cancel()
 
 
 async def test_flood_has_to_wait_for_others() -> None:
