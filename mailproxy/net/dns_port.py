@@ -112,8 +112,11 @@ class Port:
         return len(self._pending) >= MAX_PENDING
 
     async def ask(self, question: Question) -> Answer:
-        """Raises:
-        OSError: the server, or the way to it, does not work.
+        """Ask, and wait for the answer.
+
+        Raises:
+          OSError: the server, or the way to it, does not work; ECONNABORTED: the port
+            was given up.
         """
         number = secrets.token_bytes(2)
         while number in self._pending:

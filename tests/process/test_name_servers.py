@@ -16,6 +16,37 @@ SPARE = 40
 few name servers, and those of two logins."""
 
 
+def test_answer_wakes_a_worker_whose_sessions_only_relay(site: Site) -> None:
+    smtp = free_port()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as names,
+        FakeImap() as backend,
+        FakeAuth(granted(backend.port)) as auth,
+    ):
+        names.bind(("127.0.0.1", 0))
+        names.settimeout(PATIENCE)
+        site.configure(
+            "server { listen 127.0.0.1:PORT; protocol imap; }"
+            "server { listen 127.0.0.1:SMTP; protocol smtp; resolver 127.0.0.1:NAMES; }",
+            main="worker_processes 1;",
+            AUTH=auth.port,
+            SMTP=smtp,
+            NAMES=names.getsockname()[1],
+        )
+        site.start()
+        with (
+            Client(site.port) as relayed,
+            socket.create_connection(("127.0.0.1", smtp), PATIENCE) as client,
+        ):
+            assert relayed.log_in().startswith(b"a OK")
+            query, worker = names.recvfrom(512)
+            relayed.ping()
+            names.sendto(query[:2] + b"\x81\x83" + query[4:], worker)
+            assert client.recv(100).startswith(b"220 ")
+        assert len(site.log("error")) == 1
+        site.wait_for_line("127.0.0.1 could not be resolved (3: Host not found)")
+
+
 def test_outage_of_dns_costs_other_protocols_nothing(site: Site) -> None:
     """Many SMTP clients wait for their names; IMAP logins go on as if they did not."""
     smtp = free_port()
