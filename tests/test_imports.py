@@ -1,6 +1,9 @@
 """The borders between the rooms: who may import whom, read from the source."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +77,29 @@ def test_only_session_and_modules_see_several_mail_modules() -> None:
                 if name[0] == "mail" and name[1:3] != ["auth", "source"]
             }
             assert len((seen | set(module)) & NGINX_MODULES) <= 1, path
+
+
+def foreign(path: Path) -> Iterator[str]:
+    """What a file imports that is neither Python's nor ours."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        for name in names:
+            top = name.partition(".")[0]
+            if top != "mailproxy" and top not in sys.stdlib_module_names:
+                yield top
+
+
+def test_product_needs_no_more_than_its_dependencies() -> None:
+    """What only tests need is not there where mailproxy is installed."""
+    text = (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")
+    dependencies = tomllib.loads(text)["project"]["dependencies"]
+    needed = {re.split("[^a-z]", each)[0] for each in dependencies}
+    of_trio = {"outcome"}  # a part of trio's interface for instruments and tasks
+    assert {name for path in FILES for name in foreign(path)} - of_trio == needed
 
 
 def test_every_room_is_in_the_table() -> None:

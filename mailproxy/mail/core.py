@@ -27,19 +27,9 @@ from mailproxy.log.directive import Address as LogAddress
 from mailproxy.log.directive import ErrorLog, parse_error_log
 from mailproxy.mail.listen import Listen, listen
 from mailproxy.mail.load_state import load_state
+from mailproxy.net.dns import ResolverSettings
+from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.listen_address import Keepalive
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResolverSettings:
-    """The `resolver` directive."""
-
-    servers: tuple[Address, ...]
-    """At least one; asked in turn."""
-    valid: float | None = None
-    """Seconds for which answers are kept, instead of their own time."""
-    ipv4: bool = True
-    ipv6: bool = True
 
 
 def _parse_protocol(found: Directive, scope: Scope) -> str:
@@ -82,7 +72,8 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
         raise ConfigError('"ipv4" and "ipv6" cannot both be "off"', found)
     if not servers:
         raise ConfigError("no name servers defined", found)
-    return ResolverSettings(servers=tuple(servers), valid=valid, **families)
+    addresses = (ServerAddress(at.family, at.sockaddr, at.text) for at in servers)
+    return ResolverSettings(servers=tuple(addresses), valid=valid, **families)
 
 
 def _system_servers(path: str, word: Word) -> list[Address]:

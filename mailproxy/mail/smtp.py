@@ -7,19 +7,19 @@ stand for a login: the auth source sees them, and they are said again to the bac
 
 from __future__ import annotations
 
-import importlib
 import re
 import resource
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from mailproxy.conf.directive import Block, Scope, directive
+from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, duration, size, words
 from mailproxy.errors import ClientError
 from mailproxy.mail import sasl, smtp_backend
+from mailproxy.mail.client_host import find_client_host
 from mailproxy.mail.protocol import (
     BadCommand,
     Envelope,
@@ -118,16 +118,6 @@ class SmtpSettings(MailProtocol):
     )
     """Mechanisms of AUTH; "none" lets clients through without."""
 
-    @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
-        """The settings of a server; what its resolver needs is there afterwards."""
-        given = block.find("resolver")
-        if given is not None and given.value is not None:
-            # dnspython takes its time: now, not while the first client waits for a
-            # worker, and once for all workers.
-            importlib.import_module("mailproxy.net.dns_messages")
-        return super().make(block, scope)
-
     certificate_error: ClassVar[bytes] = b"421 4.7.1 SSL certificate error\r\n"
     certificate_missing: ClassVar[bytes] = b"421 4.7.1 No required SSL certificate\r\n"
     internal_error: ClassVar[bytes] = b"451 4.3.2 Internal server error\r\n"
@@ -141,7 +131,7 @@ class SmtpSettings(MailProtocol):
         if core.resolver is not None:
             client.timer.stop()  # lookups have limits of their own
             resolver = client.network.resolver(core.resolver, core.resolver_timeout)
-            client.host = await resolver.client_host(client.context, client.log)
+            client.host = await find_client_host(resolver, client.context, client.log)
         if self.smtp_greeting_delay:
             client.timer.stop()
             await self._delay(client)

@@ -1,28 +1,35 @@
-"""The `resolver` directive: host names of SMTP clients.
+"""The resolver: names of addresses, addresses of names, and how long they are good.
 
-A name is believed if it leads back to the client's address (RFC 1912, section 2.1).
 The rest of the program asks name servers only while it reads its configuration.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import errno
 import itertools
 import math
-import re
-from collections.abc import Awaitable, Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from socket import SOCK_DGRAM, SOCK_STREAM
-from typing import NamedTuple, Protocol
 
 import trio
 
-from mailproxy.log import Logger, MailContext
+from mailproxy.net.dns_messages import (
+    MAX_ALIASES,
+    NOT_FOUND,
+    SERVER_FAILURE,
+    Answer,
+    IPAddress,
+    Kind,
+    Question,
+    forward_question,
+    packed,
+    reverse_question,
+)
+from mailproxy.net.dns_port import ServerAddress
 
-UNAVAILABLE = b"[UNAVAILABLE]"
-"""There is no name, or it is not the client's; as XCLIENT of Postfix has it."""
-TEMPUNAVAIL = b"[TEMPUNAVAIL]"
-"""Nobody could say."""
+TIMED_OUT = 110
+"""The code of an answer that did not come in time."""
 
 RESEND = 5.0
 """Seconds after which the next server is asked, too."""
@@ -34,124 +41,28 @@ name servers, who take a place for `resolver_timeout`, do not keep others waitin
 CACHED = 4096
 """Answers that one resolver keeps."""
 CACHED_VALUES = 64
-"""Values of an answer that is kept; an answer can have thousands, of a client's choice."""
-ALIASES = 8
-"""CNAMEs that are followed from answer to answer."""
+"""Values of an answer that is kept; how many there are is a client's choice."""
 
-NOT_FOUND = 3
-TIMED_OUT = 110
-_TEXTS = {
-    1: "Format error",
-    2: "Server failure",
-    3: "Host not found",
-    4: "Unimplemented",
-    5: "Operation refused",
-    110: "Operation timed out",
-}
+_NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""Why there is no socket: nothing is wrong with the server."""
 
 
-class Question(NamedTuple):
-    """What is asked."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolverSettings:
+    """The `resolver` directive."""
 
-    kind: str
-    """PTR, A or AAAA."""
-    name: str
-    """Absolute, as in master files: "mail.example.com."."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a name server says."""
-
-    code: int
-    """0, or an error: 2 server failure, 3 host not found …"""
-    values: tuple[bytes, ...] = ()
-    """Host names in lower case without the final dot, or addresses as text."""
-    ttl: int = 0
-    """Seconds for which it is good."""
-    alias: str = ""
-    """The name is another one for this, about which there is nothing yet."""
-    truncated: bool = False
-    """There is more than fits into a datagram."""
+    servers: tuple[ServerAddress, ...]
+    """At least one; asked in turn."""
+    valid: float | None = None
+    """Seconds for which answers are kept, instead of their own time."""
+    ipv4: bool = True
+    """Whether to ask for A records."""
+    ipv6: bool = True
+    """Whether to ask for AAAA records."""
 
 
-Accept = Callable[[bytes], Answer | None]
-"""Reads a message; None if it does not answer the question."""
-
-
-class NameServer(Protocol):
-    """A socket address."""
-
-    @property
-    def family(self) -> int:
-        """AF_INET or AF_INET6."""
-
-    @property
-    def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int] | str:
-        """What connect() takes."""
-
-
-class ResolverSettings(Protocol):
-    """The arguments of the `resolver` directive."""
-
-    @property
-    def servers(self) -> Sequence[NameServer]:
-        """At least one."""
-
-    @property
-    def valid(self) -> float | None:
-        """Seconds for which answers are kept, instead of their own time."""
-
-    @property
-    def ipv4(self) -> bool:
-        """Whether to ask for A records."""
-
-    @property
-    def ipv6(self) -> bool:
-        """Whether to ask for AAAA records."""
-
-
-Ask = Callable[[NameServer, bytes, Accept, bool], Awaitable[Answer]]
-"""Asks one server once, over TCP if the last argument says so; OSError: in vain."""
-
-
-async def ask(server: NameServer, query: bytes, accept: Accept, tcp: bool) -> Answer:
-    """Send a question and wait for its answer, from a port of its own.
-
-    A connected socket takes datagrams of that server only; what does not answer the
-    question is passed over, so that guessing takes the right port and number.
-
-    Raises:
-      OSError: the server cannot be reached, or closes the connection.
-    """
-    kind = SOCK_STREAM if tcp else SOCK_DGRAM
-    with trio.socket.socket(server.family, kind) as sock:
-        await sock.connect(server.sockaddr)
-        if tcp:
-            answer = accept(await _ask_stream(trio.SocketStream(sock), query))
-            if answer is None or answer.truncated:
-                raise ConnectionAbortedError("no answer to the question")
-            return answer
-        await sock.send(query)
-        while True:
-            answer = accept(await sock.recv(65535))
-            if answer is not None:
-                return answer
-
-
-async def _ask_stream(stream: trio.SocketStream, query: bytes) -> bytes:
-    """RFC 1035, section 4.2.2: a length goes before each message."""
-    try:
-        await stream.send_all(len(query).to_bytes(2, "big") + query)
-        data = b""
-        while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
-            more = await stream.receive_some()
-            if not more:
-                raise ConnectionAbortedError("closed before the end of an answer")
-            data += more
-    except trio.BrokenResourceError as error:
-        raise ConnectionAbortedError(str(error)) from error
-    return data[2 : 2 + int.from_bytes(data[:2], "big")]
+Ask = Callable[[ServerAddress, Question], Awaitable[Answer]]
+"""Asks one server once; see `Transport.ask`."""
 
 
 @dataclass
@@ -163,23 +74,13 @@ class _Lookup:
 
 
 class Resolver:
-    """Asks the name servers of one `resolver` directive and remembers the answers.
+    """Asks the name servers of one `resolver` directive and remembers the answers."""
 
-    It holds nothing open between lookups, so that workers may inherit it by fork.
-    """
-
-    def __init__(
-        self, settings: ResolverSettings, timeout: float, ask: Ask = ask
-    ) -> None:
+    def __init__(self, settings: ResolverSettings, timeout: float, ask: Ask) -> None:
         """Args:
         timeout: `resolver_timeout`, seconds for each lookup.
         ask: asks one server.
         """
-        # dnspython takes a while to import: here, before anybody forks or waits,
-        # and only where names are wanted.
-        from mailproxy.net import dns_messages
-
-        self._messages = dns_messages
         self._settings = settings
         self._timeout = timeout
         self._ask = ask
@@ -188,49 +89,34 @@ class Resolver:
         self._running: dict[Question, _Lookup] = {}
         self._cache: dict[Question, tuple[float, Answer]] = {}
 
-    async def client_host(self, context: MailContext, log: Logger) -> bytes:
-        """The name of the client, or `UNAVAILABLE` or `TEMPUNAVAIL`.
+    async def find_name(self, address: IPAddress) -> Answer:
+        """The host name of an address, as its owner has it: one value, or a code."""
+        question = reverse_question(address)
+        return await self._within_timeout(self._find(question))
+
+    async def find_addresses(self, name: bytes, wanted: IPAddress) -> Answer:
+        """Addresses of a name (see `packed`), or a code.
 
         Args:
-          context: says who the client is; its action is changed.
-          log: the logger of the session, bound to `context`.
+          name: `is_host_name` holds for it.
+          wanted: when this one is found, the others are not waited for.
         """
-        client = context.client
-        if client == "unix:":
-            return TEMPUNAVAIL
-        address = _address(client)
-        context.action = "in resolving client address"
-        question = self._messages.reverse_question(str(address))
-        answer = await self._within_timeout(self._find(question))
-        if answer.code:
-            log.error("%s could not be resolved (%s: %s)", client, *_reason(answer))
-            return _unknown(answer)
-        name = answer.values[0]
-        if not _is_host_name(name):
-            log.error('%s resolved to invalid host name "%s"', client, name)
-            return TEMPUNAVAIL
-        context.action = "in resolving client hostname"
-        answer = await self._within_timeout(self._addresses(name, address))
-        if answer.code:
-            log.error('"%s" could not be resolved (%s: %s)', name, *_reason(answer))
-            return _unknown(answer)
-        return name if _includes(answer, address) else UNAVAILABLE
+        return await self._within_timeout(self._find_addresses(name, packed(wanted)))
 
     async def _within_timeout(self, lookup: Awaitable[Answer]) -> Answer:
         with trio.move_on_after(self._timeout):
             return await lookup
         return Answer(TIMED_OUT)
 
-    async def _addresses(self, name: bytes, wanted: _Address) -> Answer:
-        """All addresses of a name, or as many as it takes to find the wanted one."""
-        kinds = {"A": self._settings.ipv4, "AAAA": self._settings.ipv6}
+    async def _find_addresses(self, name: bytes, wanted: bytes) -> Answer:
+        kinds = {Kind.A: self._settings.ipv4, Kind.AAAA: self._settings.ipv6}
         answers: list[Answer] = []
         async with trio.open_nursery() as nursery:
 
-            async def find(kind: str) -> None:
-                answer = await self._find(Question(kind, f"{name.decode()}."))
+            async def find(kind: Kind) -> None:
+                answer = await self._find(forward_question(kind, name))
                 answers.append(answer)
-                if _includes(answer, wanted):
+                if wanted in answer.values:
                     nursery.cancel_scope.cancel()
 
             for kind, on in kinds.items():
@@ -245,12 +131,10 @@ class Resolver:
 
     async def _find(self, question: Question) -> Answer:
         """An answer with values or with a code."""
-        for _ in range(ALIASES):
+        for _ in range(MAX_ALIASES):
             answer = await self._look_up(question)
             if answer.code or answer.values:
                 return answer
-            if not answer.alias or question.kind == "PTR":
-                break
             question = Question(question.kind, answer.alias)
         return Answer(NOT_FOUND)
 
@@ -287,65 +171,41 @@ class Resolver:
         self._cache[question] = trio.current_time() + seconds, answer
 
     async def _exchange(self, question: Question) -> Answer:
-        """Ask one server after the other until one answers."""
-        query, accept = self._messages.make_query(question)
-        send, receive = trio.open_memory_channel[Answer | None](math.inf)
+        """Ask one server after the other until one answers.
 
-        async def try_server(server: NameServer) -> None:
-            answer = None
-            with trio.move_on_after(PATIENCE):
-                try:
-                    answer = await self._ask(server, query, accept, False)
-                    if answer.truncated:
-                        answer = await self._ask(server, query, accept, True)
-                except OSError:
-                    answer = None
-            send.send_nowait(answer)
+        Without room for a single socket that is a server failure.
+        """
+        send, receive = trio.open_memory_channel[Answer | OSError](math.inf)
+
+        async def try_server(server: ServerAddress) -> None:
+            send.send_nowait(await self._try(server, question))
 
         servers = self._settings.servers
         first = next(self._turn)
-        failed = 0
+        failed = without_room = 0
         async with trio.open_nursery() as nursery:
             for turn in itertools.count(first):
                 nursery.start_soon(try_server, servers[turn % len(servers)])
                 with trio.move_on_after(RESEND):
                     while True:
-                        answer = await receive.receive()
-                        if answer is not None:
+                        result = await receive.receive()
+                        if isinstance(result, Answer):
                             nursery.cancel_scope.cancel()
-                            return answer
+                            return result
+                        without_room += result.errno in _NO_ROOM
+                        if without_room == len(servers):
+                            nursery.cancel_scope.cancel()
+                            return Answer(SERVER_FAILURE)
                         failed += 1
                         if failed < len(servers):
                             break  # ask the next one at once, but each only once
         raise AssertionError("the servers never run out")
 
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def _address(text: str) -> _Address:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return address.ipv4_mapped
-    return address
-
-
-def _includes(answer: Answer, wanted: _Address) -> bool:
-    return any(_address(value.decode("ascii")) == wanted for value in answer.values)
-
-
-def _is_host_name(name: bytes) -> bool:
-    """A name that may stand in a header or a command, and can be asked for."""
-    return (
-        re.fullmatch(rb"[A-Za-z0-9.-]+", name) is not None
-        and len(name) <= 253
-        and all(0 < len(label) <= 63 for label in name.split(b"."))
-    )
-
-
-def _reason(answer: Answer) -> tuple[int, str]:
-    return answer.code, _TEXTS.get(answer.code, "Unknown error")
-
-
-def _unknown(answer: Answer) -> bytes:
-    return UNAVAILABLE if answer.code == NOT_FOUND else TEMPUNAVAIL
+    async def _try(self, server: ServerAddress, question: Question) -> Answer | OSError:
+        """The answer of one server, or why there is none."""
+        with trio.move_on_after(PATIENCE):
+            try:
+                return await self._ask(server, question)
+            except OSError as error:
+                return error
+        return TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))

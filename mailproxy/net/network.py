@@ -7,6 +7,7 @@ import itertools
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.net.dns import Resolver, ResolverSettings
+from mailproxy.net.dns_transport import Transport
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.relay import Relay
@@ -24,7 +25,7 @@ def connect_level(error: OSError) -> str:
 
 
 class Network:
-    """The engine, the relay, and idle connections to auth servers.
+    """The engine, the relay, resolvers, and idle connections to auth servers.
 
     Tests derive a network of memory streams from it.
     """
@@ -34,6 +35,7 @@ class Network:
         self.relay = Relay(engine)
         self.idle = IdleConnections()
         self._numbers = itertools.count(1)
+        self._transport = Transport(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
 
     def next_number(self) -> int:
@@ -44,8 +46,11 @@ class Network:
         return next(self._numbers)
 
     def make_room(self) -> bool:
-        """Whether one more connection may be had; an idle one makes room for it."""
-        return not self.engine.full or self.idle.evict()
+        """Whether one more connection may be had; an idle one makes room for it.
+
+        That is a connection to an auth server, or else a socket for name servers.
+        """
+        return not self.engine.full or self.idle.evict() or self._transport.make_room()
 
     def connect(self, family: int, address: SocketAddress) -> Wire:
         """Begin to connect.
@@ -65,10 +70,11 @@ class Network:
         """
         key = settings, timeout
         if key not in self._resolvers:
-            self._resolvers[key] = Resolver(settings, timeout)
+            self._resolvers[key] = Resolver(settings, timeout, self._transport.ask)
         return self._resolvers[key]
 
     def close(self) -> None:
         """Close what is idle; the sessions have ended."""
         self.idle.stop_keeping()
+        self._transport.close()
         self.relay.close()

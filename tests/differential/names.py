@@ -13,7 +13,8 @@ import trio
 class Names:
     """Answers from a table of `NAME TYPE VALUE`; what is not in it does not exist.
 
-    A value may be the name of a return code (`SERVFAIL`), `empty` or `silent`.
+    A value may be the name of a return code (`SERVFAIL`), `empty`, `silent`, or a
+    record of another type, which is named (`TXT hello`).
     """
 
     def __init__(self, table: list[str]) -> None:
@@ -51,6 +52,8 @@ class Names:
         elif known[0].isupper():
             answer.set_rcode(dns.rcode.from_text(known[0]))
         elif known != ["empty"]:
+            if " " in known[0]:
+                kind, *known = known[0].split(" ", 1)
             answer.answer.append(
                 dns.rrset.from_text(question.name, 60, "IN", kind, *known)
             )

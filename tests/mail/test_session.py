@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mailproxy.conf.addresses import SocketAddress
-from mailproxy.log import Logger, MailContext
 from mailproxy.net.dns import Resolver
+from mailproxy.net.dns_messages import NOT_FOUND, Answer, IPAddress, packed
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemoryWire
 from tests.play import Stage, answer, load_server, play
@@ -534,16 +534,18 @@ def test_client_that_leaves_instead_of_a_handshake() -> None:
 
 
 class OneName(Resolver):
-    """A resolver that knows one answer, after a while."""
+    """A resolver that knows one name, or none, after a while."""
 
     def __init__(self, name: bytes, seconds: float) -> None:
         self.name = name
         self.seconds = seconds
 
-    async def client_host(self, context: MailContext, log: Logger) -> bytes:
-        context.action = "in resolving client hostname"
+    async def find_name(self, address: IPAddress) -> Answer:
         await trio.sleep(self.seconds)
-        return self.name
+        return Answer(0, (self.name,)) if self.name else Answer(NOT_FOUND)
+
+    async def find_addresses(self, name: bytes, wanted: IPAddress) -> Answer:
+        return Answer(0, (packed(wanted),))
 
 
 @pytest.mark.proves("resolver")
@@ -576,7 +578,7 @@ def test_name_of_the_client_is_told() -> None:
 
 def test_greeting_is_delayed_after_the_name_is_known() -> None:
     directives = "protocol smtp; resolver 127.0.0.1; smtp_greeting_delay 2s;"
-    resolver = OneName(b"[UNAVAILABLE]", 3)
+    resolver = OneName(b"", 3)
     play("S: 220 mx.test ESMTP ready\nat 5", directives, resolver=resolver)
     play(
         """

@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from trio.testing import MockClock
 
-from mailproxy.mail.core import ResolverSettings
 from mailproxy.mail.smtp_backend import format_xclient
-from mailproxy.net.dns import Accept, Answer, NameServer, Resolver
+from mailproxy.net.dns import Resolver
+from mailproxy.net.dns_messages import Answer, Question, read_answer, write_query
+from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.proxy_protocol import (
     Endpoint,
     ProxyProtocolError,
@@ -68,10 +69,8 @@ def header_lines(request: bytes) -> list[bytes]:
 def resolver_of(label: bytes) -> Resolver:
     """A resolver for which every client is called `label`.example.com."""
 
-    async def ask(
-        server: NameServer, query: bytes, accept: Accept, tcp: bool
-    ) -> Answer:
-        question = dns.message.from_wire(query)
+    async def ask(server: ServerAddress, asked: Question) -> Answer:
+        question = dns.message.from_wire(write_query(b"id", asked))
         response = dns.message.make_response(question)
         name = question.question[0].name
         if question.question[0].rdtype == dns.rdatatype.PTR:
@@ -79,16 +78,16 @@ def resolver_of(label: bytes) -> Resolver:
             response.answer.append(
                 dns.rrset.from_text(name, 60, "IN", "PTR", target.to_text())
             )
-        else:
+        elif question.question[0].rdtype == dns.rdatatype.A:
             response.answer.append(
                 dns.rrset.from_text(name, 60, "IN", "A", "127.0.0.1")
             )
-        answer = accept(response.to_wire())
+        answer = read_answer(asked, response.to_wire())
         assert answer is not None
         return answer
 
     settings = load_server("protocol smtp; resolver 127.0.0.1;").core.resolver
-    assert isinstance(settings, ResolverSettings)
+    assert settings is not None
     return Resolver(settings, 30.0, ask)
 
 

@@ -12,7 +12,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.net.dns import Answer, Resolver
+from mailproxy.net.dns import Resolver
+from mailproxy.net.dns_messages import Answer
 from tests.differential.notation import line_bytes
 from tests.play import load_server
 from tests.security.acts import DIALOGUES, Act, Dialogue, act_out

@@ -1,21 +1,16 @@
 """Memory that a peer can make us use: never more than the limits say."""
 
+from ipaddress import ip_address
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.log import MailContext
 from mailproxy.mail.auth.exchange import HEADER_LIMIT
-from mailproxy.mail.core import ResolverSettings
-from mailproxy.net.dns import (
-    CACHED,
-    CACHED_VALUES,
-    Accept,
-    Answer,
-    NameServer,
-    Resolver,
-)
-from tests.captured_log import CapturedLog
+from mailproxy.net.dns import CACHED, CACHED_VALUES, Resolver
+from mailproxy.net.dns_messages import Answer, Kind, Question
+from mailproxy.net.dns_port import ServerAddress
+from tests.name_servers import resolver_settings
 from tests.play import load_server, parse
 from tests.security.acts import Act
 
@@ -144,18 +139,14 @@ async def test_long_answers_of_name_servers_are_not_kept(values: int) -> None:
     """Whoever has a zone for their addresses chooses what is in it."""
     asked = 0
 
-    async def ask(
-        server: NameServer, query: bytes, accept: Accept, tcp: bool
-    ) -> Answer:
+    async def ask(server: ServerAddress, question: Question) -> Answer:
         nonlocal asked
         asked += 1
-        name = b"192.0.2.1" if b"\4mail" in query else b"mail.example.com"
-        return Answer(0, (name,) * values, ttl=60)
+        assert question.kind is Kind.A
+        return Answer(0, (b"\xc0\0\2\1",) * values, ttl=60)
 
-    settings = load_server("protocol smtp; resolver 127.0.0.1 ipv6=off;")
-    assert isinstance(settings.core.resolver, ResolverSettings)
-    resolver = Resolver(settings.core.resolver, 30.0, ask)
+    resolver = Resolver(resolver_settings(ipv6=False), 30.0, ask)
     for _ in range(2):
-        await resolver.client_host(MailContext(1, "192.0.2.1"), CapturedLog().log)
-    assert asked == (2 if values <= CACHED_VALUES else 4)  # the name, and its address
+        await resolver.find_addresses(b"mail.example.com", ip_address("192.0.2.2"))
+    assert asked == (1 if values <= CACHED_VALUES else 2)
     assert CACHED * CACHED_VALUES * 64 < 1 << 26
