@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import secrets
-import ssl
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -16,7 +15,7 @@ import trio
 
 from mailproxy.errors import ClientError, SessionError
 from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
-from mailproxy.net import openssl
+from mailproxy.net import faults, openssl
 from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
@@ -254,18 +253,8 @@ class Client:
         self.context.action = action
         try:
             await self.wire.start_tls(context)
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            raise ClientError("peer closed connection in SSL handshake") from None
-        except ssl.SSLError as error:
-            raise ClientError(
-                "SSL_do_handshake() failed (SSL: %s)",
-                openssl.error_text(error),
-                level=openssl.error_level(error),
-            ) from None
         except OSError as error:
-            raise ClientError(
-                "peer closed connection in SSL handshake", error=error
-            ) from None
+            raise faults.broken(ClientError, "handshake", error) from None
         if self.server.ssl.ssl_verify_client != "off":
             await self._check_certificate()
 
