@@ -179,9 +179,8 @@ class Client:
         try:
             line = await self.lines.read_line()
         except TooLong as too_long:
-            raise too_long_command(
-                b"..." if secret else redacted(too_long.received)
-            ) from None
+            shown = b"..." if secret else redacted(too_long.received)
+            raise too_long_command(self.server.protocol, shown) from None
         text = line[:-1].removesuffix(b"\r")
         if b"\r" in text:
             raise BadCommand(counted=True)

@@ -167,7 +167,7 @@ class _Reader:
         except TooLong as too_long:
             self._notice_tag(too_long.received)
             shown = b"..." if self._revealing else redacted(too_long.received)
-            raise too_long_command(shown) from None
+            raise too_long_command(self._client.server.protocol, shown) from None
         text = line[:-1].removesuffix(b"\r")
         if b"\r" in text:
             # nginx takes any number of CR behind the brace of a literal.
@@ -189,7 +189,9 @@ class _Reader:
         try:
             data = await self._client.lines.read_exactly(size, self._used)
         except TooLong:
-            raise too_long_command(b"...") from None
+            raise too_long_command(
+                self._client.server.protocol, b"...", self._used + size
+            ) from None
         self._used += size
         return data
 

@@ -196,7 +196,7 @@ def test_reprs() -> None:
         Granted(2, ("127.0.0.1", 1), "x", b"u", b"SECRET"),
         parse(b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\nAuth-Pass: SECRET", "A"),
         TooLong(b"SECRET"),
-        too_long_command(b"SECRET"),
+        too_long_command(load_server("protocol imap;").protocol, b"SECRET"),
         BackendError(
             'upstream sent invalid response: "%s"', b"SECRET", reply=b"SECRET"
         ),
