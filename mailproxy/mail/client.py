@@ -31,6 +31,10 @@ UNTRUSTED = frozenset((18, 19, 20, 21, 27))
 the certificate may be good, but nobody that we know vouches for it."""
 
 
+_LOGGED_FIELDS = (b"name", b"version", b"vendor", b"os", b"os-version")
+"""Fields of ID that the log shows (RFC 2971, section 3.3)."""
+
+
 class Timer:
     """The one timer of a session until its login, and what it means when it goes off.
 
@@ -97,6 +101,7 @@ class Client:
       helo: SMTP: what it called itself.
       esmtp: SMTP: its last greeting was EHLO.
       mail: SMTP: its MAIL command, if that is under way (`smtp_auth none`).
+      fields: IMAP: what it first called itself by ID, as (name, value); at most 30.
       attempts: how many logins it has tried.
       timer: limits what is going on.
     """
@@ -126,6 +131,7 @@ class Client:
         self.helo = b""
         self.esmtp = False
         self.mail = b""
+        self.fields: tuple[tuple[bytes, bytes | None], ...] = ()
         self.attempts = 0
         self.timer = Timer()
         self._errors = 0
@@ -214,6 +220,23 @@ class Client:
         if self._commands > self.server.core.max_commands:
             raise BadCommand("client sent too many commands", close=True)
 
+    def identify(self, fields: tuple[tuple[bytes, bytes | None], ...]) -> None:
+        """Keep what the client says of itself, and log what is of use in support.
+
+        Only the first word counts, so that a client cannot fill the log.
+
+        Args:
+          fields: names, of which no two are the same, and values.
+        """
+        if self.fields or not fields:
+            return
+        self.fields = fields
+        values = {name.lower(): value for name, value in fields}
+        shown = {name: values[name] for name in _LOGGED_FIELDS if values.get(name)}
+        if shown:
+            event = " ".join(f'{name.decode()}="%s"' for name in shown)
+            self.log.info(f"client id: {event}", *shown.values())
+
     async def answer_bad(self, bad: BadCommand, line: bytes) -> None:
         """Answer a bad command with `line`.
 
@@ -247,6 +270,7 @@ class Client:
         self.helo = b""
         self.esmtp = False
         self.mail = b""
+        self.fields = ()
         self.context.login = b""
         self.context.starttls = not self.listen.ssl
         self.context.action = action
