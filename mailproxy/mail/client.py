@@ -245,12 +245,12 @@ class Client:
         """
         if bad.event:
             self.log.info(bad.event, *bad.values)
+        self._errors += bad.counted
+        too_many = bad.counted and self._errors >= self.server.core.max_errors
+        if too_many:
+            self.log.info("client sent too many invalid commands")
         await self.send(line)
-        if bad.counted:
-            self._errors += 1
-            if self._errors >= self.server.core.max_errors:
-                raise ClientError("client sent too many invalid commands")
-        if bad.close:
+        if bad.close or too_many:
             raise ClientError
 
     async def start_tls(self, action: str) -> None:
@@ -290,11 +290,11 @@ class Client:
         code, text = openssl.verify_result(tls)
         if code and not (wanted == "optional_no_ca" and code in UNTRUSTED):
             openssl.remove_session(tls)
+            self.log.info("client SSL certificate verify error: (%s:%s)", code, text)
             await self.send(protocol.certificate_error)
-            raise ClientError(
-                "client SSL certificate verify error: (%s:%s)", code, text
-            )
+            raise ClientError
         if wanted == "on" and openssl.peer_certificate(tls) is None:
             openssl.remove_session(tls)
+            self.log.info("client sent no required SSL certificate")
             await self.send(protocol.certificate_missing)
-            raise ClientError("client sent no required SSL certificate")
+            raise ClientError
