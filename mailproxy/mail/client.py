@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import secrets
-import ssl
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -16,7 +15,7 @@ import trio
 
 from mailproxy.errors import ClientError, SessionError
 from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
-from mailproxy.net import openssl
+from mailproxy.net import faults, openssl
 from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
 UNTRUSTED = frozenset((18, 19, 20, 21, 27))
 """Results of OpenSSL's verification that `ssl_verify_client optional_no_ca` forgives:
 the certificate may be good, but nobody that we know vouches for it."""
+
+
+_LOGGED_FIELDS = (b"name", b"version", b"vendor", b"os", b"os-version")
+"""Fields of ID that the log shows (RFC 2971, section 3.3)."""
 
 
 class Timer:
@@ -98,6 +101,7 @@ class Client:
       helo: SMTP: what it called itself.
       esmtp: SMTP: its last greeting was EHLO.
       mail: SMTP: its MAIL command, if that is under way (`smtp_auth none`).
+      fields: IMAP: what it first called itself by ID, as (name, value); at most 30.
       attempts: how many logins it has tried.
       timer: limits what is going on.
     """
@@ -127,6 +131,7 @@ class Client:
         self.helo = b""
         self.esmtp = False
         self.mail = b""
+        self.fields: tuple[tuple[bytes, bytes | None], ...] = ()
         self.attempts = 0
         self.timer = Timer()
         self._errors = 0
@@ -180,9 +185,8 @@ class Client:
         try:
             line = await self.lines.read_line()
         except TooLong as too_long:
-            raise too_long_command(
-                b"..." if secret else redacted(too_long.received)
-            ) from None
+            shown = b"..." if secret else redacted(too_long.received)
+            raise too_long_command(self.server.protocol, shown) from None
         text = line[:-1].removesuffix(b"\r")
         if b"\r" in text:
             raise BadCommand(counted=True)
@@ -216,6 +220,23 @@ class Client:
         if self._commands > self.server.core.max_commands:
             raise BadCommand("client sent too many commands", close=True)
 
+    def identify(self, fields: tuple[tuple[bytes, bytes | None], ...]) -> None:
+        """Keep what the client says of itself, and log what is of use in support.
+
+        Only the first word counts, so that a client cannot fill the log.
+
+        Args:
+          fields: names, of which no two are the same, and values.
+        """
+        if self.fields or not fields:
+            return
+        self.fields = fields
+        values = {name.lower(): value for name, value in fields}
+        shown = {name: values[name] for name in _LOGGED_FIELDS if values.get(name)}
+        if shown:
+            event = " ".join(f'{name.decode()}="%s"' for name in shown)
+            self.log.info(f"client id: {event}", *shown.values())
+
     async def answer_bad(self, bad: BadCommand, line: bytes) -> None:
         """Answer a bad command with `line`.
 
@@ -224,12 +245,12 @@ class Client:
         """
         if bad.event:
             self.log.info(bad.event, *bad.values)
+        self._errors += bad.counted
+        too_many = bad.counted and self._errors >= self.server.core.max_errors
+        if too_many:
+            self.log.info("client sent too many invalid commands")
         await self.send(line)
-        if bad.counted:
-            self._errors += 1
-            if self._errors >= self.server.core.max_errors:
-                raise ClientError("client sent too many invalid commands")
-        if bad.close:
+        if bad.close or too_many:
             raise ClientError
 
     async def start_tls(self, action: str) -> None:
@@ -249,23 +270,14 @@ class Client:
         self.helo = b""
         self.esmtp = False
         self.mail = b""
+        self.fields = ()
         self.context.login = b""
         self.context.starttls = not self.listen.ssl
         self.context.action = action
         try:
             await self.wire.start_tls(context)
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            raise ClientError("peer closed connection in SSL handshake") from None
-        except ssl.SSLError as error:
-            raise ClientError(
-                "SSL_do_handshake() failed (SSL: %s)",
-                openssl.error_text(error),
-                level=openssl.error_level(error),
-            ) from None
         except OSError as error:
-            raise ClientError(
-                "peer closed connection in SSL handshake", error=error
-            ) from None
+            raise faults.broken(ClientError, "handshake", error) from None
         if self.server.ssl.ssl_verify_client != "off":
             await self._check_certificate()
 
@@ -278,11 +290,11 @@ class Client:
         code, text = openssl.verify_result(tls)
         if code and not (wanted == "optional_no_ca" and code in UNTRUSTED):
             openssl.remove_session(tls)
+            self.log.info("client SSL certificate verify error: (%s:%s)", code, text)
             await self.send(protocol.certificate_error)
-            raise ClientError(
-                "client SSL certificate verify error: (%s:%s)", code, text
-            )
+            raise ClientError
         if wanted == "on" and openssl.peer_certificate(tls) is None:
             openssl.remove_session(tls)
+            self.log.info("client sent no required SSL certificate")
             await self.send(protocol.certificate_missing)
-            raise ClientError("client sent no required SSL certificate")
+            raise ClientError

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, size, words
 from mailproxy.mail import sasl
+from mailproxy.mail.imap_commands import Reader
 from mailproxy.mail.protocol import (
     BadCommand,
     Login,
@@ -21,189 +22,12 @@ from mailproxy.mail.protocol import (
     early_reply,
     expect_line,
     invalid_reply,
-    redacted,
     send,
-    too_long_command,
 )
-from mailproxy.net.lines import TooLong
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
     from mailproxy.net.lines import LineStream
-
-MAX_ARGUMENTS = 3
-MAX_LITERAL = (1 << 64) // 10
-"""nginx refuses literals that could overflow its counter."""
-MAX_DIGITS = len(str(MAX_LITERAL))
-
-_TAG = re.compile(rb"[A-Za-z0-9._-]{1,32} +")
-_COMMAND = re.compile(rb"([A-Za-z]+)(?= |$)")
-_ARGUMENT = re.compile(
-    rb"""\ *(?: "(?P<quoted>(?:\\.|[^"\\])*)"
-            | \{(?P<size>[0-9]*)(?P<plus>\+?)\}$
-            | (?P<atom>[^ "{][^ ]*) )""",
-    re.VERBOSE | re.DOTALL,
-)
-_BLANK = re.compile(rb" *")
-_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """The announcement of a literal at the end of a line.
-
-    Attributes:
-      size: octets that follow.
-      wait: whether the client waits to be asked for them (no LITERAL+).
-    """
-
-    size: int
-    wait: bool
-
-
-def split_arguments(text: bytes, room: int) -> tuple[list[bytes], Literal | None]:
-    """The arguments in a part of a command, which is a line without its end.
-
-    Args:
-      room: how many arguments there may be, a literal among them.
-
-    Returns:
-      The arguments, and the literal that follows, if any.
-
-    Raises:
-      BadCommand: there are more, or the line is not well-formed.
-    """
-    arguments: list[bytes] = []
-    place = 0
-    while not _BLANK.fullmatch(text, place):
-        match = _ARGUMENT.match(text, place)
-        if match is None or len(arguments) == room:
-            raise BadCommand(counted=True)
-        place = match.end()
-        quoted, atom = match["quoted"], match["atom"]
-        if atom is not None:
-            arguments.append(atom)
-        elif quoted is not None:
-            arguments.append(_ESCAPED.sub(rb"\1", quoted))
-        else:
-            digits = match["size"].lstrip(b"0") or b"0"
-            # Python refuses to read thousands of digits.
-            if len(digits) > MAX_DIGITS or int(digits) > MAX_LITERAL:
-                raise BadCommand(counted=True)
-            size = int(digits)
-            return arguments, Literal(size, wait=not match["plus"])
-    return arguments, None
-
-
-class _Reader:
-    """Reads commands; all parts of one share the client's buffer."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._used = 0
-        self._revealing = False
-        self.tag = b"* "
-        """Tag of the present command with its space, as answers begin with it."""
-
-    async def read_command(self) -> tuple[bytes, list[bytes]]:
-        """The next command, in upper case, and its arguments.
-
-        Raises:
-          BadCommand: the line is not one.
-          ClientError: the client left.
-        """
-        self.tag = b"* "
-        self._used = 0
-        self._revealing = False
-        text = await self._read_text()
-        tag = _TAG.match(text)
-        if tag is None:
-            raise self._bad(text)
-        self.tag = tag[0].rstrip(b" ") + b" "
-        command = _COMMAND.match(text, tag.end())
-        if command is None or command[1].upper() not in _COMMANDS:
-            raise self._bad(text)
-        name = command[1].upper()
-        self._revealing = name in (b"LOGIN", b"AUTHENTICATE")
-        rest = text[command.end() :]
-        return name, await self._read_arguments(text, rest, MAX_ARGUMENTS)
-
-    async def ask(self, challenge: bytes) -> list[bytes]:
-        """Send a SASL challenge; returns the words of the answer.
-
-        Raises:
-          BadCommand: the answer is not a line of words.
-          ClientError: the client left.
-        """
-        await self._client.send(b"+ %s\r\n" % challenge)
-        self._revealing = True
-        text = await self._read_text()
-        # nginx takes the first word as it is; only behind it there may be literals.
-        first, _, more = text.partition(b" ")
-        return [first, *await self._read_arguments(text, more, MAX_ARGUMENTS - 1)]
-
-    async def _read_arguments(self, line: bytes, text: bytes, room: int) -> list[bytes]:
-        """All arguments that begin in `text`, the rest of `line`; at most `room`."""
-        arguments: list[bytes] = []
-        while True:
-            try:
-                more, literal = split_arguments(text, room - len(arguments))
-            except BadCommand:
-                raise self._bad(line) from None
-            arguments += more
-            if literal is None:
-                break
-            if literal.wait:
-                await self._client.send(b"+ OK\r\n")
-            arguments.append(await self._read_literal(literal.size))
-            line = text = await self._read_text()
-            if text and not text.startswith(b" "):
-                raise self._bad(line)
-        self._client.accepted()
-        return arguments
-
-    async def _read_text(self) -> bytes:
-        """A line without its end."""
-        try:
-            line = await self._client.lines.read_line(self._used)
-        except TooLong as too_long:
-            self._notice_tag(too_long.received)
-            shown = b"..." if self._revealing else redacted(too_long.received)
-            raise too_long_command(shown) from None
-        text = line[:-1].removesuffix(b"\r")
-        if b"\r" in text:
-            # nginx takes any number of CR behind the brace of a literal.
-            stripped = text.rstrip(b"\r")
-            if b"\r" in stripped or not stripped.endswith(b"}"):
-                self._notice_tag(text)
-                raise self._bad(text)
-            text = stripped
-        self._used += len(line)
-        return text
-
-    def _notice_tag(self, line: bytes) -> None:
-        """Have a bad line answered with its tag, if it is the first of a command."""
-        tag = None if self._used else _TAG.match(line)
-        if tag is not None:
-            self.tag = tag[0].rstrip(b" ") + b" "
-
-    async def _read_literal(self, size: int) -> bytes:
-        try:
-            data = await self._client.lines.read_exactly(size, self._used)
-        except TooLong:
-            raise too_long_command(b"...") from None
-        self._used += size
-        return data
-
-    @staticmethod
-    def _bad(line: bytes) -> BadCommand:
-        """What a bad line is answered with; unknown literal data may follow it."""
-        return BadCommand(counted=True, close=line.endswith(b"+}"))
-
-
-_COMMANDS = frozenset(
-    (b"NOOP", b"LOGIN", b"LOGOUT", b"STARTTLS", b"CAPABILITY", b"AUTHENTICATE")
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +66,7 @@ class ImapSettings(MailProtocol):
         await client.send(b"* OK IMAP4 ready\r\n")
 
     async def read_login(self, client: Client) -> Login | None:
-        reader = _Reader(client)
+        reader = Reader(client)
         while True:
             try:
                 name, arguments = await reader.read_command()
@@ -254,6 +78,11 @@ class ImapSettings(MailProtocol):
                             self._capabilities(client)
                             + reader.tag
                             + b"OK completed\r\n"
+                        )
+                    case b"ID":
+                        client.identify(reader.fields)
+                        await client.send(
+                            b"* ID NIL\r\n" + reader.tag + b"OK completed\r\n"
                         )
                     case b"LOGOUT":
                         await client.send(
@@ -297,7 +126,7 @@ class ImapSettings(MailProtocol):
         return b" ".join(words) + b"\r\n"
 
     async def challenge(self, client: Client, text: bytes) -> list[bytes]:
-        return await _Reader(client).ask(text)
+        return await Reader(client).ask(text)
 
     def invalid(self, login: Login) -> bytes:
         return login.tag + b"BAD invalid command\r\n"

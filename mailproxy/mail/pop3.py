@@ -7,12 +7,13 @@ backends. Clients may log in in many ways; backends see USER and PASS only.
 from __future__ import annotations
 
 import re
+import resource
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from mailproxy.conf.directive import Block, Scope, directive
-from mailproxy.conf.values import choices, words
+from mailproxy.conf.values import choices, size, words
 from mailproxy.mail import sasl
 from mailproxy.mail.protocol import (
     BadCommand,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from mailproxy.net.lines import LineStream
 
 MAX_ARGUMENTS = 3
-LINE_LIMIT = 4096
-"""Octets of a command (nginx: 128, which is too short for tokens and many passwords)."""
 
 _COMMAND = re.compile(rb"([A-Za-z]{4})(?: +|$)(.*)", re.DOTALL)
 _COMMANDS = frozenset(
@@ -67,6 +66,15 @@ class Pop3Settings(MailProtocol):
     name: ClassVar[str] = "pop3"
     ports: ClassVar[tuple[int, ...]] = (110, 995)
 
+    pop3_client_buffer: int = directive(
+        size,
+        default=resource.getpagesize(),
+        shown="4k | 8k",
+        origin="Zimbra's nginx",
+    )
+    """Bytes that one command may have; 128 in nginx, which is too short for tokens and
+    many passwords."""
+
     pop3_capabilities: tuple[bytes, ...] = directive(
         words, default=(b"TOP", b"USER", b"UIDL"), repeats="add"
     )
@@ -94,7 +102,10 @@ class Pop3Settings(MailProtocol):
     certificate_error: ClassVar[bytes] = b"-ERR SSL certificate error\r\n"
     certificate_missing: ClassVar[bytes] = b"-ERR No required SSL certificate\r\n"
     internal_error: ClassVar[bytes] = b"-ERR internal server error\r\n"
-    client_buffer: ClassVar[int] = LINE_LIMIT
+
+    @property
+    def client_buffer(self) -> int:
+        return self.pop3_client_buffer
 
     async def greet(self, client: Client) -> None:
         if self.pop3_auth.isdisjoint(("apop", "cram-md5")):

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 FORBIDDEN = frozenset(b"\r\n\0")
 """Octets that no user name and no password may have: they end a line or a string
 in one of the protocols that carry them on."""
+KIB = 1024
+USUAL_BUFFER = 4 * KIB
+"""Octets of the `*_client_buffer` that configurations without one have."""
+MAX_ADVICE = 64 * KIB
+"""The largest buffer that the log advises; what is longer is not a login."""
+MAX_SHOWN = 400
+"""Octets that the log shows of a command that is too long. Lines are cut at 2048, and
+each octet may become four; the advice behind it has to fit as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +187,28 @@ def redacted(command: bytes) -> bytes:
     return command if found is None else found[0] + b" ..."
 
 
-def too_long_command(shown: bytes) -> BadCommand:
-    """The buffer is full and the command is not complete; the session ends."""
-    return BadCommand('client sent too long command "%s"', shown, close=True)
+def too_long_command(
+    protocol: MailProtocol, shown: bytes, needed: int = 0
+) -> BadCommand:
+    """The buffer is full and the command is not complete; the session ends.
+
+    Tokens of OAuth may need a larger buffer than the usual one, so the log says which
+    directive has to be raised, and how far, up to `MAX_ADVICE`.
+
+    Args:
+      shown: what the log shows of the command.
+      needed: octets that the command is known to have; it may be more.
+    """
+    event = 'client sent too long command "%s"'
+    if len(shown) > MAX_SHOWN:
+        shown = shown[:MAX_SHOWN] + b"..."
+    advice = 1 << max(protocol.client_buffer, needed, USUAL_BUFFER).bit_length()
+    if advice > MAX_ADVICE:
+        return BadCommand(event, shown, close=True)
+    directive = f"{protocol.name}_client_buffer"
+    return BadCommand(
+        f"{event} (increase %s to %sk)", shown, directive, advice // KIB, close=True
+    )
 
 
 _REVEALING = re.compile(

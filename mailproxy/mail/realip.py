@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 from mailproxy.conf.addresses import Network, cidr
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
 from mailproxy.errors import ClientError
-from mailproxy.net import proxy_protocol
+from mailproxy.net import faults, proxy_protocol
 from mailproxy.net.proxy_protocol import ProxyProtocolError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def read_header(client: Client) -> None:
         try:
             data = await client.wire.peek(proxy_protocol.LIMIT, len(seen))
         except OSError as error:
-            raise ClientError("recv() failed", error=error) from None
+            raise faults.broken(ClientError, "recv", error) from None
         try:
             header = proxy_protocol.parse(data)
         except ProxyProtocolError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ssl
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,7 +12,7 @@ from mailproxy.mail import proxy, realip, sasl
 from mailproxy.mail.auth.source import Granted, Refused
 from mailproxy.mail.client import Client, timed_out
 from mailproxy.mail.protocol import BadCommand, Login
-from mailproxy.net import openssl
+from mailproxy.net import faults
 from mailproxy.net.lines import LineStream
 
 if TYPE_CHECKING:
@@ -64,9 +63,7 @@ async def run(
             _log_end(ended, context, log)
     except SessionError as error:
         notify = error.error is None or error.error.errno != errno.ETIMEDOUT
-        if error.event:
-            event = error.event + error.advice
-            log.log(error.level, event, *error.values, error=error.error)
+        _log_error(error, log)
     except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)
     finally:
@@ -80,14 +77,14 @@ async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | No
 
     Returns:
       The backend, what the client is to get first, and what the backend is to get
-      first; None when the client said goodbye or was refused.
+      first; None when the client said goodbye, was refused, or was told of a failure.
     """
     try:
         with client.timer:
             return await _serve(client, log)
     except (AuthError, BackendError) as error:
         await _fail(client, error)
-        raise
+        return None
 
 
 async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
@@ -204,7 +201,10 @@ async def _enter(
 
 
 async def _fail(client: Client, error: AuthError | BackendError) -> None:
-    """Tell the client that it is not its fault; the caller ends the session."""
+    """Log what failed, and tell the client that it is not its fault.
+
+    The caller ends the session.
+    """
     answer = client.server.protocol.internal_error
     if isinstance(error, BackendError):
         if error.action is not None:
@@ -212,11 +212,18 @@ async def _fail(client: Client, error: AuthError | BackendError) -> None:
         if error.reply and client.server.proxy.proxy_pass_error_message:
             error.level = "info"
             answer = error.reply
+    _log_error(error, client.log)
     try:
         with trio.move_on_after(client.server.core.timeout):
             await client.send(answer)
     except ClientError as left:
-        client.log.info(left.event, *left.values, error=left.error)
+        _log_error(left, client.log)
+
+
+def _log_error(error: SessionError, log: Logger) -> None:
+    if error.event:
+        event = error.event + error.advice
+        log.log(error.level, event, *error.values, error=error.error)
 
 
 def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:
@@ -224,14 +231,12 @@ def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:
     context.action = "proxying"
     if ended.error is not None:
         context.action = ended.action
-        verb = "recv" if ended.reason == "done" else "send"
-        level = "info" if ended.action.endswith("client") else "error"
-        if isinstance(ended.error, ssl.SSLError):
-            call = "SSL_read" if verb == "recv" else "SSL_write"
-            reason = openssl.error_text(ended.error)
-            log.log(level, f"{call}() failed (SSL: %s)", reason)
-        else:
-            log.log(level, f"{verb}() failed", error=ended.error)
+        found = faults.describe(
+            "recv" if ended.reason == "done" else "send",
+            ended.error,
+            "info" if ended.action.endswith("client") else "error",
+        )
+        log.log(found.level, found.event, *found.values, error=found.error)
     match ended.reason:
         case "done":
             context.action = None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Protocol
 
 from mailproxy.errors import SessionError
-from mailproxy.net import openssl
+from mailproxy.net import faults
 
 
 class Stream(Protocol):
@@ -117,7 +116,7 @@ class LineStream:
         try:
             data = await self.stream.receive_some(room)
         except OSError as error:
-            raise self._broken("recv", "SSL_read", error) from error
+            raise faults.broken(self.fault, "recv", error) from error
         if not data:
             raise self.fault(self.gone)
         self._buffer += data
@@ -131,16 +130,7 @@ class LineStream:
         try:
             await self.stream.send_all(data)
         except OSError as error:
-            raise self._broken("send", "SSL_write", error) from error
-
-    def _broken(self, call: str, tls_call: str, error: OSError) -> SessionError:
-        if isinstance(error, ssl.SSLError):
-            return self.fault(
-                f"{tls_call}() failed (SSL: %s)",
-                openssl.error_text(error),
-                level=openssl.error_level(error),
-            )
-        return self.fault(f"{call}() failed", error=error)
+            raise faults.broken(self.fault, "send", error) from error
 
     @property
     def buffered(self) -> bool:

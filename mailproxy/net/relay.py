@@ -32,6 +32,7 @@ from typing import Final, Literal
 import outcome
 import trio
 
+from mailproxy.net import faults
 from mailproxy.net.engine import HUNG_UP, READABLE, WRITABLE, Engine
 from mailproxy.net.wire import Wire
 
@@ -94,6 +95,7 @@ class _End:
 
     __slots__ = (
         "dry",
+        "failed",
         "fd",
         "hung_up",
         "in_pipe",
@@ -125,6 +127,8 @@ class _End:
         self.queued = False
         self.dry = False
         """The last read of TLS went on until OpenSSL would block."""
+        self.failed: OSError | None = None
+        """What TLS said behind bytes that had to go first; OpenSSL says it once."""
 
     def ready(self, events: int) -> None:
         """The engine's handler."""
@@ -216,6 +220,8 @@ class _End:
 
     def _receive_tls(self, view: memoryview) -> int:
         """Read records, many, until the buffer is full or OpenSSL has no more."""
+        if self.failed is not None:
+            raise self.failed
         size = 0
         self.dry = False
         for _ in range(RECORDS):
@@ -226,10 +232,11 @@ class _End:
                 if size:
                     return size
                 raise
-            except OSError:
-                if size:
-                    return size  # it will be said again by the next read
-                raise
+            except OSError as error:
+                if not size:
+                    raise
+                self.failed = error
+                return size
             size += got
             if not got or size == len(view):
                 break
@@ -311,11 +318,15 @@ class _Session:
 
     def end_of(self, end: _End, error: OSError | None) -> None:
         """`end` has no more bytes; nginx takes a broken connection for a closed one."""
+        if error is not None and end.tls and faults.is_end(error):
+            error = None
         action = f"proxying and reading from {end.name}"
         self.finish(outcome.Value(Ended("done", error, action)))
 
     def broken(self, end: _End, error: OSError) -> None:
         """Bytes cannot be written to `end`."""
+        if end.tls:
+            error = faults.under_tls(error)
         action = f"proxying and sending to {end.name}"
         self.finish(outcome.Value(Ended("broken", error, action)))
 

@@ -15,6 +15,7 @@ import socket
 import ssl
 
 from mailproxy.conf.addresses import SocketAddress
+from mailproxy.net import faults
 from mailproxy.net.engine import READABLE, WRITABLE, Engine, Handler, Readiness
 
 _CHUNK = 16 * 1024
@@ -70,7 +71,8 @@ class Wire:
         """What has arrived, at most `max_bytes` (16 KiB); b"" when the peer is done.
 
         Raises:
-          OSError: what recv() says, `ssl.SSLError` among it.
+          OSError: what recv() says, `ssl.SSLError` among it. In TLS, a connection
+            that broke has ended.
         """
         size = max_bytes or _CHUNK
         readiness = self._readiness
@@ -86,6 +88,10 @@ class Wire:
             except ssl.SSLWantWriteError:
                 await readiness.wait(WRITABLE)
                 continue
+            except OSError as error:
+                if self.tls is not None and faults.is_end(error):
+                    return b""
+                raise
             if len(data) < size and self.tls is None and not readiness.hung_up:
                 readiness.readable = False  # less than asked for was all (epoll(7))
             return data
@@ -138,7 +144,7 @@ class Wire:
         """Send everything, waiting for room where needed.
 
         Raises:
-          OSError: what send() says, `ssl.SSLError` among it.
+          OSError: what send() says, `ssl.SSLError` and `UnderTlsError` among it.
         """
         while data:
             try:
@@ -147,6 +153,10 @@ class Wire:
                 await self._readiness.wait(WRITABLE)
             except ssl.SSLWantReadError:
                 await self._readiness.wait(READABLE)
+            except OSError as error:
+                if self.tls is not None:
+                    raise faults.under_tls(error) from error
+                raise
             else:
                 if sent == len(data):
                     return

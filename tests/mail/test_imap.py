@@ -496,7 +496,7 @@ def test_command_may_fill_the_buffer() -> None:
         C: a NOOP {"x" * 56}
         S: a BAD invalid command
         S: ⟨close⟩
-        L: [info] client sent too long command "a NOOP {"x" * 56}\\x0D" while in auth state, …
+        L: [info] client sent too long command "a NOOP {"x" * 56}\\x0D" (increase imap_client_buffer to 8k) while in auth state, …
         """,
         "imap_client_buffer 64;",
     )
@@ -508,7 +508,7 @@ def test_too_long_command_is_logged_without_secrets() -> None:
         C: a LOGIN u {"x" * 64}
         S: a BAD invalid command
         S: ⟨close⟩
-        L: [info] client sent too long command "a LOGIN ..." while in auth state, …
+        L: [info] client sent too long command "a LOGIN ..." (increase imap_client_buffer to 8k) while in auth state, …
         """,
         "imap_client_buffer 64;",
     )
@@ -519,7 +519,7 @@ def test_too_long_command_is_logged_without_secrets() -> None:
         C: u {"x" * 64}
         S: a BAD invalid command
         S: ⟨close⟩
-        L: [info] client sent too long command "..." while in auth state, …
+        L: [info] client sent too long command "..." (increase imap_client_buffer to 8k) while in auth state, …
         """,
         "imap_client_buffer 64;",
     )
@@ -535,7 +535,7 @@ def test_continuation_lines_share_the_buffer_of_their_command() -> None:
         C: {"x" * 35}
         S: a BAD invalid command
         S: ⟨close⟩
-        L: [info] client sent too long command "..." while in auth state, …, login: "u"
+        L: [info] client sent too long command "..." (increase imap_client_buffer to 8k) while in auth state, …, login: "u"
         """,
         "imap_client_buffer 64;",
     )

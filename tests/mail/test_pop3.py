@@ -373,6 +373,21 @@ def test_lines_may_have_4096_octets() -> None:
     )
 
 
+@pytest.mark.proves("pop3_client_buffer")
+def test_command_may_fill_the_buffer() -> None:
+    pop3(
+        f"""
+        C: NOOP {"x" * 57}
+        S: +OK
+        C: NOOP {"x" * 58}
+        S: -ERR invalid command
+        S: ⟨close⟩
+        L: [info] client sent too long command "NOOP {"x" * 58}\\x0D" (increase pop3_client_buffer to 8k) while in auth state, …
+        """,
+        "pop3_client_buffer 64;",
+    )
+
+
 def test_long_passwords_and_tokens() -> None:
     pop3(f"C: USER u\nS: +OK\nC: PASS {'p' * 1000}\nQ: plain u {'p' * 1000}")
     response = "AHUA" + "cHBw" * 1000
@@ -390,7 +405,8 @@ def test_too_long_command_is_logged_without_secrets() -> None:
         level, text = stage.log.events[-1]
         assert level == "info"
         assert text.startswith(
-            f'client sent too long command "{shown}" while in auth state'
+            f'client sent too long command "{shown}" '
+            "(increase pop3_client_buffer to 8k) while in auth state"
         )
 
 

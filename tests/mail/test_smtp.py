@@ -297,7 +297,7 @@ def test_too_long_command() -> None:
         C: NOOP {"x" * 58}
         S: 500 5.5.1 Invalid command
         S: ⟨close⟩
-        L: [info] client sent too long command "NOOP {"x" * 58}\\x0D" while in auth state, …
+        L: [info] client sent too long command "NOOP {"x" * 58}\\x0D" (increase smtp_client_buffer to 8k) while in auth state, …
         """,
         "smtp_client_buffer 64;",
     )
@@ -306,7 +306,7 @@ def test_too_long_command() -> None:
         C: AUTH LOGIN {"x" * 64}
         S: 500 5.5.1 Invalid command
         S: ⟨close⟩
-        L: [info] client sent too long command "AUTH ..." while in auth state, …
+        L: [info] client sent too long command "AUTH ..." (increase smtp_client_buffer to 8k) while in auth state, …
         """,
         "smtp_client_buffer 64;",
     )

@@ -4,7 +4,9 @@ The session has to end, at once or by one of its timers; it closes everything, a
 finds nothing that it calls a bug.
 """
 
+import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -17,7 +19,7 @@ from mailproxy.net.dns_messages import Answer
 from tests.differential.notation import line_bytes
 from tests.play import load_server
 from tests.security.acts import DIALOGUES, Act, Dialogue, act_out
-from tests.security.world import Peer, World, world
+from tests.security.world import TLS, Peer, World, world
 
 EVERY = pytest.mark.parametrize("dialogue", DIALOGUES, ids=lambda each: each.name)
 
@@ -124,6 +126,41 @@ async def test_while_a_connect_is_pending(pending: str, how: str) -> None:
             leave(client, how)
             await here.over()
             assert any("timed out (110" in text for text in here.texts)
+
+
+async def test_why_it_had_to_leave_is_said_all_the_same() -> None:
+    """The log tells the reason before it tells that the client does not hear it."""
+    directives = f"listen 127.0.0.1:1143 ssl; protocol imap; {TLS}"
+    wanted = "ssl_verify_client on; ssl_client_certificate ⟨cert⟩;"
+    async with world(f"{directives} {wanted}") as here:
+        client = await here.connect()
+        await shake_hands_and_reset(client)
+        await here.over()
+        assert [text.split(" while ")[0] for text in here.texts] == [
+            "client sent no required SSL certificate",
+            "SSL_write() failed (104: Connection reset by peer)",
+        ]
+
+
+async def shake_hands_and_reset(client: Peer) -> None:
+    """End a TLS 1.3 handshake by a break, before the other side sees its end."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(received, sent)
+    done = False
+    while not done:
+        try:
+            tls.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            await client.send(sent.read())
+            received.write(await client.stream.receive_some())
+    assert tls.version() == "TLSv1.3"
+    # Nobody else runs between these two.
+    os.write(client.socket.fileno(), sent.read())
+    client.reset()
 
 
 @contextmanager

@@ -197,7 +197,7 @@ def test_reprs() -> None:
         parse(b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\nAuth-Pass: SECRET"),
         Unusable("sent invalid header: ", b"X_Y: SECRET", "something else"),
         TooLong(b"SECRET"),
-        too_long_command(b"SECRET"),
+        too_long_command(load_server("protocol imap;").protocol, b"SECRET"),
         BackendError(
             'upstream sent invalid response: "%s"', b"SECRET", reply=b"SECRET"
         ),

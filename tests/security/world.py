@@ -92,6 +92,7 @@ class Peer:
         name: str = "mx.test",
         certificate: Path | None = None,
         alpn: str = "",
+        version: ssl.TLSVersion | None = None,
     ) -> None:
         """The client's side of a handshake; any certificate is good.
 
@@ -99,10 +100,13 @@ class Peer:
           name: what the server is called.
           certificate: a file with the client's own, and its key.
           alpn: the protocol that the client wants to speak.
+          version: the one version of TLS that the client knows.
         """
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        if version is not None:
+            context.minimum_version = context.maximum_version = version
         if alpn:
             context.set_alpn_protocols([alpn])
         if certificate is not None:
@@ -115,6 +119,10 @@ class Peer:
 
     def close(self) -> None:
         self.socket.close()
+
+    def finish(self) -> None:
+        """Send no more: the other side gets a FIN."""
+        self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Break the connection: the other side gets an RST."""

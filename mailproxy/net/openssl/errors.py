@@ -15,6 +15,7 @@ __all__ = ["OpenSSLError", "error_level", "error_text", "failure"]
 _SHIFT = 23
 _REASON = (1 << _SHIFT) - 1
 _TXT_STRING = 2
+_LOAD_SSL_STRINGS = 0x00200000
 _LIBRARIES = {
     "RSA": 4, "DH": 5, "EVP": 6, "PEM": 9, "X509": 11, "ASN1": 13, "CRYPTO": 15,
     "EC": 16, "SSL": 20, "BIO": 32, "X509V3": 34, "RAND": 36,
@@ -90,6 +91,8 @@ def _code(error: ssl.SSLError) -> int:
 @functools.cache
 def _codes(library: int) -> dict[str, int]:
     """The errors of one part of OpenSSL, by their texts."""
+    # OpenSSL has its texts from its first context on, which may be yet to come.
+    c.OPENSSL_init_ssl(_LOAD_SSL_STRINGS, None)
     found: dict[str, int] = {}
     for reason in range(1, _MAX_REASON):
         code = library << _SHIFT | reason

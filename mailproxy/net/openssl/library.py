@@ -74,7 +74,7 @@ _SIGNATURES: dict[str, str] = dict(
     EVP_aes_128_cbc=P EVP_aes_256_cbc=P EVP_EncryptInit_ex=ippppp
     EVP_DecryptInit_ex=ippppp EVP_MAC_init=ippzp RAND_bytes=ipi
     ERR_clear_error=v ERR_peek_last_error=l ERR_get_error_all=lppppp
-    ERR_error_string_n=vlpz ERR_reason_error_string=Pl
+    ERR_error_string_n=vlpz ERR_reason_error_string=Pl OPENSSL_init_ssl=iop
     """,
     )
 )

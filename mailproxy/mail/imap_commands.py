@@ -1,0 +1,154 @@
+"""Reader: the commands of an IMAP client before its login (RFC 3501), with their literals."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from mailproxy.mail.imap_syntax import Field, Literal, parse_id, split_arguments
+from mailproxy.mail.protocol import BadCommand, redacted, too_long_command
+from mailproxy.net.lines import TooLong
+
+if TYPE_CHECKING:
+    from mailproxy.mail.client import Client
+
+MAX_ARGUMENTS = 3
+
+_TAG = re.compile(rb"[A-Za-z0-9._-]{1,32} +")
+_COMMAND = re.compile(rb"([A-Za-z]+)(?= |$)")
+_COMMANDS = frozenset(
+    (
+        *(b"NOOP", b"LOGIN", b"LOGOUT", b"STARTTLS", b"CAPABILITY", b"AUTHENTICATE"),
+        b"ID",
+    )
+)
+
+
+class Reader:
+    """Reads commands; all parts of one share the client's buffer."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._used = 0
+        self._revealing = False
+        self.tag = b"* "
+        """Tag of the present command with its space, as answers begin with it."""
+        self.fields: tuple[Field, ...] = ()
+        """What the present command says, if it is ID."""
+
+    async def read_command(self) -> tuple[bytes, list[bytes]]:
+        """The next command, in upper case, and its arguments; those of ID are `fields`.
+
+        Raises:
+          BadCommand: the line is not one.
+          ClientError: the client left.
+        """
+        self.tag = b"* "
+        self._used = 0
+        self._revealing = False
+        text = await self._read_text()
+        tag = _TAG.match(text)
+        if tag is None:
+            raise self._bad(text)
+        self.tag = tag[0].rstrip(b" ") + b" "
+        command = _COMMAND.match(text, tag.end())
+        if command is None or command[1].upper() not in _COMMANDS:
+            raise self._bad(text)
+        name = command[1].upper()
+        self._revealing = name in (b"LOGIN", b"AUTHENTICATE")
+        rest = text[command.end() :]
+        if name == b"ID":
+            self.fields = await self._read_id(text, rest)
+            return name, []
+        return name, await self._read_arguments(text, rest, MAX_ARGUMENTS)
+
+    async def ask(self, challenge: bytes) -> list[bytes]:
+        """Send a SASL challenge; returns the words of the answer.
+
+        Raises:
+          BadCommand: the answer is not a line of words.
+          ClientError: the client left.
+        """
+        await self._client.send(b"+ %s\r\n" % challenge)
+        self._revealing = True
+        text = await self._read_text()
+        # nginx takes the first word as it is; only behind it there may be literals.
+        first, _, more = text.partition(b" ")
+        return [first, *await self._read_arguments(text, more, MAX_ARGUMENTS - 1)]
+
+    async def _read_arguments(self, line: bytes, text: bytes, room: int) -> list[bytes]:
+        """All arguments that begin in `text`, the rest of `line`; at most `room`."""
+        arguments: list[bytes] = []
+        while True:
+            try:
+                more, literal = split_arguments(text, room - len(arguments))
+            except BadCommand:
+                raise self._bad(line) from None
+            arguments += more
+            if literal is None:
+                break
+            arguments.append(await self._ask_for_literal(literal))
+            line = text = await self._read_text()
+            if text and not text.startswith(b" "):
+                raise self._bad(line)
+        self._client.accepted()
+        return arguments
+
+    async def _read_id(self, line: bytes, text: bytes) -> tuple[Field, ...]:
+        """The fields of an ID command that begin in `text`, the rest of `line`."""
+        parts = [text]
+        while True:
+            try:
+                found = parse_id(parts)
+            except BadCommand:
+                raise self._bad(line) from None
+            if not isinstance(found, Literal):
+                self._client.accepted()
+                return found
+            data = await self._ask_for_literal(found)
+            line = await self._read_text()
+            parts += [data, line]
+
+    async def _read_text(self) -> bytes:
+        """A line without its end."""
+        try:
+            line = await self._client.lines.read_line(self._used)
+        except TooLong as too_long:
+            self._notice_tag(too_long.received)
+            shown = b"..." if self._revealing else redacted(too_long.received)
+            raise too_long_command(self._client.server.protocol, shown) from None
+        text = line[:-1].removesuffix(b"\r")
+        if b"\r" in text:
+            # nginx takes any number of CR behind the brace of a literal.
+            stripped = text.rstrip(b"\r")
+            if b"\r" in stripped or not stripped.endswith(b"}"):
+                self._notice_tag(text)
+                raise self._bad(text)
+            text = stripped
+        self._used += len(line)
+        return text
+
+    def _notice_tag(self, line: bytes) -> None:
+        """Have a bad line answered with its tag, if it is the first of a command."""
+        tag = None if self._used else _TAG.match(line)
+        if tag is not None:
+            self.tag = tag[0].rstrip(b" ") + b" "
+
+    async def _ask_for_literal(self, literal: Literal) -> bytes:
+        """The data of a literal; the client is asked for it if it waits for that."""
+        if literal.wait:
+            await self._client.send(b"+ OK\r\n")
+        size = literal.size
+        try:
+            data = await self._client.lines.read_exactly(size, self._used)
+        except TooLong:
+            raise too_long_command(
+                self._client.server.protocol, b"...", self._used + size
+            ) from None
+        self._used += size
+        return data
+
+    @staticmethod
+    def _bad(line: bytes) -> BadCommand:
+        """What a bad line is answered with; unknown literal data may follow it."""
+        return BadCommand(counted=True, close=line.endswith(b"+}"))

@@ -1,0 +1,167 @@
+"""The syntax of IMAP commands before the login: bytes in, values out (RFC 3501, RFC 2971).
+
+Arguments are read as nginx reads them, which is more than RFC 3501 allows. ID is none of
+nginx's commands, and is read by its RFC.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mailproxy.mail.protocol import BadCommand
+
+MAX_LITERAL = (1 << 64) // 10
+"""nginx refuses literals that could overflow its counter."""
+MAX_DIGITS = len(str(MAX_LITERAL))
+
+_ARGUMENT = re.compile(
+    rb"""\ *(?: "(?P<quoted>(?:\\.|[^"\\])*)"
+            | \{(?P<size>[0-9]*)(?P<plus>\+?)\}$
+            | (?P<atom>[^ "{][^ ]*) )""",
+    re.VERBOSE | re.DOTALL,
+)
+_BLANK = re.compile(rb" *")
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """The announcement of a literal at the end of a line.
+
+    Attributes:
+      size: octets that follow.
+      wait: whether the client waits to be asked for them (no LITERAL+).
+    """
+
+    size: int
+    wait: bool
+
+
+def split_arguments(text: bytes, room: int) -> tuple[list[bytes], Literal | None]:
+    """The arguments in a part of a command, which is a line without its end.
+
+    Args:
+      room: how many arguments there may be, a literal among them.
+
+    Returns:
+      The arguments, and the literal that follows, if any.
+
+    Raises:
+      BadCommand: there are more, or the line is not well-formed.
+    """
+    arguments: list[bytes] = []
+    place = 0
+    while not _BLANK.fullmatch(text, place):
+        match = _ARGUMENT.match(text, place)
+        if match is None or len(arguments) == room:
+            raise BadCommand(counted=True)
+        place = match.end()
+        quoted, atom = match["quoted"], match["atom"]
+        if atom is not None:
+            arguments.append(atom)
+        elif quoted is not None:
+            arguments.append(_ESCAPED.sub(rb"\1", quoted))
+        else:
+            digits = match["size"].lstrip(b"0") or b"0"
+            # Python refuses to read thousands of digits.
+            if len(digits) > MAX_DIGITS or int(digits) > MAX_LITERAL:
+                raise BadCommand(counted=True)
+            size = int(digits)
+            return arguments, Literal(size, wait=not match["plus"])
+    return arguments, None
+
+
+Field = tuple[bytes, bytes | None]
+"""A field of ID: its name as the client wrote it, and its value, which may be NIL."""
+
+MAX_FIELDS = 30
+MAX_FIELD_NAME = 30
+MAX_FIELD_VALUE = 1024
+"""Fields of an ID command, and octets of their names and values (RFC 2971, 3.3)."""
+
+_STRING = re.compile(
+    rb"""  "(?P<quoted>(?:\\["\\]|[^"\\\r\n\0])*)"
+         | (?P<nil>NIL)(?=[ )])
+         | \{0*(?P<size>[0-9]{1,4})(?P<plus>\+?)\}$""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def parse_id(parts: Sequence[bytes]) -> tuple[Field, ...] | Literal:
+    """The fields in the arguments of an ID command (RFC 2971, section 4).
+
+    NIL and an empty list have none. Beyond the RFC, octets from 128 on may stand in a
+    quoted string, because names in UTF-8 do so in practice.
+
+    Args:
+      parts: the line behind "ID", then by turns the data of a literal that it announced,
+        and the line behind that; lines are without their ends.
+
+    Returns:
+      The fields, or the literal that the last line ends with.
+
+    Raises:
+      BadCommand: it is not well-formed, or exceeds a limit of the RFC.
+    """
+    if len(parts) == 1 and parts[0].upper() == b" NIL":
+        return ()
+    first, *more = parts
+    if not first.startswith(b" ("):
+        raise BadCommand(counted=True)
+    strings: list[bytes | None] = []
+    literal = _take_strings(first[2:], strings)
+    for data, line in zip(more[::2], more[1::2], strict=True):
+        assert literal is not None, "a line follows a literal that was announced"
+        if b"\0" in data:
+            raise BadCommand(counted=True)
+        _add(strings, data)
+        literal = _take_strings(line, strings)
+    return literal or _paired(strings)
+
+
+def _take_strings(text: bytes, strings: list[bytes | None]) -> Literal | None:
+    """Add the strings of a line to `strings`; returns the literal at its end.
+
+    Raises:
+      BadCommand: the line is not well-formed.
+    """
+    while text != b")":
+        if strings:
+            space, text = text[:1], text[1:]
+            if space != b" ":
+                raise BadCommand(counted=True)
+        found = _STRING.match(text)
+        if found is None:
+            raise BadCommand(counted=True)
+        if found["size"] is not None:
+            _check_room(strings, int(found["size"]))
+            return Literal(int(found["size"]), wait=not found["plus"])
+        quoted = found["quoted"]
+        _add(strings, None if quoted is None else _ESCAPED.sub(rb"\1", quoted))
+        text = text[found.end() :]
+    return None
+
+
+def _add(strings: list[bytes | None], string: bytes | None) -> None:
+    """Add the name or the value of a field; names are no NIL."""
+    if string is None and len(strings) % 2 == 0:
+        raise BadCommand(counted=True)
+    _check_room(strings, len(string or b""))
+    strings.append(string)
+
+
+def _check_room(strings: list[bytes | None], size: int) -> None:
+    """Refuse a string of `size` octets that is too long, or one too many."""
+    limit = MAX_FIELD_VALUE if len(strings) % 2 else MAX_FIELD_NAME
+    if size > limit or len(strings) == 2 * MAX_FIELDS:
+        raise BadCommand(counted=True)
+
+
+def _paired(strings: list[bytes | None]) -> tuple[Field, ...]:
+    """Names and values, together; no name stands twice, in whatever case."""
+    names = [name for name in strings[::2] if name is not None]
+    if len(strings) % 2 or len({name.upper() for name in names}) < len(names):
+        raise BadCommand(counted=True)
+    return tuple(zip(names, strings[1::2], strict=True))

@@ -1,0 +1,107 @@
+"""Faults: what the log says of a connection that broke, and at which level.
+
+This is the one place that judges an `OSError` of a client's or backend's connection,
+in the dialogues and in the relay, as nginx does (ngx_connection_error,
+ngx_ssl_connection_error):
+
+    the peer left, or the network between     the peer's level: info for a client,
+                                              error for a backend
+    any other error of the system             alert: it is ours
+    TLS that the peer got wrong               the peer's level
+    any other error of OpenSSL                crit
+
+In TLS, `ssl` hides what the system said. Up to some 3.12 a connection that was reset is
+an `SSLEOFError` without number, or to a reader an ordinary end; later ones tell. nginx
+itself reads a reset in TLS as an end. So `is_end` and `under_tls` make the two alike:
+reading ends, and writing fails with `UnderTlsError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mailproxy.errors import SessionError
+from mailproxy.net.openssl import error_level, error_text
+
+Call = Literal["recv", "send", "handshake"]
+
+_LEFT: Final = frozenset((
+    errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ETIMEDOUT,
+    errno.ECONNREFUSED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+))  # fmt: skip
+"""What the system says of peers that are gone (nginx: ngx_connection_error)."""
+_TLS_CALL: Final = {
+    "recv": "SSL_read",
+    "send": "SSL_write",
+    "handshake": "SSL_do_handshake",
+}
+_NO_MORE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+class UnderTlsError(ConnectionError):
+    """The connection under TLS broke; `errno` is what the system said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What the log says of a broken connection.
+
+    Attributes:
+      event, values: the message, as the methods of a `Logger` take it.
+      error: the system error that the log shows behind it, if any.
+      level: nginx's name of the log level.
+    """
+
+    event: str
+    values: tuple[object, ...]
+    error: OSError | None
+    level: str
+
+
+def is_end(error: OSError) -> bool:
+    """Whether a read in TLS failed because the peer is gone, in whatever manner."""
+    if isinstance(error, ssl.SSLError):
+        return isinstance(error, (*_NO_MORE, ssl.SSLSyscallError))
+    return error.errno in _LEFT
+
+
+def under_tls(error: OSError) -> OSError:
+    """What a failed write in TLS is called: OpenSSL's error, or `UnderTlsError`."""
+    if isinstance(error, (*_NO_MORE, ssl.SSLSyscallError)):
+        # The number is lost; a connection that is written to breaks by a reset.
+        return UnderTlsError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    if isinstance(error, ssl.SSLError):
+        return error
+    return UnderTlsError(error.errno, error.strerror)
+
+
+def describe(call: Call, error: OSError, left: str) -> Fault:
+    """What the log says of an `error` of a `Wire` or of the relay.
+
+    Args:
+      call: what failed.
+      left: the level of a peer that left: "info" for clients, "error" for backends.
+    """
+    if call == "handshake" and isinstance(error, (*_NO_MORE, ssl.SSLSyscallError)):
+        return Fault("peer closed connection in SSL handshake", (), None, left)
+    if isinstance(error, ssl.SSLError):
+        level = left if error_level(error) == "info" else "crit"
+        event = f"{_TLS_CALL[call]}() failed (SSL: %s)"
+        return Fault(event, (error_text(error),), None, level)
+    level = left if error.errno in _LEFT else "alert"
+    if call == "handshake":
+        return Fault("peer closed connection in SSL handshake", (), error, level)
+    if isinstance(error, UnderTlsError):
+        return Fault(f"{_TLS_CALL[call]}() failed", (), error, level)
+    return Fault(f"{call}() failed", (), error, level)
+
+
+def broken(who: type[SessionError], call: Call, error: OSError) -> SessionError:
+    """The error of class `who` that ends the session; see `describe`."""
+    found = describe(call, error, who.level)
+    return who(found.event, *found.values, error=found.error, level=found.level)
