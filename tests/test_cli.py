@@ -43,6 +43,7 @@ def run(
 
 
 GOOD = "pid mail.pid; error_log mail.log; events {}"
+SERVING = f"{GOOD} mail {{ auth_http 127.0.0.1; server {{ listen 127.0.0.1:143; }} }}"
 
 
 @pytest.fixture
@@ -150,13 +151,39 @@ def test_with_a_version_the_configuration_is_tested_all_the_same(check: Run) -> 
 
 
 def test_a_good_configuration(check: Run) -> None:
-    assert check(GOOD, "-t") == Ran(
+    assert check(SERVING, "-t") == Ran(
         0,
         "",
         "mailproxy: the configuration file P/mail.conf syntax is ok\n"
         "mailproxy: configuration file P/mail.conf test is successful\n",
     )
-    assert check(GOOD, "-tq") == Ran(0, "", "")
+    assert check(SERVING, "-tq") == Ran(0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            GOOD,
+            """\
+mailproxy: [warn] there is no "mail" block, nothing will be served
+  = write one: mail { server { listen 143; protocol imap; auth_http URL; } }
+""",
+        ),
+        (
+            f"{GOOD}\nmail {{ }}",
+            """\
+mailproxy: [warn] there is no mail server, nothing will be served in P/mail.conf:2
+    2 | mail { }
+      | ^^^^ write one: mail { server { listen 143; protocol imap; auth_http URL; } }
+""",
+        ),
+    ],
+)
+def test_a_configuration_that_serves_nothing_is_told(
+    check: Run, text: str, said: str
+) -> None:
+    assert check(text, "-tq") == Ran(0, "", said)
 
 
 def test_a_bad_configuration(check: Run) -> None:
@@ -197,7 +224,7 @@ mailproxy: configuration file P/mail.conf test failed
 
 
 def test_logs_and_ports_are_tried(check: Run, tmp_path: Path) -> None:
-    assert check(f"{GOOD} mail {{ error_log none/x; }}", "-t") == Ran(
+    assert check(f"{SERVING} mail {{ error_log none/x; }}", "-t") == Ran(
         1,
         "",
         "mailproxy: the configuration file P/mail.conf syntax is ok\n"
@@ -311,7 +338,7 @@ def test_all_directives_are_listed(run: Run) -> None:
 
 def test_a_signal_needs_a_good_configuration_and_a_pid_file(check: Run) -> None:
     assert check("x;", "-s", "reload").code == 1
-    assert check(GOOD, "-sreload") == Ran(
+    assert check(SERVING, "-sreload") == Ran(
         1,
         "",
         'mailproxy: [error] open() "P/mail.pid" failed (2: No such file or directory)\n',

@@ -27,7 +27,7 @@ from mailproxy.conf.values import (
     parse_size,
 )
 from mailproxy.log.directive import Address as LogAddress
-from mailproxy.log.directive import ErrorLog, parse_error_log
+from mailproxy.log.directive import ErrorLog, ErrorLogError, parse_error_log
 
 BACKLOG = 511
 """nginx's default on Linux."""
@@ -104,7 +104,8 @@ def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
         raise ConfigError(
             f'{error} in "{word.value}" of the "listen" directive',
             word,
-            "nginx accepts 143, 127.0.0.1:143, [::1]:143, *:143, name:143, unix:/path",
+            error.remedy
+            or "nginx accepts 143, 127.0.0.1:143, [::1]:143, *:143, name:143, unix:/path",
         ) from None
     for name, ports in scope.shared(Protocols).items():
         if url.port in ports:
@@ -233,7 +234,9 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
             try:
                 servers += parse_url(word.value, 53).addresses
             except AddressError as error:
-                raise ConfigError(f'{error} in resolver "{word.value}"', word) from None
+                raise ConfigError(
+                    f'{error} in resolver "{word.value}"', word, error.remedy
+                ) from None
     if not any(families.values()):
         raise ConfigError('"ipv4" and "ipv6" cannot both be "off"', found)
     if not servers:
@@ -255,7 +258,9 @@ def _system_servers(path: str, word: Word) -> list[Address]:
         try:
             servers += parse_url(bracketed, 53).addresses
         except AddressError as error:
-            raise ConfigError(f'{error} in resolver "{host}"', word) from None
+            raise ConfigError(
+                f'{error} in resolver "{host}"', word, error.remedy
+            ) from None
     return servers
 
 
@@ -269,14 +274,10 @@ def _parse_error_log(found: Directive, scope: Scope) -> tuple[ErrorLog, ...]:
             file=where.file,
             line=where.end,
         )
-    except ValueError as error:
+    except ErrorLogError as error:
         message = str(error)
         wrong = (word for word in found.args[1:] if f'"{word.value}"' in message)
-        raise ConfigError(
-            message,
-            next(wrong, found.words[1]),
-            "levels are emerg alert crit error warn notice info debug",
-        ) from None
+        raise ConfigError(message, next(wrong, found.words[1]), error.remedy) from None
     return (value,)
 
 
@@ -291,6 +292,7 @@ error_log: Value[tuple[ErrorLog, ...]] = Value(
     "[filter=part:pattern] [rate=number]",
     most=None,
     parameters=("stderr", "syslog:", "memory:", "rate=", "filter=", "format="),
+    means_dollar=lambda word: word.startswith("filter="),
 )
 listen: Value[tuple[Listen, ...]] = Value(
     _parse_listen, "address [parameter ...]", most=None, parameters=_PARAMETERS

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar, cast
 
 from mailproxy.conf.directive import Block, Scope, Settings, declarations
-from mailproxy.conf.resolve import BlockKind, Language, Reader
+from mailproxy.conf.places import BlockKind, Language
+from mailproxy.conf.resolve import Reader
 from mailproxy.conf.syntax import ConfigError, Position
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.auth.http import AuthHttpSettings
@@ -240,6 +241,8 @@ class Loader(Generic[M, E]):
         main = events = None
         if complete:
             main, events = self._start(parsed=parsed)
+            if all(message.level == "warn" for message in messages):
+                self._warn_of_idleness()
         said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
         if any(message.level != "warn" for message in messages):
             raise ConfigErrors.of(said, parsed=parsed)
@@ -251,6 +254,21 @@ class Loader(Generic[M, E]):
             servers=tuple(self.assembly.servers),
             error_logs=tuple(self._error_logs()),
             messages=said,
+        )
+
+    def _warn_of_idleness(self) -> None:
+        """Say it if nothing will be served; nginx does not."""
+        if self.assembly.servers:
+            return
+        mail = next((b for b in self.reader.main.blocks if b.context == "mail"), None)
+        missing = (
+            'there is no "mail" block' if mail is None else "there is no mail server"
+        )
+        self.scope.statement = None
+        self.scope.warn(
+            f"{missing}, nothing will be served",
+            None if mail is None else mail.directive,
+            "write one: mail { server { listen 143; protocol imap; auth_http URL; } }",
         )
 
     def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:
