@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from mailproxy import __version__, cli
+from mailproxy.arguments import COMMANDS
 
 
 class Ran(NamedTuple):
@@ -61,24 +62,100 @@ def check(tmp_path: Path, run: Run) -> Run:
 # -- arguments ---------------------------------------------------------------------
 
 
+HELP = '"mailproxy --help" lists what there is'
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "message", "remedy"),
     [
-        (["x"], 'invalid option: "x"'),
-        (["-x"], 'invalid option: "x"'),
-        (["-tx"], 'invalid option: "x"'),
-        (["--help"], 'invalid option: "-"'),
-        (["-s", "foo"], 'invalid option: "-s foo"'),
-        (["-sfoo"], 'invalid option: "-s foo"'),
-        (["-p"], 'option "-p" requires directory name'),
-        (["-tc"], 'option "-c" requires file name'),
-        (["-e"], 'option "-e" requires file name'),
-        (["-g"], 'option "-g" requires parameter'),
-        (["-s"], 'option "-s" requires parameter'),
+        (["x"], 'invalid option: "x"', HELP),
+        (["hlep"], 'invalid option: "hlep"', 'did you mean "help"?'),
+        (["-t", "demo"], 'invalid option: "demo"', 'did you mean "demo"?'),
+        (["-x"], 'invalid option: "x"', HELP),
+        (["-tx"], 'invalid option: "x"', HELP),
+        (["--hepl"], 'invalid option: "-"', 'did you mean "--help"?'),
+        (["--test"], 'invalid option: "-"', HELP),
+        (["version", "x"], 'invalid option: "x"', HELP),
+        (["help", "deno"], 'invalid option: "deno"', 'did you mean "demo"?'),
+        (["-s", "foo"], 'invalid option: "-s foo"', "signals are stop, quit, reopen, reload"),
+        (["-sfoo"], 'invalid option: "-s foo"', "signals are stop, quit, reopen, reload"),
+        (["-p"], 'option "-p" requires directory name', HELP),
+        (["-tc"], 'option "-c" requires file name', HELP),
+        (["-e"], 'option "-e" requires file name', HELP),
+        (["-g"], 'option "-g" requires parameter', HELP),
+        (["-s"], 'option "-s" requires parameter', HELP),
     ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(
+    run: Run, words: list[str], message: str, remedy: str
+) -> None:
+    assert run(*words) == Ran(1, "", f"mailproxy: {message}\n  = {remedy}\n")
+
+
+@pytest.mark.parametrize("name", ["mailproxy", "nginx", "angie"])
+def test_help_and_version_are_asked_for_in_many_ways(run: Run, name: str) -> None:
+    for words in (["--help"], ["help"], ["help", "help"], ["version", "--help"]):
+        assert run(*words, name=name) == Ran(0, run("-h", name=name).err, "")
+    for words in (["--version"], ["version"]):
+        assert run(*words, name=name) == Ran(0, run("-v", name=name).err, "")
+    assert run("-h", name=name) == run("-?", name=name)
+
+
+def test_the_help_lists_the_commands(run: Run) -> None:
+    out = run("--help").out
+    listed = re.findall(
+        r"^  (\w+) +: (.*)$", out.partition("Commands:")[2], re.MULTILINE
+    )
+    assert dict(listed) == COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_a_help(
+    command: str, run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["help", command], [command, "--help"]):
+        if command == "demo":
+            with pytest.raises(SystemExit, match=r"^0$"):
+                run(*words)
+            out, err = capfd.readouterr()
+        else:
+            _, out, err = run(*words)
+        assert err == ""
+        assert f"sage: mailproxy {command if command == 'demo' else ''}" in out
+
+
+@pytest.mark.parametrize(
+    "words", [["--list-directives"], ["--version"], ["--help"], ["-T"], ["--dump-json"]]
 )
-def test_wrong_arguments_are_refused(run: Run, words: list[str], message: str) -> None:
-    assert run(*words) == Ran(1, "", f"mailproxy: {message}\n")
+def test_output_that_cannot_be_written_is_one_sentence(
+    words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mail.conf").write_text(SERVING)
+    place = ["-q", "-p", str(tmp_path), "-c", "mail.conf"]
+    command = [sys.executable, "-m", "mailproxy", *words]
+    if words[0] in ("-T", "--dump-json"):
+        command += place
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        b"mailproxy: cannot write to standard output (28: No space left on device)\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, b"")
+
+
+def test_without_standard_error_the_exit_code_still_tells(tmp_path: Path) -> None:
+    (tmp_path / "mail.conf").write_text("events {} foo;")
+    command = [sys.executable, "-m", "mailproxy", "-t", "-p", str(tmp_path)]
+    with Path("/dev/full").open("wb") as full:
+        bad = subprocess.run([*command, "-c", "mail.conf"], stderr=full, check=False)
+        (tmp_path / "mail.conf").write_text(SERVING)
+        good = subprocess.run([*command, "-c", "mail.conf"], stderr=full, check=False)
+    assert (bad.returncode, good.returncode) == (1, 0)
 
 
 def test_the_name_of_the_program_is_in_front_of_messages(run: Run) -> None:
