@@ -136,7 +136,12 @@ def parse(words: Sequence[str]) -> Arguments:
     rest = iter(words)
     for word in rest:
         if not word.startswith("-"):
-            raise UsageError(f'invalid option: "{word}"', _near(word, COMMANDS))
+            raise UsageError(
+                f'invalid option: "{word}"',
+                f'"{word}" must be the first word'
+                if word in COMMANDS
+                else _near(word, COMMANDS),
+            )
         for name in _OWN.get(word) or _cluster(word, rest, found):
             setattr(found, name, True)
     signal = found.values.get("s")

@@ -70,7 +70,7 @@ HELP = '"mailproxy --help" lists what there is'
     [
         (["x"], 'invalid option: "x"', HELP),
         (["hlep"], 'invalid option: "hlep"', 'did you mean "help"?'),
-        (["-t", "demo"], 'invalid option: "demo"', 'did you mean "demo"?'),
+        (["-t", "demo"], 'invalid option: "demo"', '"demo" must be the first word'),
         (["-x"], 'invalid option: "x"', HELP),
         (["-tx"], 'invalid option: "x"', HELP),
         (["--hepl"], 'invalid option: "-"', 'did you mean "--help"?'),
