@@ -39,6 +39,10 @@ DEEPEST_INCLUDE = 100
 """Files in files; beyond, it is said that too many are open, as nginx says of its own."""
 
 
+NO_VARIABLES = "write the value; if a template made the file, it was not filled in"
+"""The remedy where somebody has written a variable."""
+
+
 class _SyntaxError(Exception):
     """Reading ends here; the message is in the list."""
 
@@ -117,7 +121,11 @@ class Reader:
                 if position is not None and not position.end:
                     end = statement.words[0].source.line(statement.end)
                     error.position = position._replace(end=end)
-                error.remedy = unseen(statement, position) or error.remedy
+                error.remedy = (
+                    unseen(statement, position)
+                    or self._unfilled(statement, block)
+                    or error.remedy
+                )
                 # With a ";" forgotten, a directive may be among the arguments.
                 block.failed.update(word.value for word in statement.words)
                 self._say(error)
@@ -159,6 +167,16 @@ class Reader:
             )
             self._skip(statement.block or [])
 
+    def _unfilled(self, statement: Directive, block: Block) -> str | None:
+        """The remedy for a value that is wrong because it is a variable."""
+        declaration = self._places.tables[block.context].directives.get(statement.name)
+        if declaration is None:
+            return None
+        meant = declaration.value.means_dollar
+        words = [word.value for word in statement.args]
+        found = any(has_variable(word) and not meant(word) for word in words)
+        return NO_VARIABLES if found else None
+
     def _warn_of_variables(
         self,
         statement: Directive,
@@ -172,7 +190,7 @@ class Reader:
                     f'"{statement.name}" directive has no variables, '
                     '"$" is taken literally',
                     word,
-                    "write the value; if a template made the file, it was not filled in",
+                    NO_VARIABLES,
                 )
                 return
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mailproxy.conf.directive import declarations
 from mailproxy.conf.elsewhere import HTTP, STREAM
 from mailproxy.conf.hints import elsewhere, nearest
+from mailproxy.conf.resolve import NO_VARIABLES
 from mailproxy.mail.modules import MODULES, ConfigErrors
 from mailproxy.process import core
 from mailproxy.process.core import EventsSettings, MainSettings
@@ -171,6 +172,9 @@ def test_a_name_without_address_is_no_mistake_of_form(
         ("error_log x format=xml;", "formats are json and default"),
         ("error_log x rate=many;", "a rate is a number of lines a second"),
         ("error_log x filter=tag;", ""),
+        ("auth_http ${AUTH}:80;", NO_VARIABLES),
+        ("timeout $timeout;", NO_VARIABLES),
+        ("error_log x filter=tag:~($a;", ""),
     ],
 )  # fmt: skip
 def test_a_mistake_of_form_gets_the_right_form(
