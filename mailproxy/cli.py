@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from mailproxy import __version__
-from mailproxy.conf.report import explanation, headline
+from mailproxy.arguments import Arguments, UsageError, parse, usage
+from mailproxy.conf.report import explanation, headline, printable
 from mailproxy.conf.tree import COMMAND_LINE, ConfigError, Source, decode, encode
 from mailproxy.log import INFO, NOTICE, Logger, Logs, open_startup_log
 from mailproxy.process import control, generation
@@ -27,112 +29,18 @@ CONF_FILES = {
 CONFIGURE_ARGUMENTS = "--with-mail --with-mail_ssl_module"
 """What scripts look for in the output of -V."""
 
-_USAGE = """\
-Usage: {name} [-?hvVtTq] [-s signal] [-p prefix]
-             [-e filename] [-c filename] [-g directives]
-
-Options:
-  -?,-h         : this help
-  -v            : show version and exit
-  -V            : show version and configure options then exit
-  -t            : test configuration and exit
-  -T            : test configuration, dump it and exit
-  -q            : suppress non-error messages during configuration testing
-  -s signal     : send signal to a master process: stop, quit, reopen, reload
-  -p prefix     : set prefix path (default: {prefix})
-  -e filename   : set error log file (default: stderr)
-  -c filename   : set configuration file (default: {conf})
-  -g directives : set global directives out of configuration file
-
-"""
-_OWN_USAGE = """\
-Of mailproxy alone:
-  --dump-json       : test configuration, show the values in effect as JSON and exit
-  --list-directives : show all directives as Markdown and exit
-  demo [--help]     : run a whole mail site on this machine, to try things out
-
-Without /etc/mailproxy/mailproxy.conf, the default is /etc/nginx/nginx.conf.
-Called nginx or angie, the program has their names and default files.
-
-"""
+_TO_HELP = '"{name} --help" lists what there is'
 
 
-class _UsageError(Exception):
-    """The command line is wrong; the text says how, without the program's name."""
+class _OutputError(Exception):
+    """Standard output does not take what it is to get."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
 
 
-@dataclass
-class _Arguments:
-    """What is on the command line."""
-
-    show_help: bool = False
-    show_version: bool = False
-    show_configure: bool = False
-    test: bool = False
-    dump: bool = False
-    dump_json: bool = False
-    list_directives: bool = False
-    quiet: bool = False
-    values: dict[str, str] = field(default_factory=dict)
-    """The arguments of -p, -c, -e, -g, -s, by letter."""
-
-
-_LETTERS = {
-    "?": ("show_help", "show_version"),
-    "h": ("show_help", "show_version"),
-    "v": ("show_version",),
-    "V": ("show_configure", "show_version"),
-    "t": ("test",),
-    "T": ("test", "dump"),
-    "q": ("quiet",),
-}
-_OWN = {
-    "--dump-json": ("test", "quiet", "dump_json"),
-    "--list-directives": ("list_directives",),
-}
-_WANTS = {
-    "p": "directory name",
-    "c": "file name",
-    "e": "file name",
-    "g": "parameter",
-    "s": "parameter",
-}
-
-
-def _parse(words: Sequence[str]) -> _Arguments:
-    """Take the command line apart as nginx does: letters in clusters.
-
-    Raises:
-      _UsageError: something is wrong with it.
-    """
-    found = _Arguments()
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-"):
-            raise _UsageError(f'invalid option: "{word}"')
-        for name in _OWN.get(word) or _cluster(word[1:], rest, found):
-            setattr(found, name, True)
-    signal = found.values.get("s")
-    if signal is not None and signal not in control.SIGNALS:
-        raise _UsageError(f'invalid option: "-s {signal}"')
-    return found
-
-
-def _cluster(letters: str, rest: Iterator[str], found: _Arguments) -> Iterator[str]:
-    for at, letter in enumerate(letters):
-        if letter in _LETTERS:
-            yield from _LETTERS[letter]
-        elif letter in _WANTS:
-            value = letters[at + 1 :] or next(rest, None)
-            if value is None:
-                raise _UsageError(f'option "-{letter}" requires {_WANTS[letter]}')
-            found.values[letter] = value
-            return
-        else:
-            raise _UsageError(f'invalid option: "{letter}"')
-
-
-def _options(found: _Arguments, name: str, argv: Sequence[str]) -> Options:
+def _options(found: Arguments, name: str, argv: Sequence[str]) -> Options:
     default = _default_file(name)
     prefix = found.values.get("p", os.path.dirname(default))
     if prefix and not prefix.endswith("/"):
@@ -169,8 +77,22 @@ def _write(descriptor: int, text: str | bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
+def _output(text: str | bytes) -> None:
+    """Write to standard output.
+
+    Raises:
+      _OutputError: it is closed, or full.
+    """
+    try:
+        _write(1, text)
+    except OSError as error:
+        raise _OutputError(error) from error
+
+
 def _tell(text: str) -> None:
-    _write(2, text)
+    """Write to standard error; where that fails, there is nowhere left to say so."""
+    with contextlib.suppress(OSError):
+        _write(2, text)
 
 
 class _Voice:
@@ -226,15 +148,26 @@ def main(words: Sequence[str] | None = None) -> int:
     words = argv[1:] if words is None else list(words)
     name = os.path.basename(argv[0])
     name = name if name in CONF_FILES else "mailproxy"
-    if words[:1] == ["demo"]:
+    try:
+        return _run(parse(words), name, argv)
+    except UsageError as error:
+        remedy = error.remedy or _TO_HELP.format(name=name)
+        _tell(f"{name}: {error}\n  = {printable(remedy)}\n")
+    except _OutputError as failure:
+        # Who closes the pipe has read enough: `mailproxy -T | head`.
+        if failure.error.errno != errno.EPIPE:
+            reason = f"({failure.error.errno}: {failure.error.strerror})"
+            _tell(f"{name}: cannot write to standard output {reason}\n")
+    except KeyboardInterrupt:  # while names are looked up, for example
+        _tell(f"{name}: interrupted\n")
+    return 1
+
+
+def _run(found: Arguments, name: str, argv: Sequence[str]) -> int:
+    if found.command == "demo":
         from mailproxy import demo  # it brings servers, which nobody else needs
 
-        return demo.main(words[1:])
-    try:
-        found = _parse(words)
-    except _UsageError as error:
-        _tell(f"{name}: {error}\n")
-        return 1
+        return demo.main(found.rest)
     if found.show_version:
         _show(found, name)
         if not found.test:
@@ -242,7 +175,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if found.list_directives:
         from mailproxy import inspection  # it reads sources, which nobody else needs
 
-        _write(1, inspection.list_directives())
+        _output(inspection.list_directives())
         return 0
     options = _options(found, name, argv)
     voice = _Voice(options, to_stderr=found.values.get("e") in ("", "stderr"))
@@ -256,20 +189,18 @@ def main(words: Sequence[str] | None = None) -> int:
         voice.startup.close()
 
 
-def _show(found: _Arguments, name: str) -> None:
+def _show(found: Arguments, name: str) -> None:
+    show = _output if found.on_stdout else _tell
     product = "Angie" if name == "angie" else name
-    _tell(f"{product} version: mailproxy/{__version__}\n")
+    show(f"{product} version: mailproxy/{__version__}\n")
     if found.show_help:
         default = _default_file(name)
-        prefix = os.path.dirname(default) + "/"
-        _tell(_USAGE.format(name=name, prefix=prefix, conf=default))
-        if name == "mailproxy":
-            _tell(_OWN_USAGE)
+        show(usage(name, os.path.dirname(default) + "/", default))
     if found.show_configure:
         import ssl  # takes longer than all the rest
 
         python = f"{platform.python_implementation()} {platform.python_version()}"
-        _tell(
+        show(
             f"built by {python}\n"
             f"built with {ssl.OPENSSL_VERSION}\n"
             "TLS SNI support enabled\n"
@@ -277,7 +208,7 @@ def _show(found: _Arguments, name: str) -> None:
         )
 
 
-def _test(found: _Arguments, options: Options, voice: _Voice) -> int:
+def _test(found: Arguments, options: Options, voice: _Voice) -> int:
     """-t, -T, --dump-json."""
     loader = make_loader(options)
     sources = loader.reader.files
@@ -304,11 +235,11 @@ def _test(found: _Arguments, options: Options, voice: _Voice) -> int:
     if found.dump:
         for name, source in sources.items():
             if name != COMMAND_LINE:
-                _write(1, f"# configuration file {name}:\n{source.text}\n")
+                _output(f"# configuration file {name}:\n{source.text}\n")
     if found.dump_json:
         from mailproxy import inspection  # nobody else needs it
 
-        _write(1, inspection.dump_json(configuration, loader))
+        _output(inspection.dump_json(configuration, loader))
     return 0
 
 

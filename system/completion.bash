@@ -9,6 +9,10 @@ _mailproxy() {
         esac
         return
     fi
+    if [[ ${COMP_WORDS[1]} == help && $COMP_CWORD -eq 2 ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "demo" -- "$cur")
+        return
+    fi
     case $prev in
         -s) mapfile -t COMPREPLY < <(compgen -W "stop quit reload reopen" -- "$cur") ;;
         -c) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
@@ -17,8 +21,8 @@ _mailproxy() {
         -g) ;;
         *)
             mapfile -t COMPREPLY < <(
-                compgen -W "-? -h -v -V -t -T -q -s -p -e -c -g --dump-json --list-directives" -- "$cur"
-                [[ $COMP_CWORD -eq 1 ]] && compgen -W demo -- "$cur"
+                compgen -W "-? -h -v -V -t -T -q -s -p -e -c -g --dump-json --list-directives --help --version" -- "$cur"
+                [[ $COMP_CWORD -eq 1 ]] && compgen -W "demo help version" -- "$cur"
             )
             ;;
     esac

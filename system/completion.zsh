@@ -24,4 +24,6 @@ _arguments -s \
     '-g[add directives of the main context]:directives:' \
     '--dump-json[show the values in effect as JSON]' \
     '--list-directives[show all directives]' \
-    '1:command:(demo)'
+    '(- :)--help[show the options, on standard output]' \
+    '(- :)--version[show the version, on standard output]' \
+    '1:command:((demo\:"run a whole mail site on this machine" help\:"show the options, or those of a command" version\:"show the version"))'

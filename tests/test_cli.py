@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from mailproxy import __version__, cli
+from mailproxy.arguments import COMMANDS
 
 
 class Ran(NamedTuple):
@@ -43,6 +44,7 @@ def run(
 
 
 GOOD = "pid mail.pid; error_log mail.log; events {}"
+SERVING = f"{GOOD} mail {{ auth_http 127.0.0.1; server {{ listen 127.0.0.1:143; }} }}"
 
 
 @pytest.fixture
@@ -60,24 +62,100 @@ def check(tmp_path: Path, run: Run) -> Run:
 # -- arguments ---------------------------------------------------------------------
 
 
+HELP = '"mailproxy --help" lists what there is'
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "message", "remedy"),
     [
-        (["x"], 'invalid option: "x"'),
-        (["-x"], 'invalid option: "x"'),
-        (["-tx"], 'invalid option: "x"'),
-        (["--help"], 'invalid option: "-"'),
-        (["-s", "foo"], 'invalid option: "-s foo"'),
-        (["-sfoo"], 'invalid option: "-s foo"'),
-        (["-p"], 'option "-p" requires directory name'),
-        (["-tc"], 'option "-c" requires file name'),
-        (["-e"], 'option "-e" requires file name'),
-        (["-g"], 'option "-g" requires parameter'),
-        (["-s"], 'option "-s" requires parameter'),
+        (["x"], 'invalid option: "x"', HELP),
+        (["hlep"], 'invalid option: "hlep"', 'did you mean "help"?'),
+        (["-t", "demo"], 'invalid option: "demo"', '"demo" must be the first word'),
+        (["-x"], 'invalid option: "x"', HELP),
+        (["-tx"], 'invalid option: "x"', HELP),
+        (["--hepl"], 'invalid option: "-"', 'did you mean "--help"?'),
+        (["--test"], 'invalid option: "-"', HELP),
+        (["version", "x"], 'invalid option: "x"', HELP),
+        (["help", "deno"], 'invalid option: "deno"', 'did you mean "demo"?'),
+        (["-s", "foo"], 'invalid option: "-s foo"', "signals are stop, quit, reopen, reload"),
+        (["-sfoo"], 'invalid option: "-s foo"', "signals are stop, quit, reopen, reload"),
+        (["-p"], 'option "-p" requires directory name', HELP),
+        (["-tc"], 'option "-c" requires file name', HELP),
+        (["-e"], 'option "-e" requires file name', HELP),
+        (["-g"], 'option "-g" requires parameter', HELP),
+        (["-s"], 'option "-s" requires parameter', HELP),
     ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(
+    run: Run, words: list[str], message: str, remedy: str
+) -> None:
+    assert run(*words) == Ran(1, "", f"mailproxy: {message}\n  = {remedy}\n")
+
+
+@pytest.mark.parametrize("name", ["mailproxy", "nginx", "angie"])
+def test_help_and_version_are_asked_for_in_many_ways(run: Run, name: str) -> None:
+    for words in (["--help"], ["help"], ["help", "help"], ["version", "--help"]):
+        assert run(*words, name=name) == Ran(0, run("-h", name=name).err, "")
+    for words in (["--version"], ["version"]):
+        assert run(*words, name=name) == Ran(0, run("-v", name=name).err, "")
+    assert run("-h", name=name) == run("-?", name=name)
+
+
+def test_the_help_lists_the_commands(run: Run) -> None:
+    out = run("--help").out
+    listed = re.findall(
+        r"^  (\w+) +: (.*)$", out.partition("Commands:")[2], re.MULTILINE
+    )
+    assert dict(listed) == COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_a_help(
+    command: str, run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["help", command], [command, "--help"]):
+        if command == "demo":
+            with pytest.raises(SystemExit, match=r"^0$"):
+                run(*words)
+            out, err = capfd.readouterr()
+        else:
+            _, out, err = run(*words)
+        assert err == ""
+        assert f"sage: mailproxy {command if command == 'demo' else ''}" in out
+
+
+@pytest.mark.parametrize(
+    "words", [["--list-directives"], ["--version"], ["--help"], ["-T"], ["--dump-json"]]
 )
-def test_wrong_arguments_are_refused(run: Run, words: list[str], message: str) -> None:
-    assert run(*words) == Ran(1, "", f"mailproxy: {message}\n")
+def test_output_that_cannot_be_written_is_one_sentence(
+    words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mail.conf").write_text(SERVING)
+    place = ["-q", "-p", str(tmp_path), "-c", "mail.conf"]
+    command = [sys.executable, "-m", "mailproxy", *words]
+    if words[0] in ("-T", "--dump-json"):
+        command += place
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        b"mailproxy: cannot write to standard output (28: No space left on device)\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, b"")
+
+
+def test_without_standard_error_the_exit_code_still_tells(tmp_path: Path) -> None:
+    (tmp_path / "mail.conf").write_text("events {} foo;")
+    command = [sys.executable, "-m", "mailproxy", "-t", "-p", str(tmp_path)]
+    with Path("/dev/full").open("wb") as full:
+        bad = subprocess.run([*command, "-c", "mail.conf"], stderr=full, check=False)
+        (tmp_path / "mail.conf").write_text(SERVING)
+        good = subprocess.run([*command, "-c", "mail.conf"], stderr=full, check=False)
+    assert (bad.returncode, good.returncode) == (1, 0)
 
 
 def test_the_name_of_the_program_is_in_front_of_messages(run: Run) -> None:
@@ -150,13 +228,39 @@ def test_with_a_version_the_configuration_is_tested_all_the_same(check: Run) -> 
 
 
 def test_a_good_configuration(check: Run) -> None:
-    assert check(GOOD, "-t") == Ran(
+    assert check(SERVING, "-t") == Ran(
         0,
         "",
         "mailproxy: the configuration file P/mail.conf syntax is ok\n"
         "mailproxy: configuration file P/mail.conf test is successful\n",
     )
-    assert check(GOOD, "-tq") == Ran(0, "", "")
+    assert check(SERVING, "-tq") == Ran(0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            GOOD,
+            """\
+mailproxy: [warn] there is no "mail" block, nothing will be served
+  = write one: mail { server { listen 143; protocol imap; auth_http URL; } }
+""",
+        ),
+        (
+            f"{GOOD}\nmail {{ }}",
+            """\
+mailproxy: [warn] there is no mail server, nothing will be served in P/mail.conf:2
+    2 | mail { }
+      | ^^^^ write one: mail { server { listen 143; protocol imap; auth_http URL; } }
+""",
+        ),
+    ],
+)
+def test_a_configuration_that_serves_nothing_is_told(
+    check: Run, text: str, said: str
+) -> None:
+    assert check(text, "-tq") == Ran(0, "", said)
 
 
 def test_a_bad_configuration(check: Run) -> None:
@@ -197,7 +301,7 @@ mailproxy: configuration file P/mail.conf test failed
 
 
 def test_logs_and_ports_are_tried(check: Run, tmp_path: Path) -> None:
-    assert check(f"{GOOD} mail {{ error_log none/x; }}", "-t") == Ran(
+    assert check(f"{SERVING} mail {{ error_log none/x; }}", "-t") == Ran(
         1,
         "",
         "mailproxy: the configuration file P/mail.conf syntax is ok\n"
@@ -311,7 +415,7 @@ def test_all_directives_are_listed(run: Run) -> None:
 
 def test_a_signal_needs_a_good_configuration_and_a_pid_file(check: Run) -> None:
     assert check("x;", "-s", "reload").code == 1
-    assert check(GOOD, "-sreload") == Ran(
+    assert check(SERVING, "-sreload") == Ran(
         1,
         "",
         'mailproxy: [error] open() "P/mail.pid" failed (2: No such file or directory)\n',

@@ -1,9 +1,12 @@
 """The demo's own servers, and what it writes."""
 
 import base64
+import errno
+import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +22,7 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
-from mailproxy.demo import mail_servers, main
+from mailproxy.demo import failed, mail_servers, main
 from mailproxy.demo.auth import auth_session
 from mailproxy.demo.mailbox import Mailbox, Session
 from mailproxy.demo.site import free_port, make_certificates
@@ -195,16 +198,9 @@ def test_check_logs_in_through_every_port(capfd: pytest.CaptureFixture[str]) -> 
 
 @contextmanager
 def running_demo(directory: Path) -> Iterator[Process]:
-    """The demo as a person runs it."""
-    command = [
-        sys.executable,
-        "-m",
-        "mailproxy",
-        "demo",
-        "--directory",
-        str(directory / "demo"),
-    ]
-    process = Process(command, directory)
+    """The demo as a person runs it, in that directory."""
+    here = ["env", "-C", str(directory)]
+    process = Process([*here, sys.executable, "-m", "mailproxy", "demo"], directory)
     try:
         yield process
     finally:
@@ -214,7 +210,7 @@ def running_demo(directory: Path) -> Iterator[Process]:
 
 def test_demo_shows_a_site_and_uses_what_the_person_has_changed(tmp_path: Path) -> None:
     with running_demo(tmp_path) as demo:
-        demo.wait_for_text(demo.output, "client closed connection")
+        demo.wait_for_text(demo.output, "What follows is")
     first = demo.output.read_text()
     assert demo.popen.returncode == 0
     assert "curl --cacert" in first
@@ -225,7 +221,7 @@ def test_demo_shows_a_site_and_uses_what_the_person_has_changed(tmp_path: Path) 
     file.write_text(file.read_text().replace("starttls on", "starttls off"))
     demo.output.unlink()
     with running_demo(tmp_path) as demo:
-        demo.wait_for_text(demo.output, "client closed connection")
+        demo.wait_for_text(demo.output, "What follows is")
     second = demo.output.read_text()
     assert ports == re.findall(r"^  (IMAP [\d.:]+ TLS)$", second, re.MULTILINE)
     assert "STARTTLS" not in second
@@ -241,3 +237,96 @@ def test_demo_says_that_a_changed_configuration_is_wrong(tmp_path: Path) -> None
     said = demo.output.read_text()
     assert 'unknown directive "mial"' in said
     assert "the proxy did not start" in said
+
+
+def test_demo_shows_the_end_of_a_log_in_a_file_when_the_proxy_does_not_start(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "proxy.log").write_text("of yesterday\n")
+    (tmp_path / "demo" / "nginx.conf").write_text(
+        "pid mailproxy.pid; error_log proxy.log info; worker_processes 1; events {}\n"
+        "working_directory /nonexistent;\n"
+    )
+    with running_demo(tmp_path) as demo:
+        demo.popen.wait(PATIENCE)
+    said = demo.output.read_text().partition("the proxy did not start\n")[2]
+    assert 'chdir("/nonexistent") failed (2: No such file or directory)' in said
+    assert "of yesterday" not in said
+    assert demo.popen.returncode == 1
+
+
+def test_demo_takes_a_temporary_directory_where_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "demo").write_text("a file, which also root cannot write in")
+    with running_demo(tmp_path) as demo:
+        demo.wait_for_text(demo.output, "What follows is")
+    said = demo.output.read_text()
+    assert '"demo" cannot be written (File exists)' in said
+    place = re.search(r"The configuration is (.*)/nginx.conf", said)
+    assert place is not None
+    assert Path(place[1]).is_absolute()
+    assert not Path(place[1]).exists()
+    assert demo.popen.returncode == 0
+
+
+def test_demo_says_in_one_sentence_what_the_system_refuses(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--directory", str(tmp_path / "file" / "demo")]) == 1
+    assert capfd.readouterr() == (
+        "",
+        f'mailproxy demo: "{tmp_path}/file/demo" (20: Not a directory)\n'
+        "  = name a directory that can be written: --directory DIRECTORY\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x/ca.pem"),
+            'mailproxy demo: "x/ca.pem" (28: No space left on device)\n'
+            "  = make room there, or name another place: --directory DIRECTORY\n",
+        ),
+        (
+            OSError(errno.EADDRINUSE, "Address already in use"),
+            "mailproxy demo: the demo failed (98: Address already in use)\n"
+            "  = it needs free ports on 127.0.0.1\n",
+        ),
+        (
+            OSError("there is no free port on the loopback"),
+            "mailproxy demo: the demo failed (there is no free port on the loopback)\n"
+            "  = it needs free ports on 127.0.0.1\n",
+        ),
+    ],
+)
+def test_errors_of_the_system_come_with_a_remedy(
+    error: OSError, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert failed(error) == 1
+    assert capfd.readouterr() == ("", said)
+
+
+def test_demo_ends_in_silence_when_nobody_reads_it(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mailproxy", "demo", "--check"]
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_wrong_arguments_of_the_demo_are_one_sentence(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--chekc"])
+    assert caught.value.code == 1
+    assert capfd.readouterr() == (
+        "",
+        "mailproxy demo: unrecognized arguments: --chekc\n"
+        '  = see "mailproxy demo --help"\n',
+    )

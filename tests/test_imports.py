@@ -20,9 +20,19 @@ ALLOWED = {
     "net": {"conf", "errors", "log"},
     "mail": {"conf", "errors", "log", "net"},
     "process": {"conf", "errors", "log", "mail", "net"},
-    "cli": {"conf", "demo", "errors", "inspection", "log", "mail", "process"},
+    "arguments": {"conf", "process"},
+    "cli": {
+        "arguments",
+        "conf",
+        "demo",
+        "errors",
+        "inspection",
+        "log",
+        "mail",
+        "process",
+    },
     "inspection": {"conf", "mail", "process"},
-    "demo": {"errors", "mail", "net", "process"},
+    "demo": {"errors", "log", "mail", "net", "process"},
     "__main__": {"cli"},
 }
 """Each room (or single file) and what it may import besides itself."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mailproxy.arguments import COMMANDS
 from mailproxy.cli import main
 
 SYSTEM = Path(__file__).parent.parent / "system"
@@ -14,12 +15,10 @@ SYSTEM = Path(__file__).parent.parent / "system"
 @pytest.fixture
 def options(capfd: pytest.CaptureFixture[str]) -> set[str]:
     """The options that the program knows, from its own help."""
-    main(["-h"])
-    usage = capfd.readouterr().err.partition("Options:")[2]
+    main(["--help"])
+    usage = capfd.readouterr().out.partition("Options:")[2]
     rows = re.findall(r"^  ([^:]+?) +:", usage, re.MULTILINE)
-    return {word for row in rows for word in re.findall(r"--?[\w?-]+", row)} - {
-        "--help"
-    }
+    return {word for row in rows for word in re.findall(r"--?[\w?-]+", row)}
 
 
 def test_manual_page_tells_every_option(options: set[str]) -> None:
@@ -37,11 +36,26 @@ def test_completion_offers_every_option(shell: str, options: set[str]) -> None:
     assert options <= words
 
 
+@pytest.mark.parametrize("file", ["completion.bash", "completion.zsh", "mailproxy.8"])
+def test_every_command_is_told(file: str) -> None:
+    text = (SYSTEM / file).read_text()
+    offers = {
+        "completion.bash": r"compgen -W \"([\w ]+)\" -- \"\$cur\"\n",
+        "completion.zsh": r"1:command:\(\((.*)\)\)",
+        "mailproxy.8": r"^\.Cm (\w+)$",
+    }
+    told = " ".join(re.findall(offers[file], text, re.MULTILINE))
+    assert set(COMMANDS) <= set(re.findall(r"\w+", told))
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
         (["-s", "re"], ["reload", "reopen"]),
         (["de"], ["demo"]),
+        (["he"], ["help"]),
+        (["help", ""], ["demo"]),
+        (["--v"], ["--version"]),
         (["demo", "--c"], ["--check"]),
         (["-t", "--d"], ["--dump-json"]),
     ],

@@ -7,6 +7,7 @@ for them.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass
 
@@ -46,7 +47,15 @@ class Url:
 
 
 class AddressError(ValueError):
-    """nginx's reason: "no host", "invalid port", "host not found" …"""
+    """nginx's reason: "no host", "invalid port", "host not found" …
+
+    Attributes:
+      remedy: what helps, where the form of the address is not what is wrong.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 def ipv4(text: str) -> str | None:
@@ -98,16 +107,34 @@ def lookup(host: str, *, listen: bool = False) -> list[tuple[int, str]]:
         answers = socket.getaddrinfo(
             name, None, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, flags
         )
-    except (OSError, UnicodeError):
-        raise AddressError("host not found") from None
+    except (OSError, UnicodeError) as error:
+        raise _not_found(host, error) from None
     found = {
         (int(family), str(sockaddr[0]).partition("%")[0]): None
         for family, _, _, _, sockaddr in answers
         if family in (socket.AF_INET, socket.AF_INET6)
     }
     if not found:
-        raise AddressError("host not found")
+        raise _not_found(host)
     return list(found)
+
+
+_NAME = re.compile(r"(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)+")
+
+
+def _not_found(host: str, error: Exception | None = None) -> AddressError:
+    """Say why there are no addresses: of a name it is the system that has none."""
+    remedy = ""
+    if _NAME.fullmatch(host):
+        reason = f" ({error.strerror})" if isinstance(error, OSError) else ""
+        remedy = (
+            f"the name has no address on this machine{reason}:"
+            " look at DNS and /etc/hosts, or write the address"
+        )
+    elif _NUMBERS.fullmatch(host):
+        remedy = "an IPv4 address has four numbers of 0 to 255"
+    return AddressError("host not found", remedy)
 
 
 def parse_url(
@@ -149,7 +176,10 @@ def _parse_unix(path: str, *, uri: bool) -> Url:
     if not path:
         raise AddressError("no path in the unix domain socket")
     if len(path.encode("utf-8", "surrogateescape")) > _UNIX_PATH_LIMIT:
-        raise AddressError("too long path in the unix domain socket")
+        raise AddressError(
+            "too long path in the unix domain socket",
+            f"the system takes {_UNIX_PATH_LIMIT} bytes",
+        )
     address = Address(socket.AF_UNIX, path, f"unix:{path}")
     return Url(path, 0, 0, rest, (address,))
 
@@ -160,7 +190,7 @@ def _parse_ports(text: str, *, listen: bool) -> tuple[int, int]:
     high = _port(last) if dash else 0
     low = _port(first)
     if high and low > high:
-        raise AddressError("invalid port range")
+        raise AddressError("invalid port range", "the first port must be the lower one")
     return low, high or low
 
 
@@ -170,7 +200,7 @@ def _port(text: str) -> int:
     except ValueError:
         port = 0
     if not 1 <= port <= 65535:
-        raise AddressError("invalid port")
+        raise AddressError("invalid port", "a port is a number of 1 to 65535")
     return port
 
 
@@ -250,7 +280,7 @@ def cidr(
         raise ConfigError(
             f'{error} in {found.name} "{word.value}"',
             word,
-            "a network is like 10.0.0.0/8 or fd00::/8",
+            error.remedy or "a network is like 10.0.0.0/8 or fd00::/8",
         ) from None
 
 

@@ -48,6 +48,9 @@ class Value(Generic[T_co]):
     """For people: what is accepted."""
     parameters: tuple[str, ...] = ()
     """What an argument may be, or begin with, and that has an effect of its own."""
+    means_dollar: Callable[[str], bool] = lambda _: False
+    """Whether a ``$name`` in an argument may be meant as it is written; elsewhere
+    there is a warning that it is no variable. nginx has none in mail."""
 
 
 @dataclass(frozen=True, slots=True)

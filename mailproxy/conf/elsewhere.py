@@ -1,7 +1,11 @@
-"""Names of directives that nginx knows, but not where we read: those of http {}.
+"""Names of directives that are not of mail: those of http {}, of stream {}, of others.
 
-nginx tells a directive in the wrong place from a misspelt one, and so do we.
+nginx tells a directive in the wrong place from a misspelt one, and so do we. The names
+are those in the command tables of nginx's and of Debian's modules, and in the manuals
+of nginx, NGINX Plus and Angie.
 """
+
+import re
 
 _HTTP = """
     absolute_redirect access_log add_after_body add_before_body add_header
@@ -128,3 +132,44 @@ _HTTP = """
 """
 HTTP = frozenset(_HTTP.split())
 """The directives of nginx's HTTP modules that no module of mail has."""
+
+_STREAM = """
+    pass preread_buffer_size preread_timeout proxy_download_rate
+    proxy_downstream_buffer proxy_half_close proxy_protocol_timeout proxy_requests
+    proxy_responses proxy_session_drop proxy_ssl proxy_upload_rate
+    proxy_upstream_buffer ssl_alpn ssl_handshake_timeout ssl_preread
+"""
+STREAM = frozenset(_STREAM.split())
+"""The directives of nginx's stream modules that neither mail nor http has.
+
+Where that module is not loaded, they are unknown to nginx.
+"""
+
+_MODULES = {
+    "http": r"""
+        geoip_\w+ image_filter(_\w+)? perl(_\w+)? xml_entities xslt_\w+
+    """,
+    "http and stream": r"js_\w+ geoip2(_\w+)?",
+    "http and stream in NGINX Plus and Angie": r"""
+        acme_\w+ api auth_jwt(_\w+)? docker_\w+ health_check keyval(_zone)? match
+        oidc_\w+ otel_\w+ session_log(_\w+)? state status_zone sticky(_\w+)?
+        upstream_probe(_\w+)? zone_sync(_\w+)?
+    """,
+    "Lua (OpenResty)": r"\w+_by_lua(_block|_file)? lua_\w+",
+    "the RTMP module": r"rtmp(_\w+)?",
+    "a module of http that others have made": r"""
+        auth_(digest|ldap|pam|spnego)\w* brotli(_\w+)? dav_ext_\w+ echo(_\w+)? fair
+        fancyindex(_\w+)? ldap_server memc_\w+ modsecurity(_\w+)?
+        more_(clear|set)(_input)?_headers nchan_\w+ opentelemetry\w* opentracing\w*
+        pagespeed passenger_\w+ push_stream_\w+ redis2?_\w+ report_uploads
+        set_(base32|decode|encode|escape|formatted|hashed|hmac|if_empty|local_today|md5
+        |misc|quote|random|rotate|secure_random|sha1|unescape)\w* srcache_\w+
+        subs_\w+ track_uploads upload_\w+ vhost_traffic_status\w*
+        \w+_cache_purge zstd(_\w+)?
+    """,
+}
+MODULES = tuple(
+    (re.compile("|".join(re.sub(r"\s+\|", "|", names).split()), re.ASCII), module)
+    for module, names in _MODULES.items()
+)
+"""Patterns of whole names, and whose they are. To nginx without them, they are unknown."""

@@ -74,8 +74,15 @@ def explanation(
 
 
 def printable(text: str) -> str:
-    """Text that does nothing to a terminal; one character stays one."""
+    """Text that does nothing to a terminal; one character stays one, and is seen."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text.translate(_CONTROLS))
 
 
-_CONTROLS = dict.fromkeys((*range(9), *range(10, 32), *range(127, 160)), "\ufffd")
+_CONTROLS = dict.fromkeys(
+    # Behind the control characters: those without width, or that turn the line around.
+    (
+        *(*range(9), *range(10, 32), *range(127, 160), 0xAD, 0xFEFF),
+        *(*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070)),
+    ),
+    "\ufffd",
+)

@@ -7,22 +7,18 @@ the messages; only a syntax error ends the reading.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
 
 from mailproxy.conf.directive import (
     Block,
     Declaration,
     Given,
     Scope,
-    Settings,
-    declarations,
 )
-from mailproxy.conf.elsewhere import HTTP
+from mailproxy.conf.hints import foreign_encoding, has_variable, unseen
+from mailproxy.conf.places import BlockKind, Language, Places
 from mailproxy.conf.syntax import parse, read_source
 from mailproxy.conf.tree import (
     COMMAND_LINE,
@@ -38,39 +34,8 @@ DEEPEST_INCLUDE = 100
 """Files in files; beyond, it is said that too many are open, as nginx says of its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockKind:
-    """A directive with a block of directives."""
-
-    name: str
-    parent: str
-    """The context that it stands in."""
-    repeats: Literal["duplicate", "add", "merge"] = "duplicate"
-    """A second one: is an error; is another; goes on with the first."""
-    close: Callable[[Block, Scope], Iterable[ConfigError]] | None = None
-    """Runs at its ``}``: what is wrong with it as a whole. With "merge", it runs again
-    when another one has been added."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Language:
-    """All that a configuration may say."""
-
-    settings: tuple[type[Settings], ...]
-    blocks: tuple[BlockKind, ...]
-    skipped: frozenset[str] = frozenset({"http", "stream"})
-    """Blocks of the main context that are not for us."""
-
-
-@dataclass
-class _Table:
-    """The directives and blocks that may stand in one context."""
-
-    directives: dict[str, Declaration] = field(default_factory=dict)
-    blocks: dict[str, BlockKind] = field(default_factory=dict)
-
-    def names(self) -> list[str]:
-        return ["include", *self.directives, *self.blocks]
+NO_VARIABLES = "write the value; if a template made the file, it was not filled in"
+"""The remedy where somebody has written a variable."""
 
 
 class _SyntaxError(Exception):
@@ -85,8 +50,7 @@ class Reader:
         self.main = scope.block
         self.files: dict[str, Source] = {}
         """What was read, by name, in order of first opening; -g is under its name."""
-        self._skipped = language.skipped
-        self._tables = _tables(language)
+        self._places = Places(language)
         self._open = 0
         self._modules: set[str] = set()
         self._blocks_begun = False
@@ -128,10 +92,14 @@ class Reader:
     def _parse(self, source: Source, block: Block | None) -> None:
         self.files.setdefault(source.name, source)
         parsed = parse(source)
+        unreadable = foreign_encoding(source) is not None
         if block is None:
             self._skip(parsed.statements)
         else:
-            self._run(parsed.statements, block)
+            # One error says what is wrong; hundreds would hide it.
+            self._run(parsed.statements[:1] if unreadable else parsed.statements, block)
+            if unreadable and parsed.statements:
+                raise _SyntaxError
         if parsed.error is not None:
             self._say(parsed.error)
             raise _SyntaxError
@@ -148,28 +116,41 @@ class Reader:
                 if position is not None and not position.end:
                     end = statement.words[0].source.line(statement.end)
                     error.position = position._replace(end=end)
+                error.remedy = (
+                    unseen(statement, position)
+                    or self._unfilled(statement, block)
+                    or error.remedy
+                )
                 # With a ";" forgotten, a directive may be among the arguments.
                 block.failed.update(word.value for word in statement.words)
                 self._say(error)
 
     def _statement(self, statement: Directive, block: Block) -> None:
         name = statement.name
-        table = self._tables[block.context]
+        table = self._places.tables[block.context]
         declaration = table.directives.get(name)
         if declaration is not None:
             _check_form(statement, declaration.value.least, declaration.value.most)
+            _check_nul(statement)
             self._set(statement, declaration, block)
+            self._warn_of_variables(statement, declaration.value.means_dollar)
         elif name in table.blocks:
             _check_form(statement, 0, 0, block=True)
             self._enter(statement, table.blocks[name], block)
         elif name == "include":
             _check_form(statement, 1, 1)
+            _check_nul(statement)
             self._include_all(statement, block)
-        elif block is not self.main or name not in self._skipped | {"load_module"}:
-            raise self._unknown(statement, table)
+            self._warn_of_variables(statement)
+        elif block is not self.main or name not in self._places.skipped | {
+            "load_module"
+        }:
+            raise self._places.unknown(statement, block.context)
         elif name == "load_module":
             _check_form(statement, 1, 1)
+            _check_nul(statement)
             self._load_module(statement)
+            self._warn_of_variables(statement)
         else:
             _check_form(statement, 0, 0, block=True)
             if name in block.given:
@@ -181,30 +162,32 @@ class Reader:
             )
             self._skip(statement.block or [])
 
-    def _unknown(self, statement: Directive, table: _Table) -> ConfigError:
-        name = c_string(statement.name)
-        word = statement.words[0]
-        places = [
-            context
-            for context, other in self._tables.items()
-            if name in other.directives or name in other.blocks
-        ]
-        if name == "load_module" or name in self._skipped:
-            places.append("main")
-        elif name in HTTP:
-            places.append("http")
-        if places and name == statement.name:
-            return ConfigError(
-                f'"{name}" directive is not allowed here',
-                word,
-                f"its place is {' or '.join(_place(context) for context in places)}",
-            )
-        close = difflib.get_close_matches(name, table.names(), n=1)
-        return ConfigError(
-            f'unknown directive "{name}"',
-            word,
-            f'did you mean "{close[0]}"?' if close else None,
-        )
+    def _unfilled(self, statement: Directive, block: Block) -> str | None:
+        """The remedy for a value that is wrong because it is a variable."""
+        declaration = self._places.tables[block.context].directives.get(statement.name)
+        if declaration is None:
+            return None
+        meant = declaration.value.means_dollar
+        words = [word.value for word in statement.args]
+        found = any(has_variable(word) and not meant(word) for word in words)
+        return NO_VARIABLES if found else None
+
+    def _warn_of_variables(
+        self,
+        statement: Directive,
+        meant: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """Say that a variable is none, which nginx does not say; the value may be secret."""
+        for word in statement.args:
+            if has_variable(word.value) and not meant(word.value):
+                self.scope.statement = statement
+                self.scope.warn(
+                    f'"{statement.name}" directive has no variables, '
+                    '"$" is taken literally',
+                    word,
+                    NO_VARIABLES,
+                )
+                return
 
     def _set(
         self, statement: Directive, declaration: Declaration, block: Block
@@ -290,6 +273,7 @@ class Reader:
         while left:
             for statement in left[-1]:
                 if statement.block is not None:
+                    self._check_hidden(statement)
                     left.append(iter(statement.block))
                     break
                 if statement.name == "include" and len(statement.words) == 2:
@@ -297,20 +281,31 @@ class Reader:
             else:
                 left.pop()
 
+    def _check_hidden(self, statement: Directive) -> None:
+        """A block of the main context in what is skipped: nginx refuses it.
 
-def _tables(language: Language) -> Mapping[str, _Table]:
-    contexts = {"main": _Table(), **{kind.name: _Table() for kind in language.blocks}}
-    for settings in language.settings:
-        for name, declaration in declarations(settings).items():
-            for context in declaration.contexts:
-                contexts[context].directives[name] = declaration
-    for kind in language.blocks:
-        contexts[kind.parent].blocks[kind.name] = kind
-    return contexts
+        It would serve nothing, and nobody would be told. In a block of variables or
+        of types (`map`, `geo`, `types`) such a word is a value, and has no block.
+        """
+        name = statement.name
+        if name in self._places.skipped or name in self._places.tables["main"].blocks:
+            self._say(
+                ConfigError(
+                    f'"{name}" directive is not allowed here',
+                    statement,
+                    "its place is outside of all blocks",
+                )
+            )
 
 
-def _place(context: str) -> str:
-    return "outside of all blocks" if context == "main" else f"{context} {{}}"
+def _check_nul(statement: Directive) -> None:
+    """Refuse a NUL in an argument: C ends there, so no system call can have been meant.
+
+    nginx cuts some words there, and refuses or passes on others.
+    """
+    for word in statement.args:
+        if "\0" in word.value:
+            raise ConfigError(f'"{statement.name}" directive has a NUL', word)
 
 
 def _check_form(

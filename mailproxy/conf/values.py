@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from mailproxy.conf import hints
 from mailproxy.conf.directive import Scope, Value
 from mailproxy.conf.tree import ConfigError, Directive, Word
 
@@ -203,8 +204,9 @@ pair: Value[tuple[tuple[bytes, bytes], ...]] = Value(
     "name value",
     least=2,
     most=2,
+    means_dollar=hints.is_secret,
 )
-"""A name and a value; adds up."""
+"""A name and a value, which may be a secret; adds up."""
 in_prefix: Value[str] = Value(
     lambda found, scope: scope.in_prefix(found.words[1].value), "file"
 )

@@ -6,25 +6,26 @@ is written to disk, so that a person can read, change and reload it.
 """
 
 import argparse
+import errno
 import os
 import signal
 import ssl
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import trio
 
-import mailproxy
 from mailproxy.demo.auth import auth_session
 from mailproxy.demo.check import LETTER, check
 from mailproxy.demo.imap import ImapSession
 from mailproxy.demo.mailbox import PASSWORD, USER, Mailbox, Session, serve
 from mailproxy.demo.pop3 import pop3_session
+from mailproxy.demo.proxy import readiness, run_proxy, show_end, size, starts
 from mailproxy.demo.site import (
     HOST,
     Door,
@@ -36,7 +37,8 @@ from mailproxy.demo.site import (
 from mailproxy.demo.smtp import smtp_session
 from mailproxy.process.configuration import ConfigErrors
 
-START_LIMIT = 15  # seconds
+DIRECTORY = Path("demo")
+"""Where the site is on disk, if nothing else is said."""
 
 CURL = {
     "imap": "'imap{s}://{host}:{port}/INBOX;MAILINDEX=1'",
@@ -45,6 +47,13 @@ CURL = {
     "      --mail-from alice@example.com --mail-rcpt alice@example.com",
 }
 """What curl is to do, for each protocol."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in one sentence, as the program does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f'{self.prog}: {message}\n  = see "{self.prog} --help"\n')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,15 +65,15 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 1 when something failed.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mailproxy demo",
         description="A whole mail site on this machine, with the proxy in front of it.",
     )
     parser.add_argument(
         "--directory",
         type=Path,
-        default=Path("demo"),
-        help="where nginx.conf and the certificates are written (default: %(default)s);"
+        help=f"where nginx.conf and the certificates are written (default: {DIRECTORY},"
+        " or a temporary one if that is not possible);"
         " what is there already is used as it is",
     )
     parser.add_argument(
@@ -74,16 +83,81 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        if options.check:
-            with (
-                tempfile.TemporaryDirectory(prefix="mailproxy-demo-") as directory,
-                (Path(directory) / "error.log").open("w+b") as log,
-            ):
-                return trio.run(demonstrate, Path(directory), log)
-        options.directory.mkdir(parents=True, exist_ok=True)
-        return trio.run(demonstrate, options.directory, None)
+        return run(options.directory, check=options.check)
     except KeyboardInterrupt:  # a second Ctrl-C, of an impatient person
         return 0
+    except OSError as error:
+        return failed(error)
+    except ExceptionGroup as group:  # of trio's nurseries
+        expected, bugs = group.split(OSError)
+        if bugs is not None or expected is None:
+            raise
+        return failed(next(leaves(expected)))
+
+
+def leaves(group: ExceptionGroup[OSError]) -> Iterator[OSError]:
+    """The errors of a group, and of the groups in it."""
+    for each in group.exceptions:
+        if isinstance(each, ExceptionGroup):
+            yield from leaves(each)
+        else:
+            yield each
+
+
+def failed(error: OSError) -> int:
+    """Say in one sentence that the system does not allow something; returns the status."""
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads any more. Python would try to write what is left at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    what = f'"{error.filename}"' if error.filename else "the demo failed"
+    remedy = (
+        "make room there, or name another place: --directory DIRECTORY"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else "name a directory that can be written: --directory DIRECTORY"
+        if error.filename
+        else "it needs free ports on 127.0.0.1"
+    )
+    reason = f"({error.errno}: {error.strerror})" if error.strerror else f"({error})"
+    sys.stderr.write(f"mailproxy demo: {what} {reason}\n  = {remedy}\n")
+    return 1
+
+
+def run(directory: Path | None, *, check: bool) -> int:
+    """Run the demo in a directory; None: in the usual one, or in a temporary one.
+
+    Raises:
+      OSError: the directory cannot be used, or the loopback.
+      ExceptionGroup: the same, from one of several tasks.
+    """
+    if not check:
+        try:
+            usable(directory or DIRECTORY)
+        except OSError as error:
+            if directory is not None:
+                raise
+            print(
+                f'mailproxy demo: "{DIRECTORY}" cannot be written ({error.strerror}),'
+                " so everything is in a temporary directory, which is gone in the end"
+            )
+        else:
+            return trio.run(demonstrate, directory or DIRECTORY, None)
+    with tempfile.TemporaryDirectory(prefix="mailproxy-demo-") as temporary:
+        if not check:
+            return trio.run(demonstrate, Path(temporary), None)
+        with (Path(temporary) / "error.log").open("w+b") as log:
+            return trio.run(demonstrate, Path(temporary), log)
+
+
+def usable(directory: Path) -> None:
+    """Make the directory if it is not there.
+
+    Raises:
+      OSError: it cannot be made, or no file can be made in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
 
 
 async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
@@ -109,9 +183,15 @@ async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
     status = 0
     async with until_signal() as nursery:
         backends = await start_servers(site, nursery)
-        proxy: trio.Process = await nursery.start(run_proxy, directory, log)
-        if not await accepts(site, proxy):
-            print("mailproxy demo: the proxy did not start")
+        written = {path: size(path) for path in site.log_files}
+        ready, notify = readiness()
+        proxy: trio.Process = await nursery.start(run_proxy, directory, log, notify)
+        with ready:
+            served = await starts(proxy, ready)
+        if not served:
+            print("mailproxy demo: the proxy did not start", flush=True)
+            for path, before in written.items():
+                show_end(path, before)
             status = 1
         elif log is not None:
             status = await check_all(site, directory)
@@ -120,8 +200,7 @@ async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
             status = await proxy.wait()
             print(f"mailproxy demo: the proxy ended with exit code {status}")
         if status and log is not None:
-            log.seek(0)
-            print(log.read().decode(errors="replace"), end="")
+            show_end(Path(log.name), 0)
         elif status:
             print(f"Without {directory}/nginx.conf, the next start makes a new one.")
         nursery.cancel_scope.cancel()
@@ -170,44 +249,6 @@ def mail_servers(mailbox: Mailbox) -> dict[str, Session]:
         "pop3": lambda client: pop3_session(client, mailbox),
         "smtp": lambda client: smtp_session(client, mailbox),
     }
-
-
-async def run_proxy(
-    directory: Path,
-    log: IO[bytes] | None,
-    *,
-    task_status: trio.TaskStatus[trio.Process],
-) -> None:
-    """Run the proxy with the directory's nginx.conf; its log goes to `log`, or stderr."""
-    command = [
-        *(sys.executable, "-P", "-m", "mailproxy"),
-        *("-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"),
-        *("-g", "daemon off;"),
-    ]
-    # The package may lie where only the command that started us has looked for it.
-    home = str(Path(mailproxy.__file__).parent.parent)
-    await trio.run_process(
-        command,
-        env={**os.environ, "PYTHONPATH": home},
-        stderr=log,
-        check=False,
-        task_status=task_status,
-    )
-
-
-async def accepts(site: Site, proxy: trio.Process) -> bool:
-    """Wait until the proxy accepts clients; false if it ends, or is too slow."""
-    with trio.move_on_after(START_LIMIT):
-        while proxy.returncode is None:
-            for door in site.doors[:1]:
-                try:
-                    stream = await trio.open_tcp_stream(door.host, door.port)
-                except OSError:
-                    continue
-                await stream.aclose()
-                return True
-            await trio.sleep(0.05)  # a child process has no event for "I listen"
-    return False
 
 
 async def check_all(site: Site, directory: Path) -> int:

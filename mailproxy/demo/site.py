@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trustme
 
+from mailproxy.log.directive import File
 from mailproxy.mail.auth.http import AuthUrl
 from mailproxy.process.configuration import Loader
 
@@ -90,6 +91,8 @@ class Site:
 
     doors: tuple[Door, ...] = ()
     auth_ports: frozenset[int] = frozenset()
+    log_files: tuple[Path, ...] = ()
+    """Where the proxy says what is wrong, besides standard error."""
 
 
 def read_site(directory: Path) -> Site:
@@ -115,7 +118,14 @@ def read_site(directory: Path) -> Site:
         match server.auth.auth_http:
             case AuthUrl(sockaddr=(host, port)) if host == HOST:
                 auth_ports.add(port)
-    return Site(tuple(doors), frozenset(auth_ports))
+    logs = (configuration.main.error_log, *configuration.error_logs)
+    files = {
+        each.target.path: None
+        for log in logs
+        for each in log
+        if isinstance(each.target, File)
+    }
+    return Site(tuple(doors), frozenset(auth_ports), tuple(map(Path, files)))
 
 
 def free_port(candidates: Iterable[int]) -> int:

@@ -56,6 +56,21 @@ PROPERTIES = frozenset(
 )
 """What `filter=PROPERTY:…` may name."""
 
+
+class ErrorLogError(ValueError):
+    """What is wrong with an `error_log`, in nginx's (or Angie's) words.
+
+    Attributes:
+      remedy: what is accepted in place of it; empty: the text says it.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+_LEVELS_ARE = f"levels are {' '.join(LEVELS[1:])}"
+
 Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | str, str]
 """Family, socket address, and text for the log."""
 
@@ -165,7 +180,7 @@ def parse_error_log(
       line: and where: two of nginx's texts and limits depend on them.
 
     Raises:
-      ValueError: with nginx's (or Angie's) text.
+      ErrorLogError: with nginx's (or Angie's) text.
     """
     target = _target(args[0], path, address, file)
     level = 0
@@ -177,27 +192,31 @@ def parse_error_log(
         name = word.partition("\0")[0]  # as C sees it
         if name in LEVELS[1:]:
             if level or parts:
-                raise ValueError(f'duplicate log level "{word}"')
+                raise ErrorLogError(f'duplicate log level "{word}"')
             level = LEVELS.index(name)
         elif name.startswith("debug_") and name[6:] in DEBUG_PARTS:
             if level:
-                raise ValueError(f'invalid log level "{word}"')
+                raise ErrorLogError(f'invalid log level "{word}"', _LEVELS_ARE)
             parts.add(name[6:])
         elif word.startswith("format="):
             if form:
-                raise ValueError(f'duplicate format= parameter ("{word}")')
+                raise ErrorLogError(f'duplicate format= parameter ("{word}")')
             form = word[7:]
             if form not in {"json", "default"}:
-                raise ValueError(f'unknown log format "{form}"')
+                raise ErrorLogError(
+                    f'unknown log format "{form}"', "formats are json and default"
+                )
         elif word.startswith("filter="):
             filters.append(_filter(word[7:], file, line))
         elif word.startswith("rate="):
             number = word[5:].removesuffix("m/s")
             if not (number.isascii() and number.isdigit()):
-                raise ValueError(f'invalid rate "{word}"')
+                raise ErrorLogError(
+                    f'invalid rate "{word}"', "a rate is a number of lines a second"
+                )
             rate = int(number)
         else:
-            raise ValueError(f'invalid log level "{word}"')
+            raise ErrorLogError(f'invalid log level "{word}"', _LEVELS_ARE)
     return ErrorLog(
         target=target,
         level=DEBUG if parts else level or ERROR,
@@ -228,7 +247,9 @@ def _size(text: str, file: str) -> int:
     size = int(found[1]) * units[found[2].lower()] if found else 0
     # nginx begins the buffer with a head line that names the file.
     if not 2099 + len(file.encode("utf-8", "surrogateescape")) <= size < 1 << 63:
-        raise ValueError(f'invalid buffer size "{text}"')
+        raise ErrorLogError(
+            f'invalid buffer size "{text}"', "a size is like 32k or 1m, from 3k"
+        )
     return size
 
 
@@ -242,28 +263,37 @@ def _syslog(text: str, address: FindAddress) -> Syslog:
             hostname = False
             continue
         if not equals or name not in {"server", "facility", "severity", "tag"}:
-            raise ValueError(f'unknown syslog parameter "{word}"')
+            raise ErrorLogError(
+                f'unknown syslog parameter "{word}"',
+                "parameters are server= facility= severity= tag= nohostname",
+            )
         if name in values:
-            raise ValueError(f'duplicate syslog "{name}"')
+            raise ErrorLogError(f'duplicate syslog "{name}"')
         values[name] = value
         if name == "server":
             try:
                 server = address(value, 514)
             except ValueError as error:
-                raise ValueError(f'{error} in syslog server "{value}"') from error
+                raise ErrorLogError(
+                    f'{error} in syslog server "{value}"',
+                    getattr(error, "remedy", ""),
+                ) from error
         elif name == "facility" and value not in FACILITIES:
-            raise ValueError(f'unknown syslog facility "{value}"')
+            raise ErrorLogError(
+                f'unknown syslog facility "{value}"',
+                f"facilities are {' '.join(FACILITIES)}",
+            )
         elif name == "severity" and value not in LEVELS[1:]:
-            raise ValueError(f'unknown syslog severity "{value}"')
+            raise ErrorLogError(f'unknown syslog severity "{value}"', _LEVELS_ARE)
         elif name == "tag":
             if len(value) > 32:
-                raise ValueError("syslog tag length exceeds 32")
+                raise ErrorLogError("syslog tag length exceeds 32")
             if not re.fullmatch(r"[0-9A-Za-z_]*", value):
-                raise ValueError(
+                raise ErrorLogError(
                     'syslog "tag" only allows alphanumeric characters and underscore'
                 )
     if server is None:
-        raise ValueError("no syslog server specified")
+        raise ErrorLogError("no syslog server specified")
     return Syslog(
         address=server,
         facility=FACILITIES.index(values.get("facility", "local7")),
@@ -275,27 +305,27 @@ def _syslog(text: str, address: FindAddress) -> Syslog:
 def _filter(text: str, file: str, line: int) -> Filter:
     kind, colon, pattern = text.partition(":")
     if not colon:
-        raise ValueError(f'missing filter type in "{text}"')
+        raise ErrorLogError(f'missing filter type in "{text}"')
     how: Literal["contains", "exact", "regex"] = "contains"
     if pattern.startswith("="):
         how, pattern = "exact", pattern[1:]
     elif pattern.startswith("~"):
         how, pattern = "regex", pattern[1:]
     if not pattern:
-        raise ValueError(f'empty filter pattern "{text}"')
+        raise ErrorLogError(f'empty filter pattern "{text}"')
     if kind == "sourcefile":
-        raise ValueError(
+        raise ErrorLogError(
             '"error_log" directive source file filtering requires debug build'
         )
     if kind not in PROPERTIES and kind not in {"logline", "message", "tag"}:
-        raise ValueError(
+        raise ErrorLogError(
             f"error_log directive at {file}:{line} has filter "
             f'with unknown property "{kind}"'
         )
     try:
         return Filter(kind, pattern, how)
     except re.error as error:
-        raise ValueError(
+        raise ErrorLogError(
             f'pcre2_compile() failed: {error.msg} in "{pattern}"'
             f' at "{pattern[error.pos or 0 :]}"'
         ) from error

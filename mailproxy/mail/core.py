@@ -24,7 +24,7 @@ from mailproxy.conf.values import (
     parse_seconds,
 )
 from mailproxy.log.directive import Address as LogAddress
-from mailproxy.log.directive import ErrorLog, parse_error_log
+from mailproxy.log.directive import ErrorLog, ErrorLogError, parse_error_log
 from mailproxy.mail.listen import Listen, listen
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.dns import ResolverSettings
@@ -67,7 +67,9 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
             try:
                 servers += parse_url(word.value, 53).addresses
             except AddressError as error:
-                raise ConfigError(f'{error} in resolver "{word.value}"', word) from None
+                raise ConfigError(
+                    f'{error} in resolver "{word.value}"', word, error.remedy
+                ) from None
     if not any(families.values()):
         raise ConfigError('"ipv4" and "ipv6" cannot both be "off"', found)
     if not servers:
@@ -90,7 +92,9 @@ def _system_servers(path: str, word: Word) -> list[Address]:
         try:
             servers += parse_url(bracketed, 53).addresses
         except AddressError as error:
-            raise ConfigError(f'{error} in resolver "{host}"', word) from None
+            raise ConfigError(
+                f'{error} in resolver "{host}"', word, error.remedy
+            ) from None
     return servers
 
 
@@ -104,14 +108,10 @@ def _parse_error_log(found: Directive, scope: Scope) -> tuple[ErrorLog, ...]:
             file=where.file,
             line=where.end,
         )
-    except ValueError as error:
+    except ErrorLogError as error:
         message = str(error)
         wrong = (word for word in found.args[1:] if f'"{word.value}"' in message)
-        raise ConfigError(
-            message,
-            next(wrong, found.words[1]),
-            "levels are emerg alert crit error warn notice info debug",
-        ) from None
+        raise ConfigError(message, next(wrong, found.words[1]), error.remedy) from None
     return (value,)
 
 
@@ -126,6 +126,7 @@ error_log: Value[tuple[ErrorLog, ...]] = Value(
     "[filter=part:pattern] [rate=number]",
     most=None,
     parameters=("stderr", "syslog:", "memory:", "rate=", "filter=", "format="),
+    means_dollar=lambda word: word.startswith("filter="),
 )
 protocol: Value[str] = Value(
     _parse_protocol, "imap | pop3 | smtp", parameters=("imap", "pop3", "smtp")

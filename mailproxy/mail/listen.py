@@ -32,7 +32,8 @@ def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
         raise ConfigError(
             f'{error} in "{word.value}" of the "listen" directive',
             word,
-            "nginx accepts 143, 127.0.0.1:143, [::1]:143, *:143, name:143, unix:/path",
+            error.remedy
+            or "nginx accepts 143, 127.0.0.1:143, [::1]:143, *:143, name:143, unix:/path",
         ) from None
     state = load_state(scope)
     for name, ports in state.protocols.items():

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Self, cast
 
 from mailproxy.conf.directive import Block, Scope, Settings, declarations
-from mailproxy.conf.resolve import BlockKind, Language, Reader
+from mailproxy.conf.places import BlockKind, Language
+from mailproxy.conf.resolve import Reader
 from mailproxy.conf.tree import ConfigError
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.listen import Listen
@@ -187,6 +188,8 @@ class Loader:
         main = events = None
         if complete:
             main, events = self._start(parsed=parsed)
+            if all(message.level == "warn" for message in messages):
+                self._warn_of_idleness()
         said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
         if any(message.level != "warn" for message in messages):
             raise ConfigErrors.of(said, parsed=parsed)
@@ -198,6 +201,21 @@ class Loader:
             servers=tuple(self.assembly.servers),
             error_logs=tuple(self._error_logs()),
             messages=said,
+        )
+
+    def _warn_of_idleness(self) -> None:
+        """Warn if nothing will be served, which nginx does not do."""
+        if self.assembly.servers:
+            return
+        mail = next((b for b in self.reader.main.blocks if b.context == "mail"), None)
+        missing = (
+            'there is no "mail" block' if mail is None else "there is no mail server"
+        )
+        self.scope.statement = None
+        self.scope.warn(
+            f"{missing}, nothing will be served",
+            None if mail is None else mail.directive,
+            "write one: mail { server { listen 143; protocol imap; auth_http URL; } }",
         )
 
     def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:

@@ -11,6 +11,7 @@ from typing import Self
 
 from mailproxy.conf.addresses import Network, cidr
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.hints import is_secret
 from mailproxy.conf.tree import ConfigError, Directive
 from mailproxy.conf.values import (
     c_string,
@@ -210,7 +211,9 @@ thread_pool: Value[tuple[str, ...]] = Value(
     _parse_thread_pool, "name threads=number [max_queue=number]", least=2, most=3
 )
 engine: Value[str] = Value(_parse_engine, "device")
-env: Value[tuple[tuple[str, str | None], ...]] = Value(_parse_env, "name[=value]")
+env: Value[tuple[tuple[str, str | None], ...]] = Value(
+    _parse_env, "name[=value]", means_dollar=is_secret
+)
 connections: Value[int] = Value(_parse_connections, "number")
 use: Value[str] = Value(_parse_use, "method")
 clients: Value[tuple[Network | str, ...]] = Value(

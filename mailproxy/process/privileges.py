@@ -67,7 +67,8 @@ def environment(
     found: dict[str, str] = {}
     for name, value in (*entries, ("TZ", None)):
         kept = start.get(name) if value is None else value
-        if kept is not None:
+        # A variable without a name can be given to nobody: setenv(3) refuses it.
+        if kept is not None and name:
             found.setdefault(name, kept)  # getenv(3) finds the first of a name
     return found
 

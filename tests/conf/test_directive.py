@@ -15,7 +15,8 @@ from mailproxy.conf.directive import (
     directive,
     documented,
 )
-from mailproxy.conf.resolve import BlockKind, Language, Reader
+from mailproxy.conf.places import BlockKind, Language
+from mailproxy.conf.resolve import Reader
 from mailproxy.conf.syntax import parse
 from mailproxy.conf.tree import Directive, Source, Word
 from mailproxy.conf.values import HOUR, choices, duration, flag, words

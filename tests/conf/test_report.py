@@ -54,7 +54,7 @@ mailproxy: [emerg] invalid value "on " in C/main:6
       |              ^^^^^ accepted are off, on, only
 mailproxy: [emerg] "server_tokens" directive is not allowed here in C/main:7
     7 |     server_tokens off;
-      |     ^^^^^^^^^^^^^ its place is http {}
+      |     ^^^^^^^^^^^^^ "server_tokens" is a directive of http, not of mail
 """
     )
 

@@ -14,6 +14,7 @@ from mailproxy.process.configuration import ConfigErrors, Configuration
 Load = Callable[..., Configuration]
 Complain = Callable[..., list[str]]
 
+IDLE = 'warn there is no "mail" block, nothing will be served'
 SERVER = "listen 127.0.0.1:10143; protocol imap; auth_http 127.0.0.1;"
 
 
@@ -430,6 +431,7 @@ def test_other_servers_blocks_are_skipped_with_one_warning(complain: Complain) -
     assert complain(text) == [
         'warn only mail is served, the "http" block is skipped in C/main:2',
         'warn only mail is served, the "stream" block is skipped in C/main:6',
+        IDLE,
     ]
     assert complain("events {}\nhttp {}\nhttp {}")[-1] == (
         'emerg "http" directive is duplicate in C/main:3'
@@ -467,7 +469,7 @@ def test_included_files_are_read_where_they_are_named(
 
 
 def test_modules_are_named_before_blocks_and_once(complain: Complain) -> None:
-    assert complain("load_module a.so; pid x; load_module b.so; events {}") == []
+    assert complain("load_module a.so; pid x; load_module b.so; events {}") == [IDLE]
     assert complain("events {}\nload_module a.so;") == [
         'emerg "load_module" directive is specified too late in C/main:2'
     ]
@@ -497,4 +499,5 @@ def test_old_directives_are_accepted_with_a_warning(complain: Complain) -> None:
         "effect in C/main:1",
         'warn the "rtsig_signo" directive is gone since nginx 1.9.0 and has no '
         "effect in C/main:1",
+        IDLE,
     ]

@@ -181,6 +181,8 @@ def test_environment_has_what_is_named() -> None:
         ("LANG", "fr"),
         ("MISSING", None),
         ("EMPTY", None),
+        ("", "nameless"),
+        ("", None),
     )
     assert environment(entries, start) == {
         "PATH": "/bin",

@@ -55,7 +55,7 @@ def _parse_url(found: Directive, _: Scope) -> AuthUrl | None:
             word,
             "an auth server is asked by http:// only"
             if secure
-            else "nginx accepts host[:port][/uri] or unix:/path[:/uri]",
+            else error.remedy or "nginx accepts host[:port][/uri] or unix:/path[:/uri]",
         ) from None
     first = url.addresses[0]
     host = "localhost" if first.family == socket.AF_UNIX else url.host

@@ -1,0 +1,133 @@
+"""What a person may have meant: a near name, another module's directive, a file's encoding.
+
+A hint is given only where it is near or says something true. nginx's line stands above
+it and is not touched by it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from mailproxy.conf.elsewhere import HTTP, MODULES, STREAM
+from mailproxy.conf.tree import Directive, Position, Source, Word, decode
+
+_MAX_DISTANCE = 3
+"""Typing mistakes in the longest of names."""
+
+_FOREIGN_ENCODINGS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+"""Byte order marks of encodings in which nginx can read nothing."""
+
+_QUOTES = frozenset("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2032\u2033")
+"""What word processors put in place of ' and ": marks and primes."""
+_UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cf"})
+"""Unicode's categories of blanks and of characters without a shape."""
+
+_VARIABLE = re.compile(r"(?<!\\)\$(?:\{[A-Za-z_]\w*\}|[A-Za-z_]\w*)", re.ASCII)
+_UNFILLED = re.compile(r"(?:^|=)\$[A-Za-z_]\w*$|(?<!\\)\$\{[A-Za-z_]\w*\}", re.ASCII)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that `name` may be a misspelling of.
+
+    One mistake is allowed for every four letters, three at most, and one in the
+    shortest names: "proxy_ssl" is no "proxy".
+    """
+    limit = min(_MAX_DISTANCE, max(1, len(name) // 4))
+    if len(name) < 3:
+        return None
+    found = None
+    for each in names:
+        if abs(len(each) - len(name)) <= limit:
+            distance = _distance(name, each)
+            if distance <= limit:
+                found, limit = each, distance - 1
+    return found
+
+
+def _distance(one: str, other: str) -> int:
+    """Letters to insert, delete, replace or swap with their neighbour."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        last, before, row = before, row, [i]
+        for j, against in enumerate(other, 1):
+            cost = min(
+                before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != against)
+            )
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == against:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def elsewhere(name: str) -> str | None:
+    """Say whose directive it is, if it is one that mail does not have."""
+    if name in HTTP:
+        return f'"{name}" is a directive of http, not of mail'
+    if name in STREAM:
+        return f'"{name}" is a directive of stream, not of mail'
+    for pattern, module in MODULES:
+        if pattern.fullmatch(name):
+            return f'"{name}" is a directive of {module}, not of mail'
+    return None
+
+
+def foreign_encoding(source: Source) -> str | None:
+    """The name of an encoding that has NULs between the letters, by its mark."""
+    for mark, name in _FOREIGN_ENCODINGS:
+        if source.text.startswith(decode(mark)):
+            return name
+    return None
+
+
+def unseen(statement: Directive, position: Position | None) -> str | None:
+    """Say what a person cannot see in the word that an error is about."""
+    if position is None:
+        return None
+    for word in statement.words:
+        place = word.position
+        if (place.line, place.column) == (position.line, position.column):
+            return _unseen_in(word)
+    return None
+
+
+def _unseen_in(word: Word) -> str | None:
+    if word.offset == 0 and (encoding := foreign_encoding(word.source)) is not None:
+        return f"the file is {encoding}: save it as UTF-8, without byte order mark"
+    if "\0" in word.value:
+        return "there is a NUL in it: is the file damaged, or UTF-16?"
+    if word.offset == 0 and word.value.startswith("\ufeff"):
+        return (
+            "the file begins with a UTF-8 byte order mark (BOM), which is part of the"
+            " first word to nginx: save the file without it"
+        )
+    for char in word.value:
+        if char in _QUOTES:
+            return f"it has a {_name(char)} in it: quotes are \" and ' only"
+        if char > "\x7f" and unicodedata.category(char) in _UNSEEN:
+            return f"it has a {_name(char)} in it, which is no blank to nginx"
+    return None
+
+
+def _name(char: str) -> str:
+    return f"{unicodedata.name(char, 'strange character').lower()} (U+{ord(char):04X})"
+
+
+def has_variable(word: str) -> bool:
+    """Whether there is a ``$name`` or ``${name}`` in it."""
+    return "$" in word and _VARIABLE.search(word) is not None
+
+
+def is_secret(word: str) -> bool:
+    """Whether it may be a secret with a ``$`` in it, rather than a forgotten variable.
+
+    A forgotten one is all of the word, or all behind an ``=``, or has braces.
+    """
+    return _UNFILLED.search(word) is None

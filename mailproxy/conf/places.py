@@ -1,0 +1,115 @@
+"""Where each directive and block may stand, and what is said of those that may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mailproxy.conf.directive import Block, Declaration, Scope, Settings, declarations
+from mailproxy.conf.elsewhere import HTTP
+from mailproxy.conf.hints import elsewhere, nearest
+from mailproxy.conf.tree import ConfigError, Directive
+from mailproxy.conf.values import c_string
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockKind:
+    """A directive with a block of directives."""
+
+    name: str
+    parent: str
+    """The context that it stands in."""
+    repeats: Literal["duplicate", "add", "merge"] = "duplicate"
+    """A second one: is an error; is another; goes on with the first."""
+    close: Callable[[Block, Scope], Iterable[ConfigError]] | None = None
+    """Runs at its ``}``: what is wrong with it as a whole. With "merge", it runs again
+    when another one has been added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """All that a configuration may say."""
+
+    settings: tuple[type[Settings], ...]
+    blocks: tuple[BlockKind, ...]
+    skipped: frozenset[str] = frozenset({"http", "stream"})
+    """Blocks of the main context that are not for us."""
+
+
+@dataclass
+class Table:
+    """The directives and blocks that may stand in one context."""
+
+    directives: dict[str, Declaration] = field(default_factory=dict)
+    blocks: dict[str, BlockKind] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """All that may stand there, files included."""
+        return ["include", *self.directives, *self.blocks]
+
+
+class Places:
+    """What may stand in which context."""
+
+    def __init__(self, language: Language) -> None:
+        self.skipped = language.skipped
+        self.tables = {
+            "main": Table(),
+            **{kind.name: Table() for kind in language.blocks},
+        }
+        """By the name of the context."""
+        for settings in language.settings:
+            for name, declaration in declarations(settings).items():
+                for context in declaration.contexts:
+                    self.tables[context].directives[name] = declaration
+        for kind in language.blocks:
+            self.tables[kind.parent].blocks[kind.name] = kind
+
+    def unknown(self, statement: Directive, context: str) -> ConfigError:
+        """Say that a directive may not stand in `context`, and where it may, if anywhere."""
+        name = c_string(statement.name)
+        word = statement.words[0]
+        whole = name == statement.name
+        places = self._contexts(name)
+        if whole and (places or name in HTTP):
+            return ConfigError(
+                f'"{name}" directive is not allowed here',
+                word,
+                f"its place is {_shown(places)}" if places else elsewhere(name),
+            )
+        remedy = elsewhere(name) if whole else None
+        return ConfigError(
+            f'unknown directive "{name}"', word, remedy or self._near(name, context)
+        )
+
+    def _contexts(self, name: str) -> list[str]:
+        """The contexts in which it may stand."""
+        found = [
+            context
+            for context, table in self.tables.items()
+            if name in table.directives or name in table.blocks
+        ]
+        return found or (["main"] if name in self._outermost else [])
+
+    @property
+    def _outermost(self) -> frozenset[str]:
+        return self.skipped | {"load_module"}
+
+    def _near(self, name: str, context: str) -> str | None:
+        """A name that is near: one of this context, if there is one."""
+        own = self.tables[context].names()
+        near = nearest(name, [*own, *(self._outermost if context == "main" else ())])
+        if near is not None:
+            return f'did you mean "{near}"?'
+        near = nearest(name, [n for each in self.tables.values() for n in each.names()])
+        if near is None:
+            return None
+        return f'did you mean "{near}"? Its place is {_shown(self._contexts(near))}'
+
+
+def _shown(contexts: Iterable[str]) -> str:
+    return " or ".join(
+        "outside of all blocks" if context == "main" else f"{context} {{}}"
+        for context in contexts
+    )
