@@ -12,11 +12,12 @@ ROOT = Path(mailproxy.__file__).parent
 
 ALLOWED = {
     "errors": set(),
+    "outside": set(),
     "log": {"errors"},
-    "conf": set(),
-    "net": {"errors", "log"},
-    "mail": {"conf", "errors", "log", "net"},
-    "process": {"conf", "errors", "log", "mail", "net"},
+    "conf": {"outside"},
+    "net": {"errors", "log", "outside"},
+    "mail": {"conf", "errors", "log", "net", "outside"},
+    "process": {"conf", "errors", "log", "mail", "net", "outside"},
     "cli": {"conf", "demo", "errors", "inspection", "log", "mail", "process"},
     "inspection": {"conf", "mail", "process"},
     "demo": {"errors", "mail", "net", "process"},

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass, replace
 from typing import Self
 
+from mailproxy import outside
 from mailproxy.conf.addresses import (
     Address,
     AddressError,
@@ -13,8 +14,9 @@ from mailproxy.conf.addresses import (
     parse_url,
 )
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
-from mailproxy.conf.syntax import ConfigError, Directive, Position, Word
+from mailproxy.conf.syntax import ConfigError, Directive, Position, Word, decode
 from mailproxy.conf.values import (
+    KIB,
     MINUTE,
     c_string,
     duration,
@@ -135,6 +137,7 @@ def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
     return tuple(listens)
 
 
+_RESOLV_CONF_LIMIT = 64 * KIB
 _PLAIN_PARAMETERS = frozenset({"bind", "ssl", "proxy_protocol", "multipath"})
 _PARAMETERS = (
     "backlog=",
@@ -244,10 +247,12 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
 def _system_servers(path: str, word: Word) -> list[Address]:
     """The name servers of a resolv.conf (Angie)."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-            parts = [line.split() for line in lines]
-    except OSError as error:
-        raise ConfigError(f'open() "{path}" failed', word, error=error) from None
+        content = outside.read(path, _RESOLV_CONF_LIMIT)
+    except outside.FileError as error:
+        raise ConfigError(
+            f'{error.call}() "{path}" failed', word, error=error
+        ) from None
+    parts = [line.split() for line in decode(content).splitlines()]
     hosts = [part[1] for part in parts if len(part) > 1 and part[0] == "nameserver"]
     servers: list[Address] = []
     for host in hosts:
