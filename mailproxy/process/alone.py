@@ -34,12 +34,14 @@ class Alone:
     Args:
       load: reads the configuration; raises GenerationError after it logged what is
         wrong.
+      reader: reads it before that, in a process of its own.
     """
 
     def __init__(
         self,
         born: Generation,
         load: Callable[[Logger], Whole],
+        reader: Reader,
         options: Options,
         *,
         children: Children,
@@ -50,7 +52,7 @@ class Alone:
         self._load = load
         self._options = options
         self._children = children
-        self._reader = Reader(load, children)
+        self._reader = reader
         self._notify = notify
         self._origin = origin
 

@@ -129,6 +129,15 @@ def following(
     return Generation(configuration, logs, listeners)
 
 
+def check_logs(configuration: Whole, options: Options, log: Logger) -> None:
+    """See that the logs can be opened; where that takes long, it is to be known before.
+
+    Raises:
+      GenerationError: one cannot, as the log says.
+    """
+    _open_logs(configuration, options, log, copy_as=None).close()
+
+
 def test(configuration: Whole, options: Options, log: Logger) -> bool:
     """Whether a start would get this far (`-t`); what would stop it is logged."""
     pid = configuration.main.pid

@@ -68,8 +68,8 @@ class Reader:
     """Has configurations read, one at a time.
 
     Args:
-      load: reads and checks the configuration; raises GenerationError after it
-        logged what is wrong.
+      load: reads and checks the configuration, in the reader's process; raises
+        GenerationError after it logged what is wrong.
 
     Attributes:
       pid: of the process that reads; None if none does.

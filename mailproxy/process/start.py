@@ -163,7 +163,7 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
         born,
         load_next,
         home.work,
-        reader=Reader(load, home.children),
+        reader=_reader(load, home),
         processes=home.children,
         signals=signals,
         upgrade=Successor(
@@ -184,6 +184,13 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
         return FATAL
 
 
+def _reader(load: Load, home: _Home) -> Reader:
+    """What reads the configuration for a reload: all that may take long."""
+    return Reader(
+        lambda log: generation.check_logs(load(log), home.options, log), home.children
+    )
+
+
 def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
     """Be master and worker in one (`master_process off`)."""
     if home.notify.watchdog is not None:
@@ -191,6 +198,7 @@ def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> i
     alone = Alone(
         born,
         load,
+        _reader(load, home),
         home.options,
         children=home.children,
         notify=home.notify,
