@@ -277,8 +277,7 @@ class Master:
             return
         if self._read_end is not None:
             end, self._read_end = self._read_end, None
-            findings = self._reader.finish(end, self._log)
-            new = None if findings is None else self._make_next(findings)
+            new = self._make_next(end)
             if new is not None:
                 self._replace_by(new)
         elif self._clock() >= self._read_by:
@@ -288,7 +287,11 @@ class Master:
             return
         self._say_ready()
 
-    def _make_next(self, findings: Findings) -> Generation | None:
+    def _make_next(self, end: End) -> Generation | None:
+        """Load what the reader has found; its memory is free again before forks."""
+        findings = self._reader.finish(end, self._log)
+        if findings is None:
+            return None
         self._notify.alive()  # to load a long configuration may take its time
         try:
             return self._load(self._generation, findings, self._pause_loading)

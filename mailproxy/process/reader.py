@@ -93,7 +93,7 @@ class Reader:
                     lambda: _read(self._load, sheet), (sheet,)
                 )
             except SpawnError as failure:
-                os.close(sheet)
+                self.close()
                 failed = failure.call
                 raise failure.error from failure
         except OSError as error:
@@ -137,6 +137,12 @@ class Reader:
         known = pid in self._abandoned
         self._abandoned.discard(pid)
         return known
+
+    def close(self) -> None:
+        """Give up the sheet, in a process that is not the master: it has secrets."""
+        if self._sheet >= 0:
+            os.close(self._sheet)
+            self._sheet = -1
 
     def _take_sheet(self) -> bytes:
         with open(self._sheet, "rb") as sheet:

@@ -14,14 +14,14 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from mailproxy import __version__, outside
 from mailproxy.log import Logger, Logs
 from mailproxy.net import listening
 from mailproxy.outside import Findings
-from mailproxy.process import generation, pidfile, signals, upgrade
+from mailproxy.process import generation, pidfile, reader, signals, upgrade
 from mailproxy.process.alone import Alone
 from mailproxy.process.children import FATAL, Children
 from mailproxy.process.daemon import Foreground, daemonise
@@ -73,7 +73,15 @@ def run(options: Options, load: Load, startup: Logs) -> int:
     startup.close()
     background = foreground is not None or old_master is not None
     origin = Origin(background, old_master, activated=bool(given))
-    home = _Home(options, started_with, notify, foreground)
+    children = Children()
+    home = _Home(
+        options,
+        started_with,
+        notify,
+        foreground,
+        children,
+        Reader(partial(_read, options, load), children),
+    )
     if born.main.master_process:
         return _lead(born, load, home, origin)
     return _serve_alone(born, load, home, origin)
@@ -111,7 +119,9 @@ class _Home:
     """The environment."""
     notify: Notify
     foreground: Foreground | None
-    children: Children = field(default_factory=Children)
+    children: Children
+    reader: Reader
+    """Of the configuration, at a reload."""
 
     def release(self, code: int) -> None:
         """Let the command that started us return."""
@@ -130,6 +140,7 @@ class _Home:
         retitle = partial(set_title, self.options.name)
         retitle("worker process")
         self.notify.close()
+        self.reader.close()
         if self.foreground is not None:
             self.foreground.close()
         if outgoing is not None:
@@ -163,7 +174,7 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
         born,
         load_next,
         home.work,
-        reader=_reader(load, home),
+        reader=home.reader,
         processes=home.children,
         signals=signals,
         upgrade=Successor(
@@ -184,11 +195,10 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
         return FATAL
 
 
-def _reader(load: Load, home: _Home) -> Reader:
-    """What reads the configuration for a reload: all that may take long."""
-    return Reader(
-        lambda log: generation.check_logs(load(log), home.options, log), home.children
-    )
+def _read(options: Options, load: Load, log: Logger) -> None:
+    """Do what may take long in a reload, in the reader's process."""
+    set_title(options.name, reader.NAME)
+    generation.check_logs(load(log), options, log)
 
 
 def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
@@ -198,7 +208,7 @@ def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> i
     alone = Alone(
         born,
         load,
-        _reader(load, home),
+        home.reader,
         home.options,
         children=home.children,
         notify=home.notify,

@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGHUP, SIGQUIT, SIGTERM, SIGUSR1
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 
 from mailproxy.process.reader import NAME
 from tests.fakes import FakeAuth, FakeImap, granted
-from tests.process.site import Client, Site, children
+from tests.process.site import Client, Site, children, title
 from tests.process.test_systemd import Manager
 from tests.processes import PATIENCE, answers, need
 from tests.tls import Certificates
@@ -222,6 +222,27 @@ def test_the_watchdog_is_fed_meanwhile(
         assert process.wait(PATIENCE) == 0
 
 
+def test_worker_that_starts_meanwhile_does_not_get_what_is_read(
+    site: Site, passwords: Passwords
+) -> None:
+    pid = site.start()
+    passwords.configure()
+    site.signal(SIGHUP)
+    passwords.wait_for_reader()
+    assert any("memfd:configuration" in link for link in _links(pid))
+    old, other = site.workers
+    os.kill(old, 9)
+    site.wait_for_line("start worker process ", 3)
+    site.wait_for(lambda: len(site.workers) == 2, "a new worker")
+    (new,) = set(site.workers) - {other}
+    site.wait_for(
+        lambda: not any("memfd" in link for link in _links(new)), "the sheet's end"
+    )
+    passwords.tell()
+    site.wait_for_line('using the "epoll" event method', 2)
+    site.wait_for(lambda: not any("memfd" in link for link in _links(pid)), "its end")
+
+
 def test_reader_that_is_killed_changes_nothing(
     site: Site, passwords: Passwords
 ) -> None:
@@ -231,6 +252,7 @@ def test_reader_that_is_killed_changes_nothing(
     site.signal(SIGHUP)
     passwords.wait_for_reader()
     (reader,) = set(children(pid)) - set(before)
+    assert title(reader) == f"mailproxy: {NAME}"
     os.kill(reader, 9)
     site.wait_for_line(UNREAD)
     assert site.log("alert") == [f"{NAME} {reader} exited on signal 9"]
@@ -372,6 +394,15 @@ def _speaks_tls_now(site: Site) -> bool:
         return speaks_tls(site)
     except (ssl.SSLError, OSError):
         return False
+
+
+def _links(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    links = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return links
 
 
 def _is_read(passwords: Passwords) -> bool:
