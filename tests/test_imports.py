@@ -15,11 +15,12 @@ ROOT = Path(mailproxy.__file__).parent
 
 ALLOWED = {
     "errors": set(),
+    "outside": set(),
     "log": {"errors"},
-    "conf": set(),
-    "net": {"conf", "errors", "log"},
-    "mail": {"conf", "errors", "log", "net"},
-    "process": {"conf", "errors", "log", "mail", "net"},
+    "conf": {"outside"},
+    "net": {"conf", "errors", "log", "outside"},
+    "mail": {"conf", "errors", "log", "net", "outside"},
+    "process": {"conf", "errors", "log", "mail", "net", "outside"},
     "arguments": {"conf", "process"},
     "cli": {
         "arguments",

@@ -11,6 +11,7 @@ import re
 import socket
 from dataclasses import dataclass
 
+from mailproxy import outside
 from mailproxy.conf.directive import Scope
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import c_string, lower, parse_number
@@ -104,14 +105,12 @@ def lookup(host: str, *, listen: bool = False) -> list[tuple[int, str]]:
     name = c_string(host).encode("utf-8", "surrogateescape")
     flags = socket.AI_ADDRCONFIG | (socket.AI_PASSIVE if listen else 0)
     try:
-        answers = socket.getaddrinfo(
-            name, None, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, flags
-        )
+        answers = outside.addresses(name, flags)
     except (OSError, UnicodeError) as error:
         raise _not_found(host, error) from None
     found = {
-        (int(family), str(sockaddr[0]).partition("%")[0]): None
-        for family, _, _, _, sockaddr in answers
+        (family, address.partition("%")[0]): None
+        for family, address in answers
         if family in (socket.AF_INET, socket.AF_INET6)
     }
     if not found:

@@ -7,10 +7,10 @@ the messages; only a syntax error ends the reading.
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable
 
+from mailproxy import outside
 from mailproxy.conf.directive import (
     Block,
     Declaration,
@@ -248,7 +248,7 @@ class Reader:
             self._include(path, statement, block)
             return
         # What C calls [^…] is [!…] in Python.
-        for found in sorted(glob.glob(encode(path.replace("[^", "[!")))):
+        for found in outside.matching(encode(path.replace("[^", "[!"))):
             self._include(decode(found), statement, block)
 
     def _load_module(self, statement: Directive) -> None:

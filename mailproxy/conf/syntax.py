@@ -10,9 +10,7 @@ reported first.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Iterator
 from importlib import resources
 from typing import NamedTuple
@@ -22,6 +20,7 @@ from lark.common import LexerConf
 from lark.exceptions import UnexpectedToken
 from lark.lexer import Lexer
 
+from mailproxy import outside
 from mailproxy.conf.tree import (
     COMMAND_LINE,
     ConfigError,
@@ -30,7 +29,6 @@ from mailproxy.conf.tree import (
     Source,
     Word,
     decode,
-    encode,
 )
 from mailproxy.conf.words import (
     LUA_BLOCKS,
@@ -43,6 +41,9 @@ from mailproxy.conf.words import (
     unescape,
 )
 
+MAX_FILE = 64 << 20
+"""Octets of a configuration file."""
+
 
 def read_source(path: str, asked_by: Word | Directive | None = None) -> Source:
     """Read a file, as many bytes as it has when it is opened: none of a pipe.
@@ -52,35 +53,25 @@ def read_source(path: str, asked_by: Word | Directive | None = None) -> Source:
       asked_by: the `include` that names it.
 
     Raises:
-      ConfigError: it cannot be read.
+      ConfigError: it cannot be read, or has more than `MAX_FILE` octets.
     """
     try:
-        descriptor = os.open(encode(path), os.O_RDONLY | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f'open() "{path}" failed',
-            asked_by,
-            error=error if isinstance(error, OSError) else None,
-        ) from None
-    try:
-        status = os.fstat(descriptor)
-        directory = stat.S_ISDIR(status.st_mode)
-        size = max(status.st_size, 1) if directory else status.st_size
-        octets = b""
-        while len(octets) < size:
-            more = os.read(descriptor, size - len(octets))
-            if not more:
-                raise ConfigError(
-                    f"pread() returned only {len(octets)} bytes instead of {size}",
-                    Position(path, 1, 1),
-                )
-            octets += more
-    except OSError as error:
+        octets, size = outside.read_sized(path, MAX_FILE)
+    except ValueError:
+        raise ConfigError(f'open() "{path}" failed', asked_by) from None
+    except outside.FileError as error:
+        if error.call == "open":
+            raise ConfigError(
+                f'open() "{path}" failed', asked_by, error=error
+            ) from None
         raise ConfigError(
             f'pread() "{path}" failed', error=error, level="crit"
         ) from None
-    finally:
-        os.close(descriptor)
+    if len(octets) < size:
+        raise ConfigError(
+            f"pread() returned only {len(octets)} bytes instead of {size}",
+            Position(path, 1, 1),
+        )
     return Source(path, decode(octets))
 
 

@@ -101,7 +101,11 @@ class FileSink:
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    # A FIFO without a reader is an error (ENXIO): to wait for one would hang us.
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
+    fd = os.open(path, how, 0o644)
+    os.set_blocking(fd, True)
+    return fd
 
 
 def _refuse_link_of(user: int, path: str) -> None:

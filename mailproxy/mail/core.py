@@ -6,14 +6,16 @@ import socket
 from dataclasses import dataclass, replace
 from typing import Self
 
+from mailproxy import outside
 from mailproxy.conf.addresses import (
     Address,
     AddressError,
     parse_url,
 )
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
-from mailproxy.conf.tree import ConfigError, Directive, Word
+from mailproxy.conf.tree import ConfigError, Directive, Word, decode
 from mailproxy.conf.values import (
+    KIB,
     MINUTE,
     c_string,
     duration,
@@ -30,6 +32,8 @@ from mailproxy.mail.load_state import load_state
 from mailproxy.net.dns import ResolverSettings
 from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.listen_address import Keepalive
+
+_RESOLV_CONF_LIMIT = 64 * KIB
 
 
 def _parse_protocol(found: Directive, scope: Scope) -> str:
@@ -81,10 +85,12 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
 def _system_servers(path: str, word: Word) -> list[Address]:
     """The name servers of a resolv.conf (Angie)."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-            parts = [line.split() for line in lines]
-    except OSError as error:
-        raise ConfigError(f'open() "{path}" failed', word, error=error) from None
+        content = outside.read(path, _RESOLV_CONF_LIMIT)
+    except outside.FileError as error:
+        raise ConfigError(
+            f'{error.call}() "{path}" failed', word, error=error
+        ) from None
+    parts = [line.split() for line in decode(content).splitlines()]
     hosts = [part[1] for part in parts if len(part) > 1 and part[0] == "nameserver"]
     servers: list[Address] = []
     for host in hosts:

@@ -7,8 +7,8 @@ keys. Servers with the same settings share one context.
 
 from __future__ import annotations
 
+import errno
 import mmap
-import os
 import time
 import weakref
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from ssl import SSLContext
 from typing import ClassVar, Self, cast
 
+from mailproxy import outside
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive, Position
 from mailproxy.conf.values import (
@@ -37,7 +38,7 @@ from mailproxy.net.sessions import SessionZone
 
 DEFAULT_CIPHERS = "HIGH:!aNULL:!MD5"
 _PASSWORD_LIMIT = 4096
-_CHUNK = 64 * KIB
+_PASSWORD_FILE_LIMIT = 1024 * KIB
 _TICKET_KEY_SIZES = (48, 80)
 _LEAST_PAGES = 8
 
@@ -134,19 +135,17 @@ def _parse_zone(name_and_size: str) -> tuple[str, int]:
 def _parse_password_file(found: Directive, scope: Scope) -> PasswordFile:
     word = found.words[1]
     path = scope.in_directory(c_string(word.value))
-    call = "open"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        call = "read"
-        try:
-            content = b"".join(iter(lambda: os.read(descriptor, _CHUNK), b""))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ConfigError(f'{call}() "{path}" failed', word, error=error) from None
-    lines = content.split(b"\n")
-    if any(len(line) >= _PASSWORD_LIMIT for line in lines):
-        raise ConfigError(f'too long line in "{path}"', word)
+        content = outside.begin(path, _PASSWORD_FILE_LIMIT + 1)
+        lines = content.split(b"\n")
+        if any(len(line) >= _PASSWORD_LIMIT for line in lines):
+            raise ConfigError(f'too long line in "{path}"', word)
+        if len(content) > _PASSWORD_FILE_LIMIT:
+            raise outside.FileError.of("read", errno.EFBIG)
+    except outside.FileError as error:
+        raise ConfigError(
+            f'{error.call}() "{path}" failed', word, error=error
+        ) from None
     passwords = tuple(filter(None, (line.removesuffix(b"\r") for line in lines)))
     return PasswordFile(path, passwords or (b"",))
 
@@ -494,11 +493,10 @@ def _ticket_keys(settings: SslSettings, block: Block) -> list[bytes]:
     keys = []
     for path in settings.ssl_session_ticket_key:
         try:
-            with open(path, "rb") as file:
-                key = file.read(_TICKET_KEY_SIZES[-1] + 1)
-        except OSError as error:
+            key = outside.begin(path, _TICKET_KEY_SIZES[-1] + 1)
+        except outside.FileError as error:
             raise ConfigError(
-                f'open() "{path}" failed', _end_of_mail(block), error=error
+                f'{error.call}() "{path}" failed', _end_of_mail(block), error=error
             ) from None
         if len(key) not in _TICKET_KEY_SIZES:
             raise ConfigError(

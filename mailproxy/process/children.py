@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -36,6 +36,20 @@ FATAL = 2
 """Exit code of a worker that cannot do its work; its successor could not either."""
 
 _LONGEST = 16
+
+
+class SpawnError(Exception):
+    """A process cannot be started.
+
+    Attributes:
+      call: the system call that failed, as in ``fork()``.
+      error: how it failed.
+    """
+
+    def __init__(self, call: str, error: OSError) -> None:
+        super().__init__(f"{call} failed")
+        self.call = call
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -73,27 +87,59 @@ class Children:
           work: what it does with its end of the line; returns its exit code.
 
         Raises:
-          OSError: there is no process, or no socket, to be had.
+          SpawnError: there is no process, or no socket, to be had.
         """
-        ours, theirs = socket.socketpair(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
-        )
+        try:
+            ours, theirs = socket.socketpair(
+                socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+            )
+        except OSError as error:
+            raise SpawnError("socketpair()", error) from error
 
         def begin() -> int:
             for line in (ours, *self._lines.values()):
                 line.close()
             return work(theirs)
 
-        with contextlib.ExitStack() as undo:
+        with theirs, contextlib.ExitStack() as undo:
             undo.callback(ours.close)
-            pid = _fork(begin)
+            try:
+                pid = _fork(begin)
+            except OSError as error:
+                raise SpawnError("fork()", error) from error
             undo.pop_all()
-        theirs.close()
         fcntl.fcntl(ours, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(ours, fcntl.F_GETFL)
         fcntl.fcntl(ours, fcntl.F_SETFL, flags | os.O_ASYNC)
         self._lines[pid] = ours
         return pid
+
+    def start_apart(self, work: Callable[[], int], keep: Collection[int]) -> int:
+        """Fork a process without a line, and return its pid.
+
+        It has no terminal, and none of our sockets and files: nobody is to wait for
+        it at what we have closed.
+
+        Args:
+          work: what it does; returns its exit code.
+          keep: descriptors that it inherits, besides the standard ones.
+
+        Raises:
+          SpawnError: there is no process to be had.
+        """
+
+        def begin() -> int:
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                if fd > 2 and fd not in keep:
+                    with contextlib.suppress(OSError):  # that of listdir()
+                        os.close(fd)
+            os.setsid()
+            return work()
+
+        try:
+            return _fork(begin)
+        except OSError as error:
+            raise SpawnError("fork()", error) from error
 
     def execute(
         self,

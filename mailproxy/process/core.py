@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import grp
 import os
-import pwd
 from dataclasses import dataclass, replace
 from typing import Self
 
+from mailproxy import outside
 from mailproxy.conf.addresses import Network, cidr
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
 from mailproxy.conf.hints import is_secret
@@ -65,20 +64,20 @@ def _parse_user(found: Directive, scope: Scope) -> User | None:
     name = found.words[1]
     group = found.words[-1]
     try:
-        account = pwd.getpwnam(c_string(name.value))
+        owner, uid, gid = outside.account(c_string(name.value))
     except (KeyError, ValueError):
         raise ConfigError(
             f'getpwnam("{c_string(name.value)}") failed', name, "no such user"
         ) from None
     try:
-        gid = grp.getgrnam(c_string(group.value)).gr_gid
+        gid = outside.group(c_string(group.value))
     except (KeyError, ValueError):
         raise ConfigError(
             f'getgrnam("{c_string(group.value)}") failed',
             group,
             "no such group; the group is the second argument",
         ) from None
-    return User(account.pw_name, account.pw_uid, gid)
+    return User(owner, uid, gid)
 
 
 def online_cpus() -> int:
@@ -375,14 +374,13 @@ class MainSettings(Settings):
 
 def _default_user() -> User:
     try:
-        account = pwd.getpwnam(DEFAULT_USER)
+        return User(*outside.account(DEFAULT_USER))
     except KeyError:
         raise ConfigError(
             f'getpwnam("{DEFAULT_USER}") failed',
             remedy="name an account: user NAME GROUP;",
             error=OSError(errno.ENOENT, ""),
         ) from None
-    return User(account.pw_name, account.pw_uid, account.pw_gid)
 
 
 @dataclass(frozen=True, kw_only=True)

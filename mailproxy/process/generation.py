@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from mailproxy.log import Logger, Logs, open_logs
@@ -95,9 +96,15 @@ def first(
 
 
 def following(
-    configuration: Configuration, options: Options, old: Generation
+    configuration: Configuration,
+    options: Options,
+    old: Generation,
+    pause: Callable[[float], None] = time.sleep,
 ) -> Generation:
     """The generation that a reload makes, beside the `old` one.
+
+    Args:
+      pause: waits so many seconds, while an address is in use; may raise.
 
     Raises:
       GenerationError: as above, or its pid file cannot be written. Nothing is
@@ -116,11 +123,20 @@ def following(
         logs = _open_logs(configuration, options, old.log, copy_as=None)
         undo.callback(logs.close)
         held = listening.by_key(old.listeners)
-        listeners = _listen(configuration, held, old.log)
+        listeners = _listen(configuration, held, old.log, pause)
         undo.pop_all()
     logs.redirect_stderr()
     _say_limits(configuration, logs.main)
     return Generation(configuration, logs, listeners)
+
+
+def check_logs(configuration: Configuration, options: Options, log: Logger) -> None:
+    """See that the logs can be opened; where that takes long, it is to be known before.
+
+    Raises:
+      GenerationError: one cannot, as the log says.
+    """
+    _open_logs(configuration, options, log, copy_as=None).close()
 
 
 def test(configuration: Configuration, options: Options, log: Logger) -> bool:
@@ -163,10 +179,13 @@ def _open_logs(
 
 
 def _listen(
-    configuration: Configuration, held: Mapping[Key, Held], log: Logger
+    configuration: Configuration,
+    held: Mapping[Key, Held],
+    log: Logger,
+    pause: Callable[[float], None] = time.sleep,
 ) -> tuple[Listener[Listen], ...]:
     try:
-        return listening.adopt(held, configuration.listens, log)
+        return listening.adopt(held, configuration.listens, log, pause)
     except ListenError as error:
         raise GenerationError from error
 

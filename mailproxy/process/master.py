@@ -5,9 +5,9 @@ so that none arrives at a bad moment, and forking is safe because there is no th
 and no event loop. Everything it decides can be tried without a process: it sees the
 world through `Signals`, `Processes` and `Upgrade`.
 
-A reload makes a new generation beside the running one. Only when all its workers
-have come up does the old one leave; until then every failure ends in the old one
-going on.
+A reload makes a new generation beside the running one, of a configuration that
+another process has read before (see `reader`). Only when all its workers have come up
+does the old one leave; until then every failure ends in the old one going on.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from typing import Protocol
 from mailproxy.log import Logger
 from mailproxy.net import listening
 from mailproxy.net.listening import Held
+from mailproxy.outside import Findings
 from mailproxy.process import pidfile
+from mailproxy.process.children import End
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.notify import Notify
+from mailproxy.process.reader import DEADLINE, TOO_SLOW, Reader
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.workers import PATIENCE, Processes, Work, Workers
 
-COMING_UP = 5.0
-"""Seconds that new workers may take before the master goes on without them."""
+COMING_UP = 30.0
+"""Seconds that new workers may take. After a start the master then goes on without
+them, after a reload with the old ones."""
 
 _CONCERNS_START = (
     signal.SIGCHLD,
@@ -38,6 +42,9 @@ _CONCERNS_START = (
     signal.SIGINT,
     signal.SIGQUIT,
 )
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_WHILE_READING = (*_CONCERNS_START, signal.SIGUSR1, signal.SIGALRM)
+"""What is taken while a configuration is read; the others stay pending."""
 
 
 class Signals(Protocol):
@@ -47,6 +54,13 @@ class Signals(Protocol):
         self, timeout: float | None, signals: Collection[signal.Signals] = HANDLED
     ) -> Received | None:
         """The next signal, or None after `timeout` seconds."""
+
+
+Pause = Callable[[float], None]
+"""Waits so many seconds; raises GenerationError if the master is to end."""
+Load = Callable[[Generation, Findings, Pause], Generation]
+"""Makes the next generation from the current one, and from what a reader found;
+raises GenerationError after it logged what is wrong."""
 
 
 class Upgrade(Protocol):
@@ -82,15 +96,16 @@ class Master:
     """Decides; see the module's text.
 
     Args:
-      load: makes the next generation from the current one.
+      reader: reads the configuration anew before `load` does.
     """
 
     def __init__(
         self,
         first: Generation,
-        load: Callable[[Generation], Generation],
+        load: Load,
         work: Work,
         *,
+        reader: Reader,
         processes: Processes,
         signals: Signals,
         upgrade: Upgrade,
@@ -100,6 +115,9 @@ class Master:
     ) -> None:
         self._generation = first
         self._load = load
+        self._reader = reader
+        self._read_by = float("inf")
+        self._read_end: End | None = None
         self._processes = processes
         self._signals = signals
         self._upgrade = upgrade
@@ -112,6 +130,7 @@ class Master:
         self._paused = False
         self._listening = True
         self._ending: signal.Signals | None = None
+        self._owes_ready = False
 
     @property
     def _log(self) -> Logger:
@@ -131,22 +150,31 @@ class Master:
     def run(self) -> int:
         """Obey signals until one of them ends the master; returns the exit code."""
         while self._ending is None or self._workers:
-            timeout = self._workers.until_next()
-            received = self._signals.wait(timeout)
-            if received is not None:
-                self._take(received)
-            if self._workers.catch_up():
-                self._notify.alive()
+            if self._reader.pid is None:
+                self._obey(float("inf"), HANDLED)
+            else:
+                self._obey(self._read_by, _WHILE_READING)
+                self._go_on_reading()
         self._leave()
         return 0
+
+    def _obey(self, until: float, signals: Collection[signal.Signals]) -> None:
+        """Take the next of `signals`, if one comes in time, and do what is due."""
+        due = min(until - self._clock(), self._workers.until_next())
+        received = self._signals.wait(due, signals)
+        if received is not None:
+            self._take(received)
+        if self._workers.catch_up():
+            self._notify.alive()
+        if self._owes_ready:
+            self._say_ready()
 
     def _take(self, received: Received) -> None:
         match received.number:
             case signal.SIGIO:
                 self._workers.hear()
             case signal.SIGCHLD:
-                self._log.notice(received.text())
-                self._reap()
+                self._reap(received)
             case signal.SIGTERM | signal.SIGINT:
                 self._log.notice(received.text("exiting"))
                 self._stop()
@@ -164,9 +192,17 @@ class Master:
             case signal.SIGWINCH:
                 self._pause(received)
 
-    def _reap(self) -> None:
-        for end in self._processes.reap():
-            if self._workers.bury(end, replace=self._ending is None):
+    def _reap(self, received: Received) -> None:
+        ends = self._processes.reap()
+        if not ends or any(end.pid != self._reader.pid for end in ends):
+            self._log.notice(received.text())
+        for end in ends:
+            if end.pid == self._reader.pid:
+                self._read_end = end
+                continue
+            if self._reader.forget(end.pid) or self._workers.bury(
+                end, replace=self._ending is None
+            ):
                 continue
             new_binary = end.pid == self._new_binary
             name = "new binary process" if new_binary else "unknown process"
@@ -182,12 +218,14 @@ class Master:
     def _stop(self) -> None:
         if self._ending != signal.SIGTERM:
             self._ending = signal.SIGTERM
+            self._reader.abandon(self._log)
             self._notify.stopping()
             self._workers.insist()
 
     def _quit(self) -> None:
         if self._ending is None:
             self._ending = signal.SIGQUIT
+            self._reader.abandon(self._log)
             self._notify.stopping()
             self._workers.leave()
             self._stop_listening()
@@ -228,20 +266,48 @@ class Master:
             return
         self._log.notice("reconfiguring")
         self._notify.reloading()
-        self._notify.alive()  # to read a long configuration may take its time
-        new = self._make_next()
-        if new is not None:
-            self._replace_by(new)
+        if self._reader.start(self._log):
+            self._read_by = self._clock() + DEADLINE
+        else:
+            self._say_ready()
+
+    def _go_on_reading(self) -> None:
+        """While a configuration is read: go on with the reload, or give it up."""
+        if self._ending is not None:
+            return
+        if self._read_end is not None:
+            end, self._read_end = self._read_end, None
+            new = self._make_next(end)
+            if new is not None:
+                self._replace_by(new)
+        elif self._clock() >= self._read_by:
+            self._reader.abandon(self._log)
+            self._log.emerg(TOO_SLOW)
+        else:
+            return
         self._say_ready()
 
-    def _make_next(self) -> Generation | None:
+    def _make_next(self, end: End) -> Generation | None:
+        """Load what the reader has found; its memory is free again before forks."""
+        findings = self._reader.finish(end, self._log)
+        if findings is None:
+            return None
+        self._notify.alive()  # to load a long configuration may take its time
         try:
-            return self._load(self._generation)
+            return self._load(self._generation, findings, self._pause_loading)
         except GenerationError:
             pass  # it is logged
         except Exception as error:  # noqa: BLE001 # a bug, but not of those who run
             self._log.exception("reload failed, this is a bug", exception=error)
         return None
+
+    def _pause_loading(self, seconds: float) -> None:
+        """Wait; raises GenerationError if a signal says that all is to end."""
+        self._notify.alive()
+        received = self._signals.wait(seconds, _ENDS)
+        if received is not None:
+            self._take(received)
+            raise GenerationError
 
     def _replace_by(self, new: Generation) -> None:
         """Start the workers of a generation; if they come up, the others leave."""
@@ -258,6 +324,7 @@ class Master:
             self._log.emerg("new worker processes do not start, nothing is changed")
             workers.stop(but=old)
             self._dismiss(new, old)
+            old.logs.redirect_stderr()
         workers.outgoing = None
         if not self._paused and self._ending is None:
             workers.fill()
@@ -269,7 +336,7 @@ class Master:
         loser.logs.close()
 
     def _wait_until_up(self) -> bool:
-        """Wait for the new workers; False if one of them ended instead.
+        """Wait for the new workers; False if not all of them have come up.
 
         Meanwhile only such signals are taken as concern them, or end everything:
         the others stay pending in the kernel.
@@ -277,18 +344,21 @@ class Master:
         workers = self._workers
         deadline = self._clock() + COMING_UP
         while workers.coming_up and self._ending is None:
-            received = self._signals.wait(deadline - self._clock(), _CONCERNS_START)
-            if received is None:
-                break  # slow, but nothing else is known against them
-            self._take(received)
             if workers.failed and workers.outgoing is not None:
                 break
+            if self._clock() >= deadline:
+                return False
+            self._obey(deadline, _CONCERNS_START)
         return not workers.failed
 
     def _say_ready(self) -> None:
+        """Tell systemd that clients are served, now or as soon as a worker is up."""
         if self._ending is not None:
             return
         count = self._generation.main.worker_processes
+        self._owes_ready = bool(count) and not (self._workers.any_up or self._paused)
+        if self._owes_ready:
+            return
         self._notify.ready(f"{count} worker process{'' if count == 1 else 'es'}")
 
     # Binary upgrade
@@ -324,7 +394,7 @@ class Master:
         """The new binary has ended: this program is the only one again."""
         if self._ending is not None:
             return
-        self._say_ready()
         if self._paused:
             self._paused = False
             self._workers.start()
+        self._say_ready()

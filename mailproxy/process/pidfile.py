@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import re
 
+from mailproxy import outside
+
 OLDBIN = ".oldbin"
 """What the file's name gets appended while a new binary is being tried."""
 
 _SHOWN = 22
 """So many bytes nginx reads of a pid file."""
+_NO_WAIT = os.O_NONBLOCK | os.O_NOCTTY
+"""Do not wait for the reader of a FIFO: it is no place for a number."""
 
 
 class PidError(Exception):
@@ -36,7 +40,7 @@ def write(path: str, pid: int) -> None:
     """
     what = "open()"
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        fd = os.open(path, _NO_WAIT | os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             what = "write()"
             os.write(fd, b"%d\n" % pid)
@@ -53,10 +57,9 @@ def read(path: str) -> int:
       PidError: there is no file, or no number in it.
     """
     try:
-        with open(path, "rb") as file:
-            text = file.read(_SHOWN)
-    except OSError as error:
-        raise PidError(f'open() "{path}" failed', error) from error
+        text = outside.begin(path, _SHOWN)
+    except outside.FileError as error:
+        raise PidError(f'{error.call}() "{path}" failed', error) from error
     digits = text.rstrip(b"\r\n")
     # kill(2) takes 0 for "my own process group": no file may mean that.
     if not re.fullmatch(rb"[0-9]+", digits) or not 0 < int(digits) < 1 << 31:
@@ -73,7 +76,7 @@ def test(path: str) -> None:
     """
     there = os.path.lexists(path)
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+        os.close(os.open(path, _NO_WAIT | os.O_RDWR | os.O_CREAT, 0o644))
         if not there:
             os.unlink(path)
     except OSError as error:

@@ -13,20 +13,21 @@ import resource
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
-from mailproxy import __version__
+from mailproxy import __version__, outside
 from mailproxy.log import Logger, Logs
 from mailproxy.net import listening
-from mailproxy.net.listening import Held
-from mailproxy.process import generation, pidfile, signals, upgrade
+from mailproxy.outside import Findings
+from mailproxy.process import generation, pidfile, reader, signals, upgrade
+from mailproxy.process.alone import Alone
 from mailproxy.process.children import FATAL, Children
 from mailproxy.process.configuration import Configuration
 from mailproxy.process.daemon import Foreground, daemonise
 from mailproxy.process.generation import Generation, GenerationError
-from mailproxy.process.master import Master, Origin
+from mailproxy.process.master import Master, Origin, Pause
 from mailproxy.process.notify import Notify, activated
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
@@ -36,6 +37,7 @@ from mailproxy.process.privileges import (
     environment,
     set_environment,
 )
+from mailproxy.process.reader import Reader
 from mailproxy.process.title import set_title
 from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
@@ -72,7 +74,15 @@ def run(options: Options, load: Load, startup: Logs) -> int:
     startup.close()
     background = foreground is not None or old_master is not None
     origin = Origin(background, old_master, activated=bool(given))
-    home = _Home(options, started_with, notify, foreground)
+    children = Children()
+    home = _Home(
+        options,
+        started_with,
+        notify,
+        foreground,
+        children,
+        Reader(partial(_read, options, load), children),
+    )
     if born.main.master_process:
         return _lead(born, load, home, origin)
     return _serve_alone(born, load, home, origin)
@@ -110,7 +120,9 @@ class _Home:
     """The environment."""
     notify: Notify
     foreground: Foreground | None
-    children: Children = field(default_factory=Children)
+    children: Children
+    reader: Reader
+    """Of the configuration, at a reload."""
 
     def release(self, code: int) -> None:
         """Let the command that started us return."""
@@ -129,6 +141,7 @@ class _Home:
         retitle = partial(set_title, self.options.name)
         retitle("worker process")
         self.notify.close()
+        self.reader.close()
         if self.foreground is not None:
             self.foreground.close()
         if outgoing is not None:
@@ -152,10 +165,17 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
     """Be the master."""
     options = home.options
     set_title(options.name, " ".join(("master process", *options.argv)))
+
+    def load_next(old: Generation, findings: Findings, pause: Pause) -> Generation:
+        with outside.replaying(findings):
+            configuration = load(old.log)
+        return generation.following(configuration, options, old, pause)
+
     master = Master(
         born,
-        lambda old: generation.following(load(old.log), options, old),
+        load_next,
         home.work,
+        reader=home.reader,
         processes=home.children,
         signals=signals,
         upgrade=Successor(
@@ -176,12 +196,26 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
         return FATAL
 
 
+def _read(options: Options, load: Load, log: Logger) -> None:
+    """Do what may take long in a reload, in the reader's process."""
+    set_title(options.name, reader.NAME)
+    generation.check_logs(load(log), options, log)
+
+
 def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
     """Be master and worker in one (`master_process off`)."""
     if home.notify.watchdog is not None:
         born.log.warn('a watchdog of systemd needs "master_process on"')
-    alone = _Alone(born, load, home, origin)
-    home.notify.ready("single process")
+    alone = Alone(
+        born,
+        load,
+        home.reader,
+        home.options,
+        children=home.children,
+        notify=home.notify,
+        origin=origin,
+    )
+    alone.say_ready()
     home.release(0)
     set_environment(environment(born.main.env, home.started_with))
     code = Worker(
@@ -192,47 +226,6 @@ def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> i
     ).run()
     alone.leave()
     return code
-
-
-class _Alone:
-    """What the master would do for a worker that has none."""
-
-    def __init__(
-        self, born: Generation, load: Load, home: _Home, origin: Origin
-    ) -> None:
-        self._generation = born
-        self._load = load
-        self._home = home
-        self._origin = origin
-
-    async def reconfigure(self, worker: Worker) -> None:
-        """Reload; where it fails, nothing is changed."""
-        old = self._generation
-        old.log.notice("reconfiguring")
-        self._home.notify.reloading()
-        try:
-            configuration = self._load(old.log)
-            new = generation.following(configuration, self._home.options, old)
-        except GenerationError:
-            pass  # it is logged
-        except Exception as error:
-            old.log.exception("reload failed, this is a bug", exception=error)
-        else:
-            await worker.serve_instead(new.configuration, new.listeners, new.logs)
-            self._close(new.lacks(old), say=True)
-            old.remove_pid(but=new)
-            # The old logs stay open: the sessions there are write to them.
-            self._generation = new
-        self._home.notify.ready("single process")
-
-    def leave(self) -> None:
-        """Leave nothing behind."""
-        self._generation.remove_pid()
-        self._close(self._generation.listeners, say=False)
-
-    def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:
-        files = self._origin.owns_sockets
-        listening.close(unwanted, self._generation.log, files=files, say=say)
 
 
 def _say_what_runs(log: Logger) -> None:

@@ -47,12 +47,14 @@ class _Accepting:
 
     Attributes:
       over: is set when nothing accepts from it any more.
+      served: is set when its last session has ended, too.
     """
 
     def __init__(self, listener: Listener[Listen]) -> None:
         self.listener = listener
         self.scope = trio.CancelScope()
         self.over = trio.Event()
+        self.served = trio.Event()
 
 
 class Worker:
@@ -83,6 +85,8 @@ class Worker:
         self._serving = trio.CancelScope()
         self._shutdown = trio.CancelScope(deadline=float("inf"))
         self._told_to_leave = trio.Event()
+        self._told_to_reconfigure = trio.Event()
+        self._old_logs: list[Logs] = []
         self._use(configuration, listeners, logs)
 
     def _use(
@@ -103,7 +107,8 @@ class Worker:
         self._accepting = [_Accepting(listener) for listener in listeners]
 
     @property
-    def _leaving(self) -> bool:
+    def leaving(self) -> bool:
+        """Whether it accepts nobody any more."""
         return self._told_to_leave.is_set()
 
     async def serve_instead(
@@ -112,15 +117,31 @@ class Worker:
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
     ) -> None:
-        """From now on accept for another configuration; sessions keep theirs."""
-        for old in self._accepting:
+        """From now on accept for another configuration; sessions keep theirs.
+
+        The logs of the configuration so far are closed when no session needs them.
+        """
+        replaced, old_logs = self._accepting, self._logs
+        for old in replaced:
             old.scope.cancel()
-        for old in self._accepting:
+        for old in replaced:
             await old.over.wait()
         self._use(configuration, listeners, logs)
         self._network.idle.clear()  # the new servers may ask somebody else
+        if self.leaving:  # since a moment ago
+            for new in self._accepting:
+                new.scope.cancel()
+        self._old_logs.append(old_logs)
+        self._nursery.start_soon(self._close_logs, old_logs, replaced)
         for accepting in self._accepting:
             self._nursery.start_soon(self._serve, accepting)
+
+    async def _close_logs(self, logs: Logs, used_by: Sequence[_Accepting]) -> None:
+        """Close the logs of an old configuration after its last session."""
+        for each in used_by:
+            await each.served.wait()
+        self._old_logs.remove(logs)
+        logs.close()
 
     def run(self) -> int:
         """Serve; returns the exit code."""
@@ -142,6 +163,8 @@ class Worker:
             background.start_soon(self._network.idle.expire)
             background.start_soon(self._end_relayed_sessions)
             background.start_soon(self._take_signals)
+            if self._reconfigure is not None:
+                background.start_soon(self._reload_when_told, self._reconfigure)
             if self._orders is not None:
                 background.start_soon(self._take_orders, self._orders)
             with self._serving:
@@ -161,10 +184,11 @@ class Worker:
         async with trio.open_nursery() as sessions:
             with accepting.scope:
                 await self._accept(accepting.listener, sessions)
-            if self._leaving:
+            if self.leaving:
                 # A socket that only we still have would keep clients waiting.
                 accepting.listener.socket.close()
             accepting.over.set()
+        accepting.served.set()
 
     async def _accept(self, listener: Listener[Listen], sessions: trio.Nursery) -> None:
         acceptor = Acceptor(self._network.engine, listener.socket)
@@ -278,15 +302,20 @@ class Worker:
                 if not arrived:
                     await readiness.wait(READABLE)
                 for received in arrived:
-                    if received.number.name == "SIGHUP" and self._reconfigure:
-                        self._log.notice(received.text("reconfiguring"))
-                        if not self._leaving:
-                            await self._reconfigure(self)
-                    else:
-                        self._take(received)
+                    self._take(received)
         finally:
             self._network.engine.unregister(descriptor.fileno())
             descriptor.close()
+
+    async def _reload_when_told(
+        self, reconfigure: Callable[[Worker], Awaitable[None]]
+    ) -> None:
+        """Reload, and once more if a signal has asked for it meanwhile."""
+        while True:
+            await self._told_to_reconfigure.wait()
+            self._told_to_reconfigure = trio.Event()
+            if not self.leaving:
+                await reconfigure(self)
 
     def _take(self, received: Received) -> None:
         match received.number.name:
@@ -304,6 +333,9 @@ class Worker:
                 self._reopen()
             case "SIGWINCH":
                 self._log.notice(received.text())
+            case "SIGHUP" if self._reconfigure is not None:
+                self._log.notice(received.text("reconfiguring"))
+                self._told_to_reconfigure.set()
             case "SIGHUP" | "SIGUSR2":
                 self._log.notice(received.text("ignoring"))
             case _:
@@ -315,7 +347,7 @@ class Worker:
 
     def _leave(self) -> None:
         """Stop accepting; go when the last session is over."""
-        if self._leaving:
+        if self.leaving:
             return
         self._log.notice("gracefully shutting down")
         self._retitle("worker process is shutting down")
@@ -336,5 +368,6 @@ class Worker:
 
     def _reopen(self) -> None:
         self._log.notice("reopening logs")
-        self._logs.reopen()
+        for logs in (*self._old_logs, self._logs):
+            logs.reopen()
         self._logs.redirect_stderr()

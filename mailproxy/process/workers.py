@@ -18,7 +18,15 @@ from signal import Signals
 from typing import Protocol
 
 from mailproxy.log import Logger
-from mailproxy.process.children import FATAL, PING, QUIT, REOPEN, STOP, End
+from mailproxy.process.children import (
+    FATAL,
+    PING,
+    QUIT,
+    REOPEN,
+    STOP,
+    End,
+    SpawnError,
+)
 from mailproxy.process.generation import Generation
 
 HEALTHY = 10.0
@@ -76,7 +84,8 @@ class Workers:
     Attributes:
       generation: that of those who start.
       outgoing: the one it replaces, while that is not decided.
-      failed: a worker of `generation` ended before it came up.
+      failed: a worker of `generation` could not be started, or ended before it came
+        up.
       ever_up: some worker once came up.
     """
 
@@ -111,6 +120,11 @@ class Workers:
         return any(not each.up for each in self._all.values() if self._current(each))
 
     @property
+    def any_up(self) -> bool:
+        """Whether some worker of the current generation is, and is to stay."""
+        return any(each.up for each in self._all.values() if self._current(each))
+
+    @property
     def _log(self) -> Logger:
         return self.generation.log
 
@@ -127,37 +141,46 @@ class Workers:
         self.fill()
 
     def fill(self) -> None:
-        """Start a worker in each slot that has none of the current generation."""
+        """Start a worker in each slot that has none of the current generation.
+
+        One that cannot be started is tried again later, unless another generation is
+        still there to go back to: then a generation is complete or has `failed`.
+        """
         self._respawns.clear()
         manned = {each.slot for each in self._all.values() if self._current(each)}
         for slot in range(self.generation.main.worker_processes):
             if slot not in manned:
                 self._start(slot)
+                if self.failed and self.outgoing is not None:
+                    return
 
     def _start(self, slot: int, died_young: int = 0) -> None:
         if len(self._all) >= MOST:
             self._log.alert(f"no more than {MOST} processes can be spawned")
+            self.failed = True
             return
         try:
             pid = self._processes.start(
                 partial(self._work, self.generation, self.outgoing, slot)
             )
-        except OSError as error:
-            self._log.alert(f'fork() failed while spawning "{_NAME}"', error=error)
-            self._start_later(slot, died_young + 1)
+        except SpawnError as failure:
+            self._log.alert(
+                f'{failure.call} failed while spawning "{_NAME}"', error=failure.error
+            )
+            self.failed = True
+            if self.outgoing is None:
+                self._start_later(slot, died_young + 1)
             return
         self._log.notice(f"start {_NAME} {pid}")
         worker = Worker(pid, slot, self.generation, self._clock(), died_young)
         self._all[pid] = worker
         self._ask(worker)
 
-    def _start_later(self, slot: int, died_young: int) -> None:
+    def _start_later(self, slot: int, died_young: int) -> int:
+        """Start a worker in some seconds; returns how many."""
         delay = min(1 << max(died_young - 2, 0), SLOWEST)
-        self._log.error(
-            f"{_NAME}es end right after their start, {died_young} in a row;"
-            f" the next one starts in {delay} s"
-        )
         self._respawns.append((self._clock() + delay, slot, died_young))
+        return delay
 
     # End
 
@@ -182,7 +205,11 @@ class Workers:
             young = self._clock() - worker.started < HEALTHY
             died_young = worker.died_young + 1 if young else 0
             if died_young > 1:
-                self._start_later(worker.slot, died_young)
+                delay = self._start_later(worker.slot, died_young)
+                self._log.error(
+                    f"{_NAME}es end right after their start, {died_young} in a row;"
+                    f" the next one starts in {delay} s"
+                )
             else:
                 self._start(worker.slot, died_young)
         return True

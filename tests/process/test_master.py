@@ -70,7 +70,7 @@ class TestStart:
 
     def test_goes_on_without_workers_that_are_slow(self, world: World) -> None:
         def story(world: World) -> Story:
-            yield 6.0
+            yield 31.0
             yield SIGHUP
             assert "reconfiguring" in world.log()
 
@@ -368,6 +368,7 @@ class TestReload:
             assert world.log() == [
                 "signal 1 (SIGHUP) received from 4711, reconfiguring",
                 "reconfiguring",
+                "[emerg] it is broken: badly (5: Input/output error)",
             ]
             assert (world.running, world.told) == ([101, 102], [])
 

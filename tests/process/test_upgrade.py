@@ -101,9 +101,8 @@ class TestToOurselves:
             site.forget_log()
             site.signal(SIGUSR2, master)
             site.wait_for_line("the changing binary signal is ignored")
-            assert site.log()[0] == (
-                f"signal 12 (SIGUSR2) received from {os.getpid()}, ignoring"
-            )
+            ignored = f"signal 12 (SIGUSR2) received from {os.getpid()}, ignoring"
+            assert ignored in site.log()
 
     def test_new_program_that_fails_changes_nothing(self, site: Site) -> None:
         pid = site.start()

@@ -20,19 +20,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from mailproxy.log import NOTICE, ErrorLog, open_logs
+from mailproxy.log import NOTICE, ErrorLog, Logger, open_logs
 from mailproxy.log.directive import File
-from mailproxy.process.children import End
+from mailproxy.outside import Findings
+from mailproxy.process.children import End, SpawnError
 from mailproxy.process.configuration import Configuration, Messages
 from mailproxy.process.core import EventsSettings, MainSettings
 from mailproxy.process.generation import Generation, GenerationError
-from mailproxy.process.master import Master, Origin
+from mailproxy.process.master import Master, Origin, Pause
 from mailproxy.process.notify import Notify
+from mailproxy.process.reader import Reader
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.upgrade import Successor
 
 SENDER = 4711
 """Who sends all signals but those of the kernel."""
+
+READER = 501
+"""The pid of the first reader of a configuration; the next one has the next."""
 
 NEW_BINARY = 900
 """The pid of a new binary."""
@@ -69,12 +74,24 @@ class World:
     """Workers that never answer."""
     forks: int = 1 << 30
     """How many more processes can be had."""
+    readers: int = 1 << 30
+    """The same for processes that read a configuration."""
+    reads_at_once: bool = True
+    """A reader has ended when it is next asked for."""
+    call: str = "fork()"
+    """What fails when there are none to be had."""
     next_main: MainSettings | None = None
     """What the next reload finds; None: a broken file."""
     bug: Exception | None = None
-    """What loading raises."""
+    """What reading raises."""
+    loading_bug: Exception | None = None
+    """What loading raises after that."""
+    bind_rounds: int = 0
+    """How often loading has to wait for an address."""
+    notify: Notify = field(default_factory=lambda: Notify({}))
     now: float = 1000.0
     _next_pid: int = 101
+    _next_reader: int = READER
     _ends: list[End] = field(default_factory=list)
     _pinged: set[int] = field(default_factory=set)
     _answered: set[int] = field(default_factory=set)
@@ -92,10 +109,11 @@ class World:
             self.generation(self.main),
             self._load,
             lambda *_: 0,
+            reader=Reader(self._read, self),
             processes=self,
             signals=self,
             upgrade=Successor((PROGRAM, "-q"), {}, {}, self),
-            notify=Notify({}),
+            notify=self.notify,
             origin=Origin(background=self.background),
             clock=lambda: self.now,
         )
@@ -143,6 +161,10 @@ class World:
         self._answered = set(pids)
         return signal.SIGIO
 
+    def has_read(self) -> signal.Signals:
+        """The latest reader ends as it should."""
+        return self.dies(self._next_reader - 1)
+
     # What the master uses
 
     def wait(
@@ -181,12 +203,24 @@ class World:
 
     def start(self, work: Callable[[socket.socket], int]) -> int:
         assert isinstance(work, partial)
-        if not self.forks:
-            raise OSError(11, os.strerror(11))
+        self._refuse(self.forks)
         self.forks -= 1
         pid, self._next_pid = self._next_pid, self._next_pid + 1
         self.running.append(pid)
         return pid
+
+    def start_apart(self, work: Callable[[], int], keep: Collection[int]) -> int:
+        self._refuse(self.readers)
+        assert work() == 0
+        pid, self._next_reader = self._next_reader, self._next_reader + 1
+        if self.reads_at_once:
+            self._ends.append(End(pid, 0))
+            self._pending.append(signal.SIGCHLD)
+        return pid
+
+    def _refuse(self, left: int) -> None:
+        if not left:
+            raise SpawnError(self.call, OSError(11, os.strerror(11)))
 
     def execute(
         self,
@@ -222,9 +256,17 @@ class World:
         ends, self._ends = self._ends, []
         return ends
 
-    def _load(self, old: Generation) -> Generation:
+    def _read(self, log: Logger) -> None:
         if self.bug:
             raise self.bug
         if self.next_main is None:
+            log.emerg("it is broken: %s", b"badly", error=OSError(5, "I/O"))
             raise GenerationError
+
+    def _load(self, old: Generation, findings: Findings, pause: Pause) -> Generation:
+        if self.loading_bug:
+            raise self.loading_bug
+        for _ in range(self.bind_rounds):
+            pause(0.5)
+        assert self.next_main is not None
         return self.generation(self.next_main)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import ssl
 import weakref
 from collections.abc import Callable, Collection, Sequence
 
+from mailproxy import outside
 from mailproxy.net.openssl import callbacks, material
 from mailproxy.net.openssl.errors import OpenSSLError, failure
 from mailproxy.net.openssl.library import c, ctx_of, defaults, owned, unsupported
@@ -62,7 +64,8 @@ _CRL_CHECK_ALL = 0x4 | 0x8
 _CONF_FLAGS = (
     0x2 | 0x4 | 0x8 | 0x10 | 0x20
 )  # file client server show_errors certificate
-_CONF_PATHS = (2, 3)  # the value is a file, a directory
+_CONF_FILE = 2  # what SSL_CONF_cmd_value_type() says of a value
+_CONF_DIRECTORY = 3
 
 
 class ContextBuilder:
@@ -294,9 +297,27 @@ class ContextBuilder:
             c.SSL_CONF_CTX_set_ssl_ctx(configuration, self._ctx)
             for name, value in commands:
                 key = os.fsencode(name)
-                if c.SSL_CONF_cmd_value_type(configuration, key) in _CONF_PATHS:
+                kind = c.SSL_CONF_cmd_value_type(configuration, key)
+                if kind in (_CONF_FILE, _CONF_DIRECTORY):
                     value = full_name(value)
+                if kind == _CONF_FILE:
+                    _check_file(f'SSL_CONF_cmd("{name}", "{value}") failed', value)
                 if c.SSL_CONF_cmd(configuration, key, os.fsencode(value)) <= 0:
                     raise failure(f'SSL_CONF_cmd("{name}", "{value}") failed')
             if c.SSL_CONF_CTX_finish(configuration) != 1:
                 raise failure("SSL_CONF_finish() failed")
+
+
+def _check_file(failed: str, path: str) -> None:
+    """See that OpenSSL, which opens this file itself, can read it to its end.
+
+    Raises:
+      OpenSSLError: it is too large, or no regular file: a FIFO would never end.
+    """
+    try:
+        outside.check_regular(path, material.MAX_FILE)
+    except outside.FileError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL):
+            why = "no regular file" if error.errno == errno.EINVAL else error.strerror
+            raise OpenSSLError(f"{failed}: {why}") from None
+        # A missing one is reported by OpenSSL, in its own words.

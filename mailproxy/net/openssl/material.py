@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from mailproxy import outside
 from mailproxy.net.openssl.errors import OpenSSLError, failure
 from mailproxy.net.openssl.library import c, callback, owned
 
@@ -19,6 +21,9 @@ _PEM_NO_START_LINE = (9 << 23) | 108
 _BIO_RESET = 1
 _STORE_PKEY = 4
 _ENGINE_ALL = 0xFFFF
+
+MAX_FILE = 64 << 20
+"""Octets of a file of certificates, keys or CRLs."""
 
 Moment = tuple[int, ...]
 """Year, month, day, hour, minute and second in UTC: sorts as time passes."""
@@ -35,14 +40,39 @@ def shown(source: str) -> str:
 def _opened(source: str, what: str) -> Iterator[int]:
     """A BIO to read a file, or the text after ``data:``."""
     if source.startswith("data:"):
-        text = os.fsencode(source.removeprefix("data:"))
-        function, bio = "BIO_new_mem_buf", c.BIO_new_mem_buf(text, len(text))
+        function, text = "BIO_new_mem_buf", os.fsencode(source.removeprefix("data:"))
+        bio = c.BIO_new_mem_buf(text, len(text))
     else:
-        function, bio = "BIO_new_file", c.BIO_new_file(os.fsencode(source), b"r")
+        content = _content(source, f'{what} "{source}"')
+        function, bio = "BIO_new_file", _bio(source, content)
     if not bio:
         raise failure(f'{what} "{shown(source)}": {function}() failed')
     with owned(bio, c.BIO_free):
         yield bio
+
+
+def _content(path: str, what: str) -> bytes | None:
+    """What is in a file; None if OpenSSL shall say why it cannot be read.
+
+    Raises:
+      OpenSSLError: it is too large, or a FIFO that nobody writes to in time.
+    """
+    try:
+        return outside.read(path, MAX_FILE)
+    except outside.FileError as error:
+        if error.errno in (errno.EFBIG, errno.ETIMEDOUT):
+            why = f"({error.errno}: {error.strerror})"
+            raise OpenSSLError(f"{what}: {error.call}() failed {why}") from None
+    except ValueError:
+        pass  # a zero octet in the name
+    return None
+
+
+def _bio(path: str, content: bytes | None) -> int:
+    """A BIO to read `content`, which has to outlive it; 0 if there is none."""
+    if content is None:
+        return c.BIO_new_file(os.fsencode(path), b"r")
+    return c.BIO_new_mem_buf(content, len(content))
 
 
 @contextlib.contextmanager
@@ -187,7 +217,8 @@ def dh_parameters(path: str) -> Iterator[int]:
     Raises:
       OpenSSLError: in the words of nginx.
     """
-    bio = c.BIO_new_file(os.fsencode(path), b"r")
+    content = _content(path, f'cannot load DH parameters "{path}"')
+    bio = _bio(path, content)
     if not bio:
         raise failure(f'BIO_new_file("{path}") failed')
     with owned(bio, c.BIO_free):

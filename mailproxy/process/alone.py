@@ -1,0 +1,124 @@
+"""Without a master (`master_process off`): what it would do, done by the one process.
+
+A reload reads the configuration as the master has it read, by a process of its own
+(see `reader`): sessions go on meanwhile. They stand still only while the result is
+loaded, which is computing alone, and while a new address is in use: two and a half
+seconds at most, as in nginx.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+import trio
+
+from mailproxy import outside
+from mailproxy.log import Logger
+from mailproxy.net import listening
+from mailproxy.net.listening import Held
+from mailproxy.outside import Findings
+from mailproxy.process import generation
+from mailproxy.process.children import Children, End
+from mailproxy.process.configuration import Configuration
+from mailproxy.process.generation import Generation, GenerationError
+from mailproxy.process.master import Origin
+from mailproxy.process.notify import Notify
+from mailproxy.process.options import Options
+from mailproxy.process.reader import DEADLINE, TOO_SLOW, Reader
+from mailproxy.process.worker import Worker
+
+
+class Alone:
+    """Reloads for a worker that has no master, and leaves nothing behind.
+
+    Args:
+      load: reads the configuration; raises GenerationError after it logged what is
+        wrong.
+      reader: reads it before that, in a process of its own.
+    """
+
+    def __init__(
+        self,
+        born: Generation,
+        load: Callable[[Logger], Configuration],
+        reader: Reader,
+        options: Options,
+        *,
+        children: Children,
+        notify: Notify,
+        origin: Origin,
+    ) -> None:
+        self._generation = born
+        self._load = load
+        self._options = options
+        self._children = children
+        self._reader = reader
+        self._notify = notify
+        self._origin = origin
+
+    async def reconfigure(self, worker: Worker) -> None:
+        """Reload; where it fails, nothing is changed."""
+        old = self._generation
+        old.log.notice("reconfiguring")
+        self._notify.reloading()
+        findings = await self._read(old.log)
+        if worker.leaving:
+            return
+        new = None if findings is None else self._make_next(findings)
+        if new is not None:
+            await worker.serve_instead(new.configuration, new.listeners, new.logs)
+            self._close(new.lacks(old), say=True)
+            old.remove_pid(but=new)
+            self._generation = new
+        self.say_ready()
+
+    def say_ready(self) -> None:
+        """Tell systemd that clients are served."""
+        self._notify.ready("single process")
+
+    def leave(self) -> None:
+        """Leave nothing behind."""
+        self._generation.remove_pid()
+        self._close(self._generation.listeners, say=False)
+
+    async def _read(self, log: Logger) -> Findings | None:
+        """What the load is to find outside; None if it would fail, as the log says."""
+        self._children.reap()  # a reader that had to be killed before
+        reader = self._reader
+        if not reader.start(log):
+            return None
+        try:
+            with trio.move_on_after(DEADLINE):
+                return reader.finish(await self._end_of(reader.pid), log)
+            log.emerg(TOO_SLOW)
+        except OSError as error:
+            log.alert("pidfd_open() failed", error=error)
+        finally:
+            reader.abandon(log)
+        return None
+
+    async def _end_of(self, pid: int | None) -> End:
+        assert pid is not None
+        descriptor = os.pidfd_open(pid)
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+        return next(end for end in self._children.reap() if end.pid == pid)
+
+    def _make_next(self, findings: Findings) -> Generation | None:
+        old = self._generation
+        try:
+            with outside.replaying(findings):
+                configuration = self._load(old.log)
+            return generation.following(configuration, self._options, old)
+        except GenerationError:
+            pass  # it is logged
+        except Exception as error:
+            old.log.exception("reload failed, this is a bug", exception=error)
+        return None
+
+    def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:
+        files = self._origin.owns_sockets
+        listening.close(unwanted, self._generation.log, files=files, say=say)
