@@ -279,6 +279,28 @@ def test_name_that_changes_between_any_two_calls_leads_nowhere_else(
     assert number > 8, "it was looked at every call"
 
 
+def test_file_that_has_lost_its_name_meanwhile_is_not_the_log(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotation may come between open(2) and the look at what was opened."""
+    path = logs / "a"
+    path.touch()
+    real = os.fstat
+
+    def rotate(descriptor: int) -> os.stat_result:
+        found = real(descriptor)
+        if stat.S_ISREG(found.st_mode) and not (logs / "a.1").exists():
+            path.rename(logs / "a.1")
+        return found
+
+    monkeypatch.setattr(os, "fstat", rotate)
+    log = open_log(path)
+    log.main.error("line")
+    log.close()
+    assert path.read_text().endswith("line\n")
+    assert (logs / "a.1").read_text() == ""
+
+
 def test_directory_that_becomes_a_link_is_not_followed(
     logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
