@@ -291,6 +291,7 @@ def test_file_that_has_lost_its_name_meanwhile_is_not_the_log(
         found = real(descriptor)
         if stat.S_ISREG(found.st_mode) and not (logs / "a.1").exists():
             path.rename(logs / "a.1")
+            path.touch()  # as logrotate does it
         return found
 
     monkeypatch.setattr(os, "fstat", rotate)
