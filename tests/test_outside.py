@@ -17,7 +17,7 @@ from mailproxy.log import ErrorLog, open_logs
 from mailproxy.log.directive import File
 from mailproxy.outside import FileError
 from mailproxy.process import pidfile
-from mailproxy.process.configuration import ConfigErrors
+from mailproxy.process.configuration import ConfigErrors, load
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
 from tests.processes import load_modules

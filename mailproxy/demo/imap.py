@@ -17,7 +17,7 @@ WORD = re.compile(
     rb'"((?:[^"\\]|\\.)*)"|(\((?:[^()]|\([^()]*\))*\)|[^ ()\[]+\[[^]]*\]\S*|[^ ]+)',
     re.DOTALL,
 )
-ITEM = re.compile(rb"([A-Z0-9.]+)(?:\[([^]]*)\])?(?:<(\d+)\.(\d+)>)?")
+ITEM = re.compile(rb"([A-Z0-9.]+)(?:\[([^][]*)\])?(?:<(\d+)\.(\d+)>)?")
 
 
 async def read_command(client: LineStream) -> list[bytes]:

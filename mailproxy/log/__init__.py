@@ -4,6 +4,7 @@
 `logger`     `Logger`: what the rest of the program calls
 `directive`  `ErrorLog`: the arguments of `error_log`
 `targets`    files, stderr, syslog, memory; rate limits
+`files`      opening files that others may want to be other files
 
 Here: which logger writes to which targets, and what happens to all of them.
 """
@@ -21,6 +22,12 @@ from mailproxy.log.directive import (
     Stderr,
     Syslog,
     parse_error_log,
+)
+from mailproxy.log.files import (
+    RefusedError,
+    Workers,
+    open_for_appending,
+    unknown_workers,
 )
 from mailproxy.log.lines import (
     ALERT,
@@ -45,6 +52,7 @@ from mailproxy.log.targets import (
     Sink,
     SyslogSink,
     Target,
+    log_unopened,
 )
 
 __all__ = [
@@ -64,11 +72,15 @@ __all__ = [
     "MailContext",
     "Outlet",
     "Record",
+    "Workers",
     "escape",
+    "log_unopened",
     "make_logger",
+    "open_for_appending",
     "open_logs",
     "open_startup_log",
     "parse_error_log",
+    "unknown_workers",
 ]
 
 
@@ -89,9 +101,11 @@ class Logs:
         clock: Callable[[], float],
         processors: Sequence[Processor],
         angie: bool,
+        workers: Workers | None,
     ) -> None:
         self.copy_as = copy_as
         self._angie = angie
+        self._workers = workers
         self.console = FileSink("")
         self._clock = clock
         self._processors = processors
@@ -126,14 +140,14 @@ class Logs:
             self._loggers[key] = make_logger(outlet, _level(key), self._processors)
         return self._loggers[key]
 
-    def reopen(self, owner: int | None = None) -> None:
+    def reopen(self, *, give: bool = False) -> None:
         """Open all files by name again; what goes wrong is logged.
 
         Args:
-          owner: uid of the workers, if they are to be able to reopen the files, too.
+          give: make the files the workers', so that they can reopen them, too.
         """
         for file in self._files.values():
-            file.reopen(self.main, owner)
+            file.reopen(self.main, give=give)
 
     def redirect_stderr(self) -> None:
         """Lead descriptor 2 to the first file, unless `error_log stderr` is used."""
@@ -172,7 +186,7 @@ class Logs:
         match target:
             case File(path):
                 if path not in self._files:
-                    self._files[path] = FileSink(path)
+                    self._files[path] = FileSink(path, self._workers)
                 return self._files[path]
             case Stderr(redirect):
                 self._keep_stderr |= not redirect
@@ -215,6 +229,7 @@ def open_logs(
     clock: Callable[[], float] = time.monotonic,
     processors: Sequence[Processor] = (),
     angie: bool = False,
+    workers: Workers | None = None,
 ) -> Logs:
     """Open the logs of a configuration.
 
@@ -228,6 +243,8 @@ def open_logs(
       clock: seconds, never going back.
       processors: structlog's, run for every event that some log wants.
       angie: lines of text are in Angie's form, where `format=` does not say.
+      workers: the user that workers will be, where that is not the one who opens: a
+        file that they may have chosen is refused (see `files`).
 
     Raises:
       OSError: a file cannot be opened; `filename` says which.
@@ -235,7 +252,7 @@ def open_logs(
     if not any(isinstance(log.target, (File, Stderr)) for log in main):
         stderr = default in {"", "stderr"}
         main = [*main, ErrorLog(Stderr() if stderr else File(default))]
-    return Logs(main, others, copy_as, clock, processors, angie)
+    return Logs(main, others, copy_as, clock, processors, angie, workers)
 
 
 def open_startup_log(path: str, name: str = "nginx", level: int = NOTICE) -> Logs:
@@ -251,10 +268,16 @@ def open_startup_log(path: str, name: str = "nginx", level: int = NOTICE) -> Log
     if path in {"", "stderr"}:
         return open_logs([stderr], default="")
     try:
-        return open_logs([ErrorLog(File(path), level)], default="", copy_as=name)
+        return open_logs(
+            [ErrorLog(File(path), level)],
+            default="",
+            copy_as=name,
+            workers=unknown_workers(),
+        )
     except OSError as error:
         logs = open_logs([stderr], default="")
         text = f'could not open error log file: open() "{path}" failed'
-        failure = Record(ALERT, text, error=error)
+        reason = f": {error.reason}" if isinstance(error, RefusedError) else ""
+        failure = Record(ALERT, text, error=error, suffix=reason)
         logs.console.write(failure.console_line(name), failure.level)
         return logs

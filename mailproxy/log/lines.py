@@ -5,7 +5,16 @@ tells one client from another; here the message is cut and the context stays.
 
 What clients and backends sent stands in a line only as an argument of a message or
 as a property of the context, and is escaped there: nobody outside writes a line of
-their own, or closes a quote that they did not open.
+their own, or closes a quote that they did not open. The rest of a line is looked at,
+too, before it is written.
+
+Escaped is what makes a reader see something else than what is there: control
+characters of ASCII and of ISO 6429 (C1, as octets 80-9F or as U+0080-9F: to many
+terminals, 9B begins a command as ESC [ does), what ends a line for some programs
+(U+0085, U+2028, U+2029), what changes the direction of text (UAX 9: U+061C, U+200E-F,
+U+202A-E, U+2066-9), and every octet that is not UTF-8, for which grep(1) takes the
+whole log for a binary file. So a line is UTF-8 always, and all other characters stay
+readable. A terminal that shows Latin-1 is not protected from octets within them.
 """
 
 import os
@@ -83,9 +92,12 @@ class MailContext:
         return tuple(dict.fromkeys(("mail", *self.tags)))
 
 
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f"\\]')
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_JSON_UNSAFE = re.compile('[\x00-\x1f"\\\\\udc80-\udcff]')
+_MISLEADING = (
+    "\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069"
+    "\\ud800-\\udfff"  # octets that are not UTF-8, decoded
+)
+_UNSAFE = re.compile(rf'[{_MISLEADING}"\\]')
+_CONTROL = re.compile(rf"[{_MISLEADING}]")
 _JSON_SHORT = {
     '"': '\\"',
     "\\": "\\\\",
@@ -100,10 +112,16 @@ _JSON_SHORT = {
 def escape(value: object) -> str:
     r"""What somebody else sent, fit to stand between quotes in a line of text.
 
-    Control bytes, `"` and `\` become `\xHH`; other bytes stay as they are.
+    `"`, `\` and all octets of misleading characters become `\xHH`; what else is UTF-8
+    stays as it is.
     """
     text = _decode(value)
     return _UNSAFE.sub(_hex, text) if _UNSAFE.search(text) else text
+
+
+def _clean(text: str) -> str:
+    """A part of a line in which quotes and backslashes are our own."""
+    return text if text.isprintable() else _CONTROL.sub(_hex, text)
 
 
 def _begin(value: object, limit: int | None) -> str:
@@ -116,18 +134,23 @@ _HALF_ESCAPE = re.compile(r"\\x?[0-9A-F]?\Z")
 
 
 def _hex(match: re.Match[str]) -> str:
-    return f"\\x{ord(match[0]):02X}"
+    return "".join(f"\\x{octet:02X}" for octet in _encode(match[0]))
 
 
 def _json_escape(text: str) -> str:
-    if not _JSON_UNSAFE.search(text):
-        return text
-    return _JSON_UNSAFE.sub(
-        # A byte that is not UTF-8 is written as if it were Latin-1: raw, as Angie
+    return _UNSAFE.sub(_json_hex, text) if _UNSAFE.search(text) else text
+
+
+def _json_hex(match: re.Match[str]) -> str:
+    character = match[0]
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:
+        # An octet that is not UTF-8 is written as if it were Latin-1: raw, as Angie
         # does it, it would make the whole line unreadable for a JSON parser.
-        lambda match: _JSON_SHORT.get(match[0]) or f"\\u{ord(match[0]) & 0xFF:04X}",
-        text,
-    )
+        number -= 0xDC00
+    elif 0xD800 <= number <= 0xDFFF:
+        number = 0xFFFD  # half of a character is no JSON for some parsers
+    return _JSON_SHORT.get(character) or f"\\u{number:04X}"
 
 
 def _decode(value: object) -> str:
@@ -140,7 +163,7 @@ def _encode(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a lone surrogate that stands for no byte
-        return text.encode("utf-8", "backslashreplace")
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _fault(error: Fault) -> tuple[int, str] | None:
@@ -206,7 +229,7 @@ class Record:
         event = self.event
         if self.args:
             event %= tuple(map(escape, self.args))
-        return _CONTROL.sub(_hex, event) if _CONTROL.search(event) else event
+        return _clean(event)
 
     def raw_message(self) -> str:
         """The message alone, as it is."""
@@ -217,7 +240,7 @@ class Record:
 
     def text(self) -> str:
         """A text line from the message to its end, uncut."""
-        return self.message() + self._tail()
+        return self.message() + _clean(self._tail())
 
     def _fault_text(self) -> str:
         fault = None if self.error is None else _fault(self.error)
@@ -261,9 +284,9 @@ class Record:
 
     def _text_line(self, message: str, make_tail: Callable[[int | None], str]) -> bytes:
         head = f"{_clock.prefix(self.level)}{self._number()}{message}"
-        line = _encode(f"{head}{make_tail(None)}\n")
+        line = _encode(f"{head}{_clean(make_tail(None))}\n")
         if len(line) > LINE_LIMIT:
-            tail = _encode(make_tail(_PROPERTY_LIMIT)) + b"\n"
+            tail = _encode(_clean(make_tail(_PROPERTY_LIMIT))) + b"\n"
             begun = _cut(_encode(head), LINE_LIMIT - len(tail) - 1)
             # A quote that stays open would take the context into what is quoted.
             line = begun + (b'"' if begun.count(b'"') % 2 else b"") + tail
@@ -348,7 +371,7 @@ class Connected(Record):
     def message(self) -> str:
         context = self.context
         assert context is not None
-        return f"client {context.client_address} connected to {context.server}"
+        return _clean(f"client {context.client_address} connected to {context.server}")
 
     def _tail(self, _limit: int | None = None, /) -> str:
         return ""

@@ -14,6 +14,7 @@ from operator import methodcaller
 from typing import Protocol
 
 from mailproxy.log.directive import ErrorLog, Syslog
+from mailproxy.log.files import Opened, RefusedError, Workers, open_for_appending
 from mailproxy.log.lines import DEBUG, Record, syslog_time
 from mailproxy.log.logger import Logger
 
@@ -31,14 +32,18 @@ class Sink(Protocol):
 class FileSink:
     """A file that lines are appended to, or stderr; one write(2) for each line."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, workers: Workers | None = None) -> None:
         """Open `path`; an empty one is stderr.
+
+        Args:
+          workers: who must not choose which file this is (see `files`).
 
         Raises:
           OSError: the file cannot be opened.
         """
         self.path = path
-        self.fd = _open(path) if path else 2
+        self._workers = workers
+        self.fd = open_for_appending(path, workers).fd if path else 2
         self._full_second = 0
 
     def write(self, line: bytes, _level: int, /) -> None:
@@ -51,43 +56,56 @@ class FileSink:
             if error.errno == errno.ENOSPC:
                 self._full_second = int(time.time())
 
-    def reopen(self, log: Logger, owner: int | None) -> None:
+    def reopen(self, log: Logger, *, give: bool) -> None:
         """Open the file by its name again, after somebody has renamed it.
 
         What goes wrong is logged, and the old file stays in use.
 
         Args:
           log: where to complain.
-          owner: the user that workers run as; the file is made theirs, so that they
-            can open it, too.
+          give: make the file the workers', so that they can open it, too. Who does
+            not give it leaves a file alone that still has its name: a terminal, say,
+            which only root could open again.
         """
-        if not self.path:
+        if not self.path or (not give and self._has_its_name()):
             return
         try:
-            if owner is not None and owner != os.geteuid():
-                _refuse_link_of(owner, self.path)
-            fd = _open(self.path)
+            opened = open_for_appending(self.path, self._workers)
         except OSError as error:
-            log.emerg('open() "%s" failed', self.path, error=error)
+            log_unopened(log, error)
             return
-        if owner is not None and not self._give(fd, owner, log):
-            os.close(fd)
+        if give and not self._give(opened, log):
+            os.close(opened.fd)
             return
-        old, self.fd = self.fd, fd
+        old, self.fd = self.fd, opened.fd
         os.close(old)
 
-    def _give(self, fd: int, owner: int, log: Logger) -> bool:
-        found = os.fstat(fd)
+    def _has_its_name(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        except OSError:
+            return False
+
+    def _give(self, opened: Opened, log: Logger) -> bool:
+        """Make a file the workers'; devices stay whose they are."""
+        owner = None if self._workers is None else self._workers.uid
+        found = os.fstat(opened.fd)
+        if owner is None or not (
+            stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)
+        ):
+            return True
         if found.st_uid != owner:
             try:
-                os.fchown(fd, owner, -1)
+                if not opened.may_be_given:
+                    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+                os.fchown(opened.fd, owner, -1)
             except OSError as error:
                 log.emerg('chown("%s", %s) failed', self.path, owner, error=error)
                 return False
         wanted = stat.S_IRUSR | stat.S_IWUSR
         if found.st_mode & wanted != wanted:
             try:
-                os.fchmod(fd, stat.S_IMODE(found.st_mode) | wanted)
+                os.fchmod(opened.fd, stat.S_IMODE(found.st_mode) | wanted)
             except OSError as error:
                 log.emerg('chmod() "%s" failed', self.path, error=error)
                 return False
@@ -100,26 +118,11 @@ class FileSink:
             os.close(fd)
 
 
-def _open(path: str) -> int:
-    # A FIFO without a reader is an error (ENXIO): to wait for one would hang us.
-    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
-    fd = os.open(path, how, 0o644)
-    os.set_blocking(fd, True)
-    return fd
-
-
-def _refuse_link_of(user: int, path: str) -> None:
-    """Do not follow a link that `user` has planted.
-
-    It may lead to any file of the system, which would then be given to them
-    (CVE-2016-1247).
-    """
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if stat.S_ISLNK(found.st_mode) and found.st_uid == user:
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+def log_unopened(log: Logger, error: OSError) -> None:
+    """Say that a file could not be opened, and why it was refused."""
+    if isinstance(error, RefusedError):
+        log = log.bind(suffix=f": {error.reason}")
+    log.emerg('open() "%s" failed', error.filename, error=error)
 
 
 class SyslogSink:

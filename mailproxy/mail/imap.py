@@ -139,7 +139,7 @@ class ImapSettings(MailProtocol):
     ) -> bytes:
         user, secret = login.user, login.secret or b""
         greeting = await _expect(backend, b"* OK")
-        if _LITERAL_PLUS.search(greeting):
+        if _offers_literal_plus(greeting):
             sending("LOGIN command")
             await _send(
                 backend,
@@ -158,9 +158,17 @@ class ImapSettings(MailProtocol):
         return await _expect_tagged(backend, login.tag)
 
 
-_LITERAL_PLUS = re.compile(
-    rb"\[CAPABILITY [^\]]*(?<= )LITERAL\+(?=[ \]])", re.IGNORECASE
-)
+_CAPABILITIES = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
+
+
+def _offers_literal_plus(greeting: bytes) -> bool:
+    """Whether LITERAL+ (RFC 7888) is among the capabilities of a greeting.
+
+    They stand before its text and nowhere else (RFC 3501, section 7.1); to look for
+    them everywhere took the square of the line's length.
+    """
+    found = _CAPABILITIES.match(greeting)
+    return found is not None and b"LITERAL+" in found[1].upper().split(b" ")
 
 
 _BYE = re.compile(rb"\* BYE(?=[ \r\n])", re.IGNORECASE)

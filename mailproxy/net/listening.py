@@ -251,11 +251,13 @@ def _open(listen: ListenAddress, log: Logger) -> socket.socket:
                 only = listen.ipv6only is not False  # on by default, as in nginx
                 opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             failing = f"bind() to {address} failed"
-            opened.bind(listen.sockaddr)
+            # No chmod(2): by then somebody may have put a link in its place.
+            mask = os.umask(0o777 & ~_UNIX_MODE)
+            try:
+                opened.bind(listen.sockaddr)
+            finally:
+                os.umask(mask)
             undo.callback(_unlink, listen)
-            if isinstance(listen.sockaddr, str):
-                failing = f'chmod() "{listen.sockaddr}" failed'
-                os.chmod(listen.sockaddr, _UNIX_MODE)
             failing = f"listen() to {address}, backlog {listen.backlog} failed"
             opened.listen(listen.backlog)
         except OSError as error:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mailproxy.log import Logger, Logs, open_logs
+from mailproxy.log import Logger, Logs, Workers, log_unopened, open_logs
 from mailproxy.mail.listen import Listen
 from mailproxy.net import listening
 from mailproxy.net.listening import Held, Key, Listener, ListenError
@@ -62,8 +62,7 @@ class Generation:
 
     def reopen_logs(self) -> None:
         """Open the log files again by name, so that workers can do it, too."""
-        user = self.main.user
-        self.logs.reopen(None if user is None else user.uid)
+        self.logs.reopen(give=True)
         self.logs.redirect_stderr()
 
 
@@ -172,10 +171,19 @@ def _open_logs(
             default=options.error_log,
             copy_as=copy_as,
             angie=options.name == "angie",
+            workers=_workers(configuration.main),
         )
     except OSError as error:
-        log.emerg('open() "%s" failed', error.filename, error=error)
+        log_unopened(log, error)
         raise GenerationError from error
+
+
+def _workers(main: MainSettings) -> Workers | None:
+    """The user that workers will be, if that is not the master's."""
+    user = main.user
+    if user is None or user.uid == os.geteuid():
+        return None
+    return Workers(user.uid, frozenset(os.getgrouplist(user.name, user.gid)))
 
 
 def _listen(

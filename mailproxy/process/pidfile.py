@@ -10,14 +10,13 @@ import os
 import re
 
 from mailproxy import outside
+from mailproxy.log import open_for_appending, unknown_workers
 
 OLDBIN = ".oldbin"
 """What the file's name gets appended while a new binary is being tried."""
 
 _SHOWN = 22
 """So many bytes nginx reads of a pid file."""
-_NO_WAIT = os.O_NONBLOCK | os.O_NOCTTY
-"""Do not wait for the reader of a FIFO: it is no place for a number."""
 
 
 class PidError(Exception):
@@ -40,8 +39,10 @@ def write(path: str, pid: int) -> None:
     """
     what = "open()"
     try:
-        fd = os.open(path, _NO_WAIT | os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        # Other users may have put a link there, as for a log.
+        fd = open_for_appending(path, unknown_workers()).fd
         try:
+            os.truncate(fd, 0)
             what = "write()"
             os.write(fd, b"%d\n" % pid)
         finally:
@@ -76,7 +77,7 @@ def test(path: str) -> None:
     """
     there = os.path.lexists(path)
     try:
-        os.close(os.open(path, _NO_WAIT | os.O_RDWR | os.O_CREAT, 0o644))
+        os.close(open_for_appending(path, unknown_workers()).fd)
         if not there:
             os.unlink(path)
     except OSError as error:

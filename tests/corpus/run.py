@@ -70,7 +70,7 @@ def prepare(case: Case, directory: Path) -> None:
         (directory / name).write_bytes(fixtures()[name])
     if "setup" in case.headers:
         command = case.headers["setup"].replace("@P@", str(directory))
-        subprocess.run(["sh", "-ec", command], cwd=directory, check=True, timeout=10)
+        subprocess.run(["sh", "-ec", command], cwd=directory, check=True, timeout=60)
 
 
 def arguments(case: Case, directory: Path, globals_text: str) -> list[str]:
@@ -168,7 +168,7 @@ def _run(case: Case, command: list[str], directory: Path) -> Answer:
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
     return _answer(case, done.returncode, done.stdout, done.stderr, directory)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import trio
 
-PATIENCE = 10.0
-"""Seconds after which an awaited byte counts as missing."""
+PATIENCE = 60.0
+"""Seconds after which an awaited byte counts as missing, on however busy a machine."""
 
 _SINGLE = 5000
 """Bytes of a segment that are sent one by one, at most; socket buffers hold few of them."""

@@ -12,7 +12,7 @@ from tests.differential.neighbours import Neighbours, Stage
 from tests.differential.notation import line_bytes, split_lines, to_bytes
 from tests.differential.script import OURS, Script, Step, groups
 
-_LOG_PATIENCE = 2.0
+_LOG_PATIENCE = 20.0
 """Seconds after which a line that is not in the log is missing; it was written before the end."""
 
 _EVENT = re.compile(r"⟨(close|fin|reset|tls)((?: \w+=\S+)*)⟩")

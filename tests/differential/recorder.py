@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import trio
 
-from tests.differential.channel import CLOSE, OPEN, PATIENCE
+from tests.differential.channel import CLOSE, OPEN
 from tests.differential.neighbours import Stage
 from tests.differential.notation import to_bytes
 from tests.differential.player import Player
 from tests.differential.script import NGINX, Script, Step, groups
 
+_PATIENCE = 5.0
 _QUIET = 0.25
 """Seconds of silence that are taken for the end of what the proxy says."""
 
@@ -63,7 +64,7 @@ class Recorder(Player):
         said: list[Step] = []
         closes = "SPQ" if any(str(step) == f"Q: {CLOSE}" for step in awaited) else "SP"
         while not said or by_side(said) != by_side(awaited):
-            patience = _QUIET if len(said) >= len(awaited) else PATIENCE / 2
+            patience = _QUIET if len(said) >= len(awaited) else _PATIENCE
             with trio.move_on_after(patience) as scope:
                 # Nothing tells of silence.
                 while not (news := self.take_rest(closes=closes, lines=True)):  # noqa: ASYNC110

@@ -32,6 +32,7 @@ FOLDER = Path(__file__).parent / "scripts"
 NGINX, OURS = "nginx", "ours"
 
 _LINE = re.compile(r"(?:(nginx|ours) )?([CSPBQAL])(\d*)([:|])(?: (.*))?$")
+_TIME = re.compile(r"\b(\w*timeout|smtp_greeting_delay) ([0-9]+)(ms|s)(?=;)")
 _FIELD = re.compile(r"(?:(nginx|ours) )?([a-z]+): *(.*)$")
 
 
@@ -102,7 +103,27 @@ class Script:
     def is_timed(self) -> bool:
         """Whether time passes in it, so that nothing else should go on meanwhile."""
         pauses = any(step.kind == "pause" for step in self.steps)
-        return pauses or "timeout" in "".join(map(self.directives, (NGINX, OURS)))
+        return pauses or any(
+            _TIME.search(self.directives(proxy)) for proxy in (NGINX, OURS)
+        )
+
+    def slowed(self, times: int) -> "Script":
+        """The same with its limits and pauses so many times as long."""
+
+        def slow(text: str) -> str:
+            return _TIME.sub(lambda m: f"{m[1]} {int(m[2]) * times}{m[3]}", text)
+
+        return replace(
+            self,
+            common=slow(self.common),
+            server={who: list(map(slow, said)) for who, said in self.server.items()},
+            steps=[
+                replace(step, text=f"{float(step.text.removesuffix('s')) * times}s")
+                if step.kind == "pause"
+                else step
+                for step in self.steps
+            ],
+        )
 
     def differs(self) -> bool:
         """Whether something is expected of one proxy and not of the other."""

@@ -69,6 +69,23 @@ def test_a_script_has_what_its_file_has(tmp_path: Path) -> None:
     assert texts == [["hello"], ["x", "y"], ["z"]]
 
 
+def test_a_slowed_script_has_other_times_and_nothing_else(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        "server: timeout 1500ms;\n== one\nserver: proxy_timeout 2s; max_errors 3;\n"
+        "ours server: auth_http_timeout 300ms;\nC: timeout 2s;\npause: 1.5s\n"
+        "== two\nserver: timeout 0; max_errors 2;\n",
+    )
+    one, two = read(file)
+    slow = one.slowed(4)
+    assert slow.directives("ours") == (
+        "timeout 6000ms; proxy_timeout 8s; max_errors 3; auth_http_timeout 1200ms;"
+    )
+    assert [step.text for step in slow.steps] == ["timeout 2s;", "6.0s"]
+    assert one.slowed(1).directives("ours") == one.directives("ours")
+    assert (one.is_timed(), two.is_timed()) == (True, False)
+
+
 def test_each_proxy_has_its_own_lines(tmp_path: Path) -> None:
     file = write(tmp_path, "== one\nwhy: because\nC: x\nnginx S: a\nours S: b\n")
     (script,) = read(file)

@@ -158,7 +158,7 @@ def test_client_bytes_are_escaped_and_our_quotes_stay() -> None:
     )
     assert record.text_line().endswith(
         b'*7 client was rejected: "MAIL \\x22x\\x5C\\x22\\x0D\\x0A2026 [emerg]'
-        b' \\x7F\xff\xc3\xa9" while in auth state, client: 192.0.2.1,'
+        b' \\x7F\\xFF\xc3\xa9" while in auth state, client: 192.0.2.1,'
         b' server: 127.0.0.1:143, login: "a\\x0D\\x0A\\x22", upstream: x\\x0A:1\n'
     )
 
@@ -275,7 +275,7 @@ def test_json_first_line_is_angies() -> None:
 def test_json_escapes_are_angies() -> None:
     record = Record(INFO, "%s", (b'"\\\n\r\t\b\f\x1b\x7f\xc3\xa9\xe9',))
     assert (
-        b'"message":"\\"\\\\\\n\\r\\t\\b\\f\\u001B\x7f\xc3\xa9\\u00E9"'
+        b'"message":"\\"\\\\\\n\\r\\t\\b\\f\\u001B\\u007F\xc3\xa9\\u00E9"'
         in record.json_line()
     )
 
@@ -309,4 +309,67 @@ def test_a_child_process_writes_its_own_pid() -> None:
 
 @given(st.binary())
 def test_escaped_text_is_printable(data: bytes) -> None:
-    assert not re.search(r'[\x00-\x1f\x7f"]', escape(data))
+    escaped = escape(data)
+    assert not re.search(r'[\x00-\x1f\x7f-\x9f"\u2028-\u202e\ud800-\udfff]', escaped)
+    assert (
+        re.sub(
+            rb"\\x([0-9A-F]{2})",
+            lambda m: bytes.fromhex(m[1].decode()),
+            escaped.encode(),
+        )
+        == data
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "json"),
+    [
+        (b"\x9b31m", r"\x9B31m", r"\u009B31m"),
+        (b"\xc2\x9b31m", r"\xC2\x9B31m", r"\u009B31m"),
+        (b"\xc2\x85", r"\xC2\x85", r"\u0085"),
+        (b"\xc2\x80\xc2\x9f\xc2\xa0", "\\xC2\\x80\\xC2\\x9F\xa0", "\\u0080\\u009F\xa0"),
+        (b"\xa0\xff", r"\xA0\xFF", r"\u00A0\u00FF"),
+        (b"\xe2\x80\xa8\xe2\x80\xa9", r"\xE2\x80\xA8\xE2\x80\xA9", r"\u2028\u2029"),
+        (b"\xe2\x80\xae", r"\xE2\x80\xAE", r"\u202E"),
+        (b"\xe2\x81\xa6", r"\xE2\x81\xA6", r"\u2066"),
+        (b"\xd8\x9c\xe2\x80\x8f", r"\xD8\x9C\xE2\x80\x8F", r"\u061C\u200F"),
+        (b"\xed\xa0\x80", r"\xED\xA0\x80", r"\u00ED\u00A0\u0080"),
+    ],
+)
+def test_what_misleads_a_reader_is_escaped(data: bytes, text: str, json: str) -> None:
+    """C1 controls, line and paragraph separators, directions, and what is no UTF-8."""
+    context = MailContext(7, "192.0.2.1", server="x", login=data, upstream="y")
+    record = Record(INFO, 'sent "%s"', (data,), context=context)
+    for line in record.text_line(), record.angie_line(), record.console_line("m"):
+        assert f'sent "{text}"' in line.decode()
+        assert f'login: "{text}"' in line.decode()
+    assert f'"login":"{json}"' in record.json_line().decode()
+
+
+@pytest.mark.parametrize(
+    "text", ["Müller", "Ελλάδα", "日本語", "שלום", "\U0001f469\u200d\U0001f52c"]
+)
+def test_other_characters_stay_readable(text: str) -> None:
+    record = Record(INFO, 'sent "%s"', (text.encode(),))
+    for line in record.text_line(), record.angie_line(), record.json_line():
+        assert text in line.decode()
+
+
+def test_rest_of_a_line_is_looked_at_too() -> None:
+    """Addresses, texts of libraries and of the configuration."""
+    context = MailContext(7, "\x9b1", 2, "unix:\n/x", action="do\u2028ing")
+    record = Record(
+        INFO, "x", error=(1, "bad\nlibrary"), context=context, suffix=" \u202e"
+    )
+    connected = Connected(INFO, "client connected", context=context)
+    for line in (
+        *(record.text_line(), record.angie_line(), record.console_line("m")),
+        *(connected.text_line(), connected.angie_line(), connected.json_line()),
+        record.json_line(),
+    ):
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u2028-\u202e]", line.decode()[:-1])
+
+
+def test_half_a_character_is_still_json() -> None:
+    (line,) = Record(INFO, "%s", ("\ud800",)).json_line().splitlines()
+    assert json.loads(line)["message"] == "\ufffd"

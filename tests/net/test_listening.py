@@ -263,6 +263,24 @@ def test_unix_socket_is_open_to_all_and_removed(
     assert texts(captured) == [f"[warn] deleting socket {path}"]
 
 
+def test_link_in_the_place_of_a_new_unix_socket_opens_no_other_file(
+    opened: Opened, log: Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the directory may exchange the two as soon as bind() has returned."""
+    path, precious = tmp_path / "imap.sock", tmp_path / "precious"
+    precious.touch(0o600)
+    real = socket.socket.bind
+
+    def bind_and_exchange(self: socket.socket, address: str) -> None:
+        real(self, address)
+        path.unlink()
+        path.symlink_to(precious)
+
+    monkeypatch.setattr(socket.socket, "bind", bind_and_exchange)
+    opened.adopt(at(str(path), socket.AF_UNIX), log=log)
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o600
+
+
 def test_unix_socket_that_is_gone_is_said(
     opened: Opened, log: Logger, captured: CapturedLog, tmp_path: Path
 ) -> None:

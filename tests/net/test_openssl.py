@@ -825,7 +825,7 @@ def announced(context: ssl.SSLContext) -> list[str]:
             with context.wrap_socket(accepted, server_side=True) as tls:
                 with contextlib.suppress(OSError):
                     tls.unwrap()
-            output, _ = client.communicate(timeout=10)
+            output, _ = client.communicate(timeout=60)
     _, found, rest = output.partition("Acceptable client certificate CA names\n")
     return rest.partition("\nRequested")[0].split("\n") if found else []
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from signal import (
     SIGCONT,
     SIGHUP,
@@ -26,7 +27,12 @@ from mailproxy.process import signals
 from mailproxy.process.signals import Descriptor, Received
 from tests.fakes import FakeAuth, FakeImap, granted
 from tests.process.site import Client, Site, children, title
-from tests.processes import answers
+from tests.processes import answers, wait_for
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has had its effect (proc(5), stat)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.fixture
@@ -111,6 +117,7 @@ class TestWorker:
     def client_of(worker: int, other: int, site: Site) -> Client:
         """Log in at `worker`, as the other one cannot accept meanwhile."""
         site.signal(SIGSTOP, other)
+        wait_for(lambda: is_stopped(other), f"{other} to stop")
         client = Client(site.port)
         assert client.log_in().startswith(b"a OK")
         site.signal(SIGCONT, other)
@@ -128,8 +135,9 @@ class TestWorker:
             assert goes.closed
             goes.close()
             site.wait_for_line("start worker process", 4)
+            # It has its title a moment later.
+            site.wait_for(lambda: len(site.workers) == 2, "the new worker")
             assert other in site.workers
-            assert len(site.workers) == 2
             stays.ping()
             with Client(site.port) as new:
                 assert new.log_in().startswith(b"a OK")

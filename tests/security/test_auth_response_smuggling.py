@@ -8,6 +8,7 @@ import os
 import socket
 
 import pytest
+from trio.testing import MockClock
 
 from mailproxy.mail.auth.answer import parse
 from mailproxy.net.engine import Engine
@@ -106,11 +107,12 @@ async def test_by_what_follows_while_nobody_uses_the_connection() -> None:
         await ask_anew(here)
 
 
-async def test_by_an_answer_that_came_too_late() -> None:
-    async with world(f"{KEEPING} auth_http_timeout 50ms;") as here:
+async def test_by_an_answer_that_came_too_late(mock_clock: MockClock) -> None:
+    async with world(f"{KEEPING} auth_http_timeout 9s;") as here:
         client = await here.connect()
         await client.send(b"a LOGIN u p\r\n")
         late = await here.auth()
+        mock_clock.jump(9)
         assert b"* BAD internal server error\r\n" in await client.rest()
         await late.send(here.granted())
         await ask_anew(here)

@@ -111,11 +111,13 @@ def leave(peer: Peer, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("pending", ["auth", "backend"])
-async def test_while_a_connect_is_pending(pending: str, how: str) -> None:
+async def test_while_a_connect_is_pending(
+    pending: str, how: str, mock_clock: MockClock
+) -> None:
     """nginx does not look at the client meanwhile; the timer of the phase ends it."""
     with full_listener() as port:
         url = f"auth_http 127.0.0.1:{port};" if pending == "auth" else ""
-        directives = f"protocol imap; timeout 300ms; auth_http_timeout 300ms; {url}"
+        directives = f"protocol imap; timeout 9s; auth_http_timeout 9s; {url}"
         async with world(directives) as here:
             client = await here.connect()
             await client.send(b"a LOGIN u p\r\n")
@@ -124,6 +126,8 @@ async def test_while_a_connect_is_pending(pending: str, how: str) -> None:
                 await auth.send(here.granted(b"Auth-Port: %d" % port))
             await settled()
             leave(client, how)
+            await settled()
+            mock_clock.jump(9)
             await here.over()
             assert any("timed out (110" in text for text in here.texts)
 

@@ -114,24 +114,28 @@ def test_client_that_takes_no_answers(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 5, 100])
-async def test_handshake_that_stalls(pieces: int) -> None:
+async def test_handshake_that_stalls(pieces: int, mock_clock: MockClock) -> None:
     """The first octets of a ClientHello, one by one, and then nothing."""
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(512)
-    listen = f"listen 127.0.0.1:1143 ssl; protocol imap; timeout 100ms; {TLS}"
+    listen = f"listen 127.0.0.1:1143 ssl; protocol imap; timeout 9s; {TLS}"
     async with world(listen) as here:
         client = await here.connect()
-        with contextlib.suppress(trio.BrokenResourceError):  # on a slow machine
-            for octet in hello[:pieces]:
-                await client.send(bytes([octet]))
+        for octet in hello[:pieces]:
+            await client.send(bytes([octet]))
+        await wait_all_tasks_blocked(0.002)
+        mock_clock.jump(9)
         assert await client.rest() == b""
         assert "client timed out (110" in here.texts[-1]
 
 
-async def test_handshake_that_stalls_after_starttls() -> None:
-    async with world(f"protocol imap; starttls on; timeout 100ms; {TLS}") as here:
+async def test_handshake_that_stalls_after_starttls(mock_clock: MockClock) -> None:
+    async with world(f"protocol imap; starttls on; timeout 9s; {TLS}") as here:
         client = await here.connect()
         await client.send(b"a STARTTLS\r\n")
-        assert (await client.rest()).endswith(b"a OK completed\r\n")
+        await client.read_until(b"a OK completed\r\n")
+        await wait_all_tasks_blocked(0.002)
+        mock_clock.jump(9)
+        assert await client.rest() == b""
         assert "client timed out (110" in here.texts[-1]
         assert "while in starttls state" in here.texts[-1]
 
@@ -193,14 +197,17 @@ async def _take(peer: Peer, size: int) -> None:
         size -= len(data)
 
 
-async def test_client_that_does_not_read_bounds_the_backend() -> None:
-    async with world("protocol pop3; proxy_timeout 600ms;") as here:
+async def test_client_that_does_not_read_bounds_the_backend(
+    mock_clock: MockClock,
+) -> None:
+    async with world("protocol pop3; proxy_timeout 9s;") as here:
         client, backend = await enter(here, rcvbuf=4096)
         sent = await fill(backend)
         ends = [end for s in here.network.relay._sessions for end in s.ends]  # noqa: SLF001 - what a session holds
         held = sum(len(end.pending) for end in ends)
         assert 0 <= held <= BUFFER
         assert sent < 16 * 1024 * 1024
+        mock_clock.jump(20)
         await here.over()
         assert "client timed out (110" in here.texts[-1]
         client.close()

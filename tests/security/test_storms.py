@@ -128,7 +128,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 auth_http 127.0.0.1:{auth.port}/;
                 ssl_certificate {certificate()};
                 ssl_certificate_key {certificate()};
-                timeout 3s;
+                timeout 60s;
                 {servers}
             }}
             """

@@ -30,7 +30,7 @@ from mailproxy.net.wire import Wire
 from tests.captured_log import CapturedLog
 from tests.play import load_server
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 TLS = "ssl_certificate ⟨cert⟩; ssl_certificate_key ⟨cert⟩;"
 BUGS = ("emerg", "alert", "crit")
 """Levels that no peer can bring about; `connect() … failed` is the exception."""

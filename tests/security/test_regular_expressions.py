@@ -1,0 +1,250 @@
+"""Regular expressions take no longer than their text is long.
+
+One that backtracks over a peer's octets stops a worker with all its sessions: its
+time grows with the square of a line's length, or worse. Every pattern of the package
+is found and tried, in the way that it is used, against texts made of its own parts;
+those over a peer's octets have a bound for their length besides.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import itertools
+import pkgutil
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from re import _parser as sre
+
+import pytest
+
+import mailproxy
+
+ROOT = Path(mailproxy.__file__).parent
+METHODS = {"match", "fullmatch", "search", "sub", "findall", "finditer", "split"}
+Use = tuple[str, re.Pattern[str] | re.Pattern[bytes], str]
+"""Name, pattern, and the method by which it is used."""
+
+PEERS = {
+    "log.lines._UNSAFE": "client_buffer, proxy_buffer, HEADER_LIMIT: what they held",
+    "log.lines._CONTROL": "the same",
+    "log.lines._HALF_ESCAPE": "_PROPERTY_LIMIT",
+    "log.lines._BROKEN_END": "LINE_LIMIT",
+    "mail.auth.exchange._UNSAFE": "client_buffer, or a certificate's 100 KB in OpenSSL",
+    "mail.auth.exchange._HEADERS": "HEADER_LIMIT",
+    "mail.auth.exchange._HEADER": "HEADER_LIMIT",
+    "mail.auth.exchange._END": "HEADER_LIMIT",
+    "mail.imap._TAG": "imap_client_buffer",
+    "mail.imap._COMMAND": "imap_client_buffer",
+    "mail.imap._ARGUMENT": "imap_client_buffer",
+    "mail.imap._BLANK": "imap_client_buffer",
+    "mail.imap._ESCAPED": "imap_client_buffer",
+    "mail.imap._CAPABILITIES": "proxy_buffer",
+    "mail.pop3._COMMAND": "pop3's client buffer",
+    "mail.protocol._REVEALING": "client_buffer",
+    "mail.sasl._ALPHABET": "client_buffer",
+    "mail.sasl._ESCAPED": "client_buffer",
+    "mail.sasl._STRAY": "client_buffer",
+    "mail.sasl._XOAUTH2": "client_buffer",
+    "mail.smtp._COMMAND": "smtp_client_buffer",
+    "mail.smtp._NOT_XTEXT": "smtp_client_buffer",
+    "net.dns:[A-Za-z0-9.-]+": "255, the length of a name (RFC 1035, 2.3.4)",
+    "net.openssl.errors._TEXT": "256, of which OpenSSL makes a text",
+}
+"""The patterns that see what a peer has sent, and what limits its length."""
+OWN = {
+    "conf.words._LUA": "the operator's own file; an open [[ in Lua is looked for once each",
+    "net.openssl.library:(\\w+)=(\\w+)": "a text in the same file",
+}
+"""Patterns that are slow over texts that they never see."""
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for found in pkgutil.walk_packages([str(ROOT)], "mailproxy."):
+        if found.name != "mailproxy.__main__":
+            module = importlib.import_module(found.name)
+            assert module.__file__ is not None
+            yield found.name, ast.parse(Path(module.__file__).read_bytes())
+
+
+def short(name: str) -> str:
+    return name.removeprefix("mailproxy.")
+
+
+@functools.cache
+def uses() -> list[Use]:
+    """Every pattern of the package, with each of the methods that are called of it."""
+    found: list[Use] = []
+    for module, tree in modules():
+        found += named(module, tree)
+        found += written_in_place(module, tree)
+    return found
+
+
+def named(module: str, tree: ast.Module) -> Iterator[Use]:
+    """The patterns that a module holds, alone or in a dictionary."""
+    methods: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in METHODS:
+            owner = node.value
+            if isinstance(owner, ast.Subscript):
+                owner = owner.value
+            if isinstance(owner, ast.Name):
+                methods.setdefault(owner.id, set()).add(node.attr)
+    for name, value in vars(importlib.import_module(module)).items():
+        held = value.values() if isinstance(value, dict) else [value]
+        for each in held:
+            if isinstance(each, re.Pattern):
+                for method in methods.get(name, {"search"}):
+                    yield f"{short(module)}.{name}", each, method
+
+
+def written_in_place(module: str, tree: ast.Module) -> Iterator[Use]:
+    """The patterns in calls such as `re.fullmatch("x", text)`."""
+    for node in ast.walk(tree):
+        if not (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == "re"
+            and node.func.attr in METHODS
+        ):
+            continue
+        pattern, *_ = node.args
+        text = pattern.value if isinstance(pattern, ast.Constant) else None
+        if isinstance(text, str):
+            yield f"{short(module)}:{text}", re.compile(text), node.func.attr
+        elif isinstance(text, bytes):
+            shown = text.decode("latin-1")
+            yield f"{short(module)}:{shown}", re.compile(text), node.func.attr
+        else:
+            assert short(module) == "log.directive", "whose pattern is it?"
+            # filter=NAME:~PATTERN is the operator's own.
+
+
+def parts(tree: object) -> Iterator[str]:
+    """The literal texts of a parsed pattern, and a character of each class."""
+    run = ""
+    for code, value in tree:  # type: ignore[attr-defined]  # re has no public one
+        if code is sre.LITERAL:
+            run += chr(value)
+            continue
+        if run:
+            yield run
+        run = ""
+        if code is sre.NOT_LITERAL or code is sre.ANY:
+            yield "a"
+        elif code is sre.IN:
+            yield from members(value)
+        else:
+            yield from nested(value)
+    if run:
+        yield run
+
+
+def members(value: list[tuple[object, object]]) -> Iterator[str]:
+    if value[0][0] is sre.NEGATE:
+        yield "~"
+    for code, what in value:
+        if code is sre.LITERAL:
+            yield chr(what)  # type: ignore[arg-type]  # as the code says
+        elif code is sre.RANGE:
+            yield chr(what[0])  # type: ignore[index]
+        elif code is sre.CATEGORY:
+            yield from "a1 "
+
+
+def nested(value: object) -> Iterator[str]:
+    if isinstance(value, sre.SubPattern):
+        yield from parts(value)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from nested(each)
+
+
+def attacks(pattern: re.Pattern[str] | re.Pattern[bytes]) -> Iterator[list[str]]:
+    """Beginning, what is repeated, and end."""
+    source = pattern.pattern
+    is_text = isinstance(source, str)
+    parsed = sre.parse(source, pattern.flags & ~(0 if is_text else re.UNICODE))
+    pieces = [*dict.fromkeys(parts(parsed))][:9]
+    repeated = [*pieces, *map("".join, itertools.permutations(pieces[:6], 2))]
+    for middle in repeated:
+        for first in ["", *pieces] if len(middle) == 1 else [""]:
+            for last in ("", "\0"):
+                yield [first, middle, last]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """The CPU time of this thread: what other programs do is not in it."""
+    before = time.thread_time()
+    call()
+    return time.thread_time() - before
+
+
+def is_slow(pattern: re.Pattern[str] | re.Pattern[bytes], method: str) -> str:
+    """The text for which time grows faster than length; empty if there is none."""
+
+    def run(attack: list[str], size: int) -> float:
+        first, middle, last = attack
+        text = first + middle * (size // len(middle)) + last
+        octets = text.encode("utf-8", "surrogatepass")
+        subject = text if isinstance(pattern.pattern, str) else octets
+        called = getattr(pattern, method)
+        if method == "sub":
+            return seconds(lambda: called(lambda _: subject[:0], subject))
+        if method == "finditer":
+            return seconds(lambda: list(called(subject)))
+        return seconds(lambda: called(subject))
+
+    def grows(attack: list[str]) -> bool:
+        # Four times the text is four times the time, or 16 times; or endless.
+        if run(attack, 20) > 0.02:
+            return True
+        each = max(run(attack, 1024), 1e-4)
+        return any(run(attack, times * 1024) > 3 * times * each for times in (4, 16))
+
+    for attack in attacks(pattern):
+        # The machine may have been busy with us, too; not three times in a row.
+        if grows(attack) and grows(attack) and grows(attack):
+            return repr(attack)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "method"),
+    [
+        pytest.param(*use, id=f"{use[0]}.{use[2]}")
+        for use in uses()
+        if use[0] not in OWN
+    ],
+)
+def test_time_grows_with_length_and_no_faster(
+    name: str, pattern: re.Pattern[str] | re.Pattern[bytes], method: str
+) -> None:
+    assert is_slow(pattern, method) == ""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "method"),
+    [
+        # As it was in mail/imap.py.
+        (rb"(?i)\[CAPABILITY [^\]]*(?<= )LITERAL\+(?=[ \]])", "search"),
+        (rb"([A-Za-z]+)(?= |$)", "search"),
+        (r"(?:a|a)*b", "match"),
+        (r"(x+x+)+y", "match"),
+        (r"\s+$", "search"),
+        (r"\w*\d*\w*!", "match"),
+    ],
+)
+def test_slow_ones_are_found(pattern: str | bytes, method: str) -> None:
+    assert is_slow(re.compile(pattern), method) != ""
+
+
+def test_every_pattern_over_a_peers_octets_has_a_bound() -> None:
+    rooms = ("log.lines", "mail", "net")
+    found = {name for name, _, _ in uses() if name.startswith(rooms)}
+    assert found - set(OWN) == set(PEERS)
