@@ -268,6 +268,8 @@ def _show(found: _Arguments, name: str) -> None:
     if found.show_configure:
         import ssl  # takes longer than all the rest
 
+        from mailproxy.mail.ssl_context import not_available
+
         python = f"{platform.python_implementation()} {platform.python_version()}"
         _tell(
             f"built by {python}\n"
@@ -275,6 +277,9 @@ def _show(found: _Arguments, name: str) -> None:
             "TLS SNI support enabled\n"
             f"configure arguments: {CONFIGURE_ARGUMENTS}\n"
         )
+        lacking = not_available()
+        if lacking is not None:
+            _tell(f"{lacking}\n")
 
 
 def _test(found: _Arguments, options: Options, voice: _Voice) -> int:
@@ -330,6 +335,8 @@ def _load(options: Options, voice: _Voice, log: Logger) -> Whole:
     else:
         for message in messages:
             log.log(message.level, message.text)
+            if message.position is None and message.cause is not None:
+                log.log(message.level, f"the line before is about {message.cause}")
     if failure is not None:
         raise GenerationError from failure
     return configuration

@@ -146,7 +146,8 @@ class _Assembly:
                     if module is CoreSettings:
                         scope.shared(Alpn)[block] = _protocol(found)
                 except ConfigError as error:
-                    if error.position is None and error.text in said:
+                    inherited = error.position is None or error.cause is not None
+                    if inherited and error.text in said:
                         continue  # of a certificate that several servers share
                     said.add(error.text)
                     yield error

@@ -31,7 +31,8 @@ _CONCLUSION = re.compile(r"mailproxy: configuration file .* test failed$")
 _OF_MAILPROXY_ALONE = re.compile(
     r'mailproxy: \[warn\] (only mail is served, the "\w+" block is skipped'
     r'|the "\w+" directive is gone since nginx [\d.]+ and has no effect'
-    r'|PROXY headers do not tell who the client is without "set_real_ip_from") in '
+    r'|PROXY headers do not tell who the client is without "set_real_ip_from"'
+    r"|TLSv1(\.1)?( and TLSv1\.1)? cannot be used at OpenSSL's security level \d) in "
     r'|mailproxy: \[warn\] certificate ".*" (has expired on|is not valid before) '
 )
 
