@@ -62,7 +62,7 @@ _SIGNATURES = {
 }
 """OpenSSL's short names of algorithms."""
 _BIT_STRING = x509.name._ASN1Type.BitString  # noqa: SLF001 - not text, and rare
-_ESCAPED = re.compile(rb'^[ #]|[,+"\\<>;]| $')
+_ESCAPED = re.compile(rb'^[ #](?=.)|[,+"\\<>;]| \Z', re.DOTALL)
 _HEX = re.compile(rb"[\x00-\x1f\x7f-\xff]")
 
 

@@ -47,6 +47,11 @@ def peer_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> PeerCertificate | No
         return None
     if isinstance(tls.context, PortableContext):
         return _portable_certificate(der)
+    return describe(der)
+
+
+def describe(der: bytes) -> PeerCertificate:
+    """What OpenSSL says of a certificate that it has accepted."""
     certificate = c.d2i_X509(None, byref(c_char_p(der)), len(der))
     with (
         owned(certificate, c.X509_free),

@@ -136,12 +136,13 @@ class PortableBuilder:
             else:
                 return
         reason = f"(SSL: {error_text(failed)})"
-        if failed.reason in _UNFIT:
+        why = getattr(failed, "reason", None)
+        if why in _UNFIT:
             raise OpenSSLError(
                 f'SSL_CTX_use_certificate("{shown(names[0])}") failed {reason}'
             )
         name = shown(names[1])
-        if failed.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
+        if why in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
             raise PrivateKeyError(f'SSL_CTX_use_PrivateKey("{name}") failed {reason}')
         raise PrivateKeyError(
             f'cannot load certificate key "{name}": '
