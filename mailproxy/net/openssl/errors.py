@@ -123,6 +123,8 @@ def error_text(error: ssl.SSLError) -> str:
 
 def error_level(error: ssl.SSLError) -> str:
     """nginx's log level: "info" for what a client brings about, else "crit"."""
+    if isinstance(error, ssl.SSLCertVerificationError) and unreachable() is not None:
+        return "info"  # nginx looks at a bad certificate after the handshake only
     return "info" if _code(error) & _REASON in _CLIENT_CODES else "crit"
 
 
