@@ -4,6 +4,7 @@ import base64
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -241,3 +242,23 @@ def test_demo_says_that_a_changed_configuration_is_wrong(tmp_path: Path) -> None
     said = demo.output.read_text()
     assert 'unknown directive "mial"' in said
     assert "the proxy did not start" in said
+
+
+def test_demo_repeats_the_last_lines_of_a_proxy_that_did_not_start(
+    tmp_path: Path,
+) -> None:
+    """Below what it says itself: the rest may have gone elsewhere, or scrolled away."""
+    (tmp_path / "nginx.conf").write_text("events {}\nmail { timout 3; }\n")
+    command = [sys.executable, "-m", "mailproxy", "demo", "--directory", str(tmp_path)]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert ran.returncode == 1
+    first, *lines = ran.stdout.splitlines()
+    assert first == "mailproxy demo: the proxy did not start"
+    assert lines[0].endswith(f'unknown directive "timout" in {tmp_path}/nginx.conf:2')
+    assert lines[1:3] == [
+        "      2 | mail { timout 3; }",
+        '        |        ^^^^^^ did you mean "timeout"?',
+    ]
+    assert [line.removeprefix("  ") for line in lines[:3]] == ran.stderr.splitlines()

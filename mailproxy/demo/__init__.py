@@ -9,8 +9,10 @@ import argparse
 import os
 import signal
 import ssl
+import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,6 +39,10 @@ from mailproxy.demo.smtp import smtp_session
 from mailproxy.mail.modules import ConfigErrors
 
 START_LIMIT = 15  # seconds
+LAST_LINES = 12
+"""Lines of the proxy's that are repeated when it does not start."""
+LONGEST_LINE = 4096
+"""Octets that are kept of a line that does not end."""
 
 CURL = {
     "imap": "'imap{s}://{host}:{port}/INBOX;MAILINDEX=1'",
@@ -110,8 +116,12 @@ async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
     async with until_signal() as nursery:
         backends = await start_servers(site, nursery)
         proxy: trio.Process = await nursery.start(run_proxy, directory, log)
+        last = Last()
+        if proxy.stderr is not None:
+            nursery.start_soon(last.pass_on, proxy.stderr)
         if not await accepts(site, proxy):
-            print("mailproxy demo: the proxy did not start")
+            await last.wait_complete(proxy)
+            print("mailproxy demo: the proxy did not start", *last.lines, sep="\n  ")
             status = 1
         elif log is not None:
             status = await check_all(site, directory)
@@ -178,7 +188,7 @@ async def run_proxy(
     *,
     task_status: trio.TaskStatus[trio.Process],
 ) -> None:
-    """Run the proxy with the directory's nginx.conf; its log goes to `log`, or stderr."""
+    """Run the proxy with the directory's nginx.conf; its log goes to `log`, or a pipe."""
     command = [
         *(sys.executable, "-P", "-m", "mailproxy"),
         *("-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"),
@@ -189,10 +199,39 @@ async def run_proxy(
     await trio.run_process(
         command,
         env={**os.environ, "PYTHONPATH": home},
-        stderr=log,
+        stderr=subprocess.PIPE if log is None else log,
         check=False,
         task_status=task_status,
     )
+
+
+class Last:
+    """What the proxy says while it is shown: the last lines are kept.
+
+    Attributes:
+      lines: at most `LAST_LINES` lines, without line ends.
+    """
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._ended = trio.Event()
+
+    async def pass_on(self, stream: trio.abc.ReceiveStream) -> None:
+        """Write to stderr what the proxy writes to its own, until it ends."""
+        begun = b""
+        async for data in stream:
+            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.flush()
+            *lines, begun = (begun + data).split(b"\n")
+            self.lines.extend(line.decode(errors="replace") for line in lines)
+            begun = begun[-LONGEST_LINE:]
+        self._ended.set()
+
+    async def wait_complete(self, proxy: trio.Process) -> None:
+        """Wait for what a proxy that has ended has said."""
+        if proxy.stderr is not None and proxy.returncode is not None:
+            with trio.move_on_after(START_LIMIT):  # a worker may live on
+                await self._ended.wait()
 
 
 async def accepts(site: Site, proxy: trio.Process) -> bool:
