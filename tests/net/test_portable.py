@@ -272,12 +272,16 @@ def test_passwords_are_tried_in_turn(files: Certificates) -> None:
 
 
 @pytest.mark.parametrize("tickets", [True, False])
-def test_sessions_are_resumed_by_ticket(files: Certificates, tickets: bool) -> None:
+@pytest.mark.parametrize("cache", [None, True])
+def test_sessions_are_resumed_by_ticket_or_from_the_worker_s_cache(
+    files: Certificates, tickets: bool, cache: bool | None
+) -> None:
     client = files.client(version=TLS1_3)
     builder = server(files)
+    builder.sessions(300, cache=cache, builtin=-1 if cache else None)
     builder.tickets(enable=tickets)
     first = shake_hands(builder.context, client)
-    if tickets:
+    if tickets or cache:
         assert shake_hands(builder.context, client, first.session).resumed
     else:
         assert first.client.session is None or not first.session.has_ticket

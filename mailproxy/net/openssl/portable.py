@@ -71,6 +71,7 @@ class PortableBuilder:
         for name, refusal in REFUSALS.items():
             options = options & ~refusal if name in protocols else options | refusal
         self._set_options(options)
+        self._cached = False
 
     def _set_options(self, options: int) -> None:
         with warnings.catch_warnings():
@@ -218,12 +219,14 @@ class PortableBuilder:
             raise NeedsOpenSSLError("ssl_session_timeout")
         if cache is False or zone is not None or (cache and builtin not in (None, -1)):
             raise NeedsOpenSSLError("ssl_session_cache")
+        self._cached = bool(cache)
 
     def tickets(self, *, enable: bool, keys: Sequence[bytes] = ()) -> None:
         if keys:
             raise NeedsOpenSSLError("ssl_session_ticket_key")
         if not enable:
-            self.context.num_tickets = 0
+            if not self._cached:  # in TLS 1.3 what is in the cache has tickets, too
+                self.context.num_tickets = 0
             self._set_options(self.context.options | ssl.OP_NO_TICKET)
 
     def commands(
