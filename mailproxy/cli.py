@@ -199,6 +199,8 @@ def _show(found: Arguments, name: str) -> None:
     if found.show_configure:
         import ssl  # takes longer than all the rest
 
+        from mailproxy.mail.ssl_context import not_available
+
         python = f"{platform.python_implementation()} {platform.python_version()}"
         show(
             f"built by {python}\n"
@@ -206,6 +208,9 @@ def _show(found: Arguments, name: str) -> None:
             "TLS SNI support enabled\n"
             f"configure arguments: {CONFIGURE_ARGUMENTS}\n"
         )
+        lacking = not_available()
+        if lacking is not None:
+            _tell(f"{lacking}\n")
 
 
 def _test(found: Arguments, options: Options, voice: _Voice) -> int:
@@ -261,6 +266,8 @@ def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:
     else:
         for message in messages:
             log.log(message.level, message.text)
+            if message.position is None and message.cause is not None:
+                log.log(message.level, f"the line before is about {message.cause}")
     if failure is not None:
         raise GenerationError from failure
     return configuration

@@ -208,6 +208,12 @@ def mailproxy_command(directory: Path) -> list[str]:
     return [sys.executable, "-m", "mailproxy", *_arguments(directory)]
 
 
+def openssl_inside() -> dict[str, str]:
+    """The environment of a Python that carries OpenSSL inside."""
+    hidden = str(Path(__file__).parent / "hidden")
+    return {**os.environ, "PYTHONPATH": hidden}
+
+
 def _arguments(directory: Path) -> list[str]:
     foreground = "daemon off; master_process off;"
     return [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ssl
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from trustme import KeyType
 
 
@@ -100,6 +102,28 @@ class Certificates:
         (self.directory / f"{name}.pem").write_bytes(chain)
         made.private_key_pem.write_to_path(self.directory / f"{name}.key")
         return made
+
+    def revoke(self, *names: str) -> bytes:
+        """The CA's list of the certificates that it has revoked, in PEM."""
+        key = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
+        issuer = x509.load_pem_x509_certificate(self.ca.cert_pem.bytes())
+        now = datetime.now(UTC)
+        made = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(issuer.subject)
+            .last_update(now - timedelta(days=1))
+            .next_update(now + timedelta(days=1))
+        )
+        for name in names:
+            wrong = x509.load_pem_x509_certificate(self.text(f"{name}.pem").encode())
+            made = made.add_revoked_certificate(
+                x509.RevokedCertificateBuilder()
+                .serial_number(wrong.serial_number)
+                .revocation_date(now)
+                .build()
+            )
+        signed = made.sign(key, hashes.SHA256())  # type: ignore[arg-type] # trustme's keys can sign
+        return signed.public_bytes(serialization.Encoding.PEM)
 
     def path(self, name: str) -> str:
         """The full name of a file."""

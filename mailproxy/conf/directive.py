@@ -171,12 +171,19 @@ def documented(settings: type[Settings]) -> dict[str, str]:
 class Given:
     """What a block says for one directive."""
 
-    __slots__ = ("directive", "value")
+    __slots__ = ("directive", "statements", "value")
 
-    def __init__(self, value: object, directive: Directive) -> None:
+    def __init__(
+        self,
+        value: object,
+        directive: Directive,
+        earlier: tuple[Directive, ...] = (),
+    ) -> None:
         self.value = value
         self.directive = directive
         """The statement; the last one where several add up."""
+        self.statements = (*earlier, directive)
+        """All statements that the value adds up from, in file order."""
 
     @property
     def position(self) -> Position:
@@ -319,14 +326,19 @@ class Scope:
         message: str,
         position: Position | Word | Directive | None = None,
         remedy: str | None = None,
+        *,
+        cause: Position | Word | Directive | None = None,
     ) -> None:
         """Say something that does not stop the start.
 
-        About a word of the directive that is being read, or what else is wrong.
+        About a word of the directive that is being read, or what else is wrong;
+        `cause` as in `ConfigError`.
         """
         if isinstance(position, Word) and self.statement is not None:
             position = position.position._replace(end=self.statement.position.end)
-        self.messages.append(ConfigError(message, position, remedy, level="warn"))
+        self.messages.append(
+            ConfigError(message, position, remedy, level="warn", cause=cause)
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 4 |     timout 3s;
   |     ^^^^^^ did you mean "timeout"?
+
+Where nginx's line names no place, the place comes first.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ WIDTH = 100
 _WORD = re.compile(
     r"""\"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|(?:[^ \t\r\n;{\\]|\\.)+|."""
 )
+_SECRET = re.compile(r"(data:-----BEGIN [A-Z ]*PRIVATE KEY-----).*")
+"""A private key that is written out in a configuration."""
 _RED, _CYAN, _BOLD, _PLAIN = "\x1b[1;31m", "\x1b[36m", "\x1b[1m", "\x1b[0m"
 
 
@@ -46,13 +50,16 @@ def explanation(
     """
     mark, plain = (_CYAN, _PLAIN) if colours else ("", "")
     remedy = printable(message.remedy or "")
-    position = message.position
+    position = message.position or message.cause
     if position is None or position.file not in sources:
         return f"{mark}  = {remedy}{plain}\n" if remedy else ""
+    place = ""
+    if message.position is None:  # nginx's line does not name it
+        place = f"{mark}  in {printable(str(position))}{plain}\n"
     lines = sources[position.file].text.split("\n", position.line)
     if len(lines) < position.line:
-        return ""
-    line = lines[position.line - 1].removesuffix("\r")
+        return place
+    line = _SECRET.sub(r"\1...", lines[position.line - 1].removesuffix("\r"))
     at = min(position.column - 1, len(line))
     found = _WORD.match(line, at)
     end = found.end() if found else at + 1
@@ -67,7 +74,7 @@ def explanation(
     marks = "^" * max(1, len(word))
     red = _RED if colours else ""
     return (
-        f"{mark}{number}{plain}{before}{word}{after}\n"
+        f"{place}{mark}{number}{plain}{before}{word}{after}\n"
         f"{mark}{margin}{plain}{blank}{red}{marks}{plain}"
         f"{' ' + remedy if remedy else ''}\n"
     )

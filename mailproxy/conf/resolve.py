@@ -212,7 +212,9 @@ class Reader:
             ) from None
         if before is not None and declaration.repeats == "add":
             value = _add(before.value, value)
-        block.given[name] = Given(value, statement)
+            block.given[name] = Given(value, statement, before.statements)
+        else:
+            block.given[name] = Given(value, statement)
         if declaration.obsolete:
             self.scope.warn(declaration.obsolete, statement)
 

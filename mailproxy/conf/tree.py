@@ -172,6 +172,7 @@ class ConfigError(Exception):
         *,
         error: OSError | None = None,
         level: str = "emerg",
+        cause: Position | Word | Directive | None = None,
     ) -> None:
         """Describe a mistake.
 
@@ -182,12 +183,13 @@ class ConfigError(Exception):
           remedy: for people, what to write instead.
           error: the system error behind it, shown as ``(2: No such file …)``.
           level: nginx's level, "emerg" but for a few.
+          cause: the word or statement behind a message in which nginx names no
+            place; people are shown it below nginx's line.
         """
         super().__init__(message)
         self.message = message
-        self.position = (
-            position.position if isinstance(position, Word | Directive) else position
-        )
+        self.position = _position(position)
+        self.cause = _position(cause)
         self.remedy = remedy
         self.error = error
         self.level = level
@@ -204,6 +206,10 @@ class ConfigError(Exception):
 
     def __str__(self) -> str:
         return self.text
+
+
+def _position(place: Position | Word | Directive | None) -> Position | None:
+    return place.position if isinstance(place, Word | Directive) else place
 
 
 MESSAGE_LIMIT = 1024

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mailproxy.conf.addresses import SocketAddress
     from mailproxy.conf.directive import Block, Scope
+    from mailproxy.conf.tree import Word
 
 
 @dataclass(kw_only=True)
@@ -34,6 +35,8 @@ class LoadState:
     """The size of each session zone that was named, in octets."""
     contexts: dict[object, SSLContext] = field(default_factory=dict)
     """TLS contexts: one for all servers with the same settings, which are the key."""
+    refused_protocols: set[Word] = field(default_factory=set)
+    """The arguments of `ssl_protocols` that a warning has said to name refused ones."""
     outdated: set[str] = field(default_factory=set)
     """The certificates that a warning has said to be out of date."""
 

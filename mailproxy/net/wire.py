@@ -15,7 +15,7 @@ import socket
 import ssl
 
 from mailproxy.conf.addresses import SocketAddress
-from mailproxy.net import faults
+from mailproxy.net import faults, openssl
 from mailproxy.net.engine import READABLE, WRITABLE, Engine, Handler, Readiness
 
 _CHUNK = 16 * 1024
@@ -175,6 +175,8 @@ class Wire:
         broken = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if broken:
             raise OSError(broken, os.strerror(broken))
+        portable = isinstance(context, openssl.PortableContext)
+        hello = await self._see_hello(context) if portable else None
         fd = self.socket.fileno()
         try:
             self.tls = context.wrap_socket(
@@ -186,6 +188,8 @@ class Wire:
             reset = errno.ECONNRESET
             raise ConnectionResetError(reset, os.strerror(reset)) from error
         self.socket = self.tls
+        if hello is not None and isinstance(self.tls, openssl.PortableSocket):
+            self.tls.hello = hello
         while True:
             try:
                 self.tls.do_handshake()
@@ -219,6 +223,29 @@ class Wire:
     def watch(self, handler: Handler) -> None:
         """Have the engine call `handler` instead of waking this wire; see `resume`."""
         self.engine.hand_over(self.socket.fileno(), handler)
+
+    async def _see_hello(self, context: ssl.SSLContext) -> openssl.Hello:
+        """Look at how a client begins, before OpenSSL does.
+
+        Raises:
+          ssl.SSLError: the client wants another protocol; it was told.
+          OSError: the connection broke.
+        """
+        seen = b""
+        while (hello := openssl.read_hello(seen)) is None:
+            data = await self.peek(openssl.MAX_HELLO, len(seen))
+            if len(data) <= len(seen):
+                return openssl.Hello()  # it left
+            seen = data
+            if len(seen) == openssl.MAX_HELLO:
+                return openssl.read_hello(seen) or openssl.Hello()
+        refused = openssl.refusal(context, hello)
+        if refused is not None:
+            self.drop(len(seen))  # lest a reset overtakes the alert
+            with contextlib.suppress(OSError):
+                self.socket.send(openssl.ALERT)
+            raise refused
+        return hello
 
     def resume(self) -> None:
         """Have the engine wake this wire again, after somebody else was called."""

@@ -128,7 +128,8 @@ class Assembly:
                 try:
                     made.add(module, scope)
                 except ConfigError as error:
-                    if error.position is None and error.text in said:
+                    inherited = error.position is None or error.cause is not None
+                    if inherited and error.text in said:
                         continue  # of a certificate that several servers share
                     said.add(error.text)
                     yield error

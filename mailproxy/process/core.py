@@ -165,8 +165,10 @@ def _parse_engine(found: Directive, _: Scope) -> str:
     name = c_string(found.words[1].value)
     try:
         openssl.use_engine(name)
+    except openssl.NeedsOpenSSLError as error:
+        raise ConfigError(str(error), found, error.remedy) from None
     except openssl.OpenSSLError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(str(error), cause=found.words[1]) from None
     return name
 
 

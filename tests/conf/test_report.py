@@ -99,3 +99,29 @@ def test_colours_are_around_what_stays_the_same() -> None:
 
 def test_nothing_reaches_the_terminal_that_could_steer_it() -> None:
     assert printable("a\x1b[2J\udcff\tb\x7f\x9b") == "a\ufffd[2J\ufffd\tb\ufffd\ufffd"
+
+
+def test_where_nginx_names_no_place_it_stands_below() -> None:
+    source = Source("C/main", "mail {\n  ssl_certificate x.pem;\n}\n")
+    message = ConfigError(
+        'cannot load certificate "x.pem"',
+        None,
+        "there is no file x.pem",
+        cause=Position("C/main", 2, 19),
+    )
+    assert headline(message, "nginx") == (
+        'nginx: [emerg] cannot load certificate "x.pem"'
+    )
+    assert explanation(message, {"C/main": source}) == (
+        "  in C/main:2\n"
+        "    2 |   ssl_certificate x.pem;\n"
+        "      |                   ^^^^^ there is no file x.pem\n"
+    )
+
+
+def test_a_private_key_in_a_configuration_is_not_shown() -> None:
+    text = '\tssl_certificate_key "data:-----BEGIN PRIVATE KEY-----\\nMIGHAgEA";'
+    message = ConfigError("wrong", Position("C/main", 1, 2))
+    shown = explanation(message, {"C/main": Source("C/main", text)})
+    assert "MIGHAgEA" not in shown
+    assert shown.startswith('    1 | \tssl_certificate_key "data:-----BEGIN PRIVATE')

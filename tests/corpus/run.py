@@ -32,7 +32,8 @@ _OF_MAILPROXY_ALONE = re.compile(
     r'mailproxy: \[warn\] (only mail is served, the "\w+" block is skipped'
     r'|the "\w+" directive is gone since nginx [\d.]+ and has no effect'
     r'|PROXY headers do not tell who the client is without "set_real_ip_from"'
-    r'|"\w+" directive has no variables, "\$" is taken literally) in '
+    r'|"\w+" directive has no variables, "\$" is taken literally'
+    r"|TLSv1(\.1)?( and TLSv1\.1)? cannot be used at OpenSSL's security level \d) in "
     r'|(mailproxy:|TIME) \[warn\] there is no ("mail" block|mail server), nothing will be served'
     r'|mailproxy: \[warn\] certificate ".*" (has expired on|is not valid before) '
 )

@@ -26,7 +26,10 @@ AT_ONCE = 32
 
 @contextmanager
 def staged(
-    proxy: str, scripts: Sequence[Script], directory: Path
+    proxy: str,
+    scripts: Sequence[Script],
+    directory: Path,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[list[Stage]]:
     """`proxy` running in `directory`, with a server for each of `scripts`, in their order."""
     with closing(Ports()) as ports:
@@ -50,7 +53,7 @@ mail {{
         find_command = nginx_command if proxy == NGINX else mailproxy_command
         command = find_command(directory)
         assert command is not None
-        with running(command, directory, ready):
+        with running(command, directory, ready, environment):
             yield stages
 
 

@@ -9,7 +9,7 @@ from tests.differential.__main__ import report
 from tests.differential.player import Playback, Player
 from tests.differential.script import NGINX, OURS, Script, read_all
 from tests.differential.stages import play_all, staged
-from tests.processes import find_program, need
+from tests.processes import find_program, need, openssl_inside
 
 NGINX_VERSION = "1.22."
 """Whose words the scripts record; other versions differ in some."""
@@ -43,11 +43,14 @@ def playbacks(
     def play(test: str) -> Playbacks:
         proxy = NGINX if test == test_nginx_says_what_is_written.__name__ else OURS
         bytewise = test == test_segments_make_no_difference.__name__
+        hidden = test == test_openssl_inside_python_makes_no_difference.__name__
+        environment = openssl_inside() if hidden else None
         played: Playbacks = {}
         left = chosen[test]
         for pace in PACES:
             scripts = [script.slowed(pace) for script in left]
-            with staged(proxy, scripts, tmp_path_factory.mktemp(proxy)) as stages:
+            folder = tmp_path_factory.mktemp(proxy)
+            with staged(proxy, scripts, folder, environment) as stages:
                 both = zip(scripts, stages, strict=True)
                 players = [Player(*each, bytewise=bytewise) for each in both]
                 play_all(players)
@@ -114,6 +117,27 @@ _SPLITTABLE = [s for s in _SCRIPTS if s.only in {"", OURS} and s.bytewise == "ye
 @pytest.mark.parametrize("script", _SPLITTABLE, ids=lambda script: script.name)
 def test_segments_make_no_difference(script: Script, playbacks: PlayAll) -> None:
     check(script, playbacks(test_segments_make_no_difference.__name__)[script.name])
+
+
+_PORTABLE = [
+    script
+    for script in _SCRIPTS
+    if script.only in {"", OURS}
+    and ("⟨tls" in "".join(map(str, script.steps)) or script.listen == "ssl")
+    # What `ssl` alone cannot do: tests/mail/test_ssl_portable.py has these.
+    and "optional_no_ca" not in script.directives(OURS)
+    and "SSL certificate error" not in "".join(map(str, script.steps))
+]
+
+
+@pytest.mark.parametrize("script", _PORTABLE, ids=lambda script: script.name)
+def test_openssl_inside_python_makes_no_difference(
+    script: Script, playbacks: PlayAll
+) -> None:
+    check(
+        script,
+        playbacks(test_openssl_inside_python_makes_no_difference.__name__)[script.name],
+    )
 
 
 def test_what_differs_has_a_reason_and_does_differ() -> None:

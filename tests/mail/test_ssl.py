@@ -8,12 +8,16 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from warnings import catch_warnings, simplefilter
 
 import pytest
 import trustme
 from trustme import KeyType
 
-from mailproxy.mail.ssl import Key, PasswordFile, SessionCache, SslSettings
+from mailproxy.conf.report import explanation
+from mailproxy.conf.tree import Source
+from mailproxy.mail.ssl import SslSettings
+from mailproxy.mail.ssl_values import Key, PasswordFile, SessionCache
 from mailproxy.net import openssl
 from mailproxy.process.configuration import ConfigErrors, Configuration, Loader
 from tests.tls import Certificates, shake_hands
@@ -168,6 +172,111 @@ def test_a_fault_that_servers_share_is_said_once(load: Load) -> None:
         load(f"{PAIR} starttls on; ssl_ciphers NONE;", "", "", "")
     text = "error:0A0000B9:SSL routines::no cipher match"
     assert messages(caught) == [f'SSL_CTX_set_cipher_list("NONE") failed (SSL: {text})']
+
+
+# -- where a fault is ----------------------------------------------------------------
+
+
+@pytest.fixture
+def explain(load: Load, files: Certificates) -> Callable[[str], str]:
+    """What stands below the only error of a server."""
+
+    def read(server: str) -> str:
+        with pytest.raises(ConfigErrors) as caught:
+            load("", server)
+        (error,) = [e for e in caught.value.messages if e.level != "warn"]
+        assert error.position is None, "nginx names no place"
+        main = files.path("main")
+        text = explanation(error, {main: Source(main, files.text("main"))})
+        return text.replace(f"{files.directory}/", "")
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "word", "remedy"),
+    [
+        (
+            "",
+            "ssl_certificate none.pem; ssl_certificate_key ec.key;",
+            "none.pem",
+            " there is no file none.pem",
+        ),
+        (
+            "",
+            "ssl_certificate ec.pem; ssl_certificate_key none.key;",
+            "none.key",
+            " there is no file none.key",
+        ),
+        ("", "ssl_certificate ec.key; ssl_certificate_key ec.key;", "ec.key", ""),
+        ("", "ssl_certificate ec.pem; ssl_certificate_key other.key;", "other.key", ""),
+        (
+            PAIR,
+            "ssl_certificate ec.pem; ssl_certificate_key other.key;",
+            "other.key",
+            "",
+        ),
+        (
+            PAIR,
+            "ssl_certificate no.pem; ssl_certificate_key ec.key;",
+            "no.pem",
+            " there is no file no.pem",
+        ),
+        (PAIR, "ssl_ciphers NONE;", "NONE", ""),
+        (PAIR, "ssl_dhparam none;", "none", " there is no file none"),
+        (PAIR, "ssl_ecdh_curve flat;", "flat", ""),
+        (PAIR, "ssl_conf_command Nothing x;", "Nothing", ""),
+        (PAIR, "ssl_verify_client on;", "on", ""),
+        (
+            PAIR,
+            "ssl_verify_client on; ssl_client_certificate no;",
+            "no",
+            " there is no file no",
+        ),
+        (
+            PAIR,
+            "ssl_verify_client on; ssl_trusted_certificate no;",
+            "no",
+            " there is no file no",
+        ),
+        (
+            PAIR,
+            "ssl_verify_client on; ssl_client_certificate ca.pem; ssl_crl ec.key;",
+            "ec.key",
+            "",
+        ),
+    ],
+)
+def test_the_word_behind_an_error_of_openssl_is_shown(
+    explain: Callable[[str], str], before: str, written: str, word: str, remedy: str
+) -> None:
+    place, line, mark = explain(f"starttls on; {before}\n{written}").splitlines()
+    assert place == "  in main:7"
+    assert line == f"    7 | {written} }}"
+    at = mark.index("^")
+    assert line[at:].startswith(f"{word};") or word in {"on", "Nothing"}
+    assert line[at : at + len(word)] == word
+    assert mark[at:] == "^" * len(word) + remedy
+
+
+def test_an_unreadable_key_is_said_to_be_so(
+    explain: Callable[[str], str], files: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write("dir.key", "")
+    monkeypatch.setattr(os, "access", lambda path, mode: "dir.key" not in path)
+    text = explain("starttls on; ssl_certificate ec.pem; ssl_certificate_key dir.key;")
+    assert f"user {os.geteuid()} may not read dir.key" in text
+
+
+def test_a_key_in_the_configuration_is_not_shown_with_its_fault(
+    explain: Callable[[str], str], files: Certificates
+) -> None:
+    key = files.text("other.key")
+    text = explain(
+        f'starttls on;\nssl_certificate ec.pem; ssl_certificate_key "data:{key}";'
+    )
+    assert text.startswith("  in main:7\n")
+    assert not any(line in text for line in key.splitlines()[1:-1])
 
 
 # -- every directive ---------------------------------------------------------------
@@ -479,6 +588,161 @@ def test_a_crl_must_name_the_ca(serve: Serve, files: Certificates) -> None:
     )
 
 
+# -- sessions and client certificates ----------------------------------------------
+
+
+SHARED = {
+    "ticket key": "ssl_session_ticket_key tickets;",
+    "two ticket keys": "ssl_session_ticket_key tickets; ssl_session_ticket_key second;",
+    "cache": "ssl_session_cache shared:verify:1m; ssl_session_tickets off;",
+    "key of the cache": "ssl_session_cache shared:verify:1m;",
+}
+"""How servers come to know the sessions of each other."""
+
+STRICT = "ssl_verify_client on; ssl_trusted_certificate ca.pem;"
+
+
+@pytest.fixture
+def verifying(files: Certificates) -> Certificates:
+    """Files of two CAs, of which one issued what the client shows."""
+    files.write("tickets", b"k" * 80)
+    files.write("second", b"s" * 48)
+    stranger = trustme.CA(key_type=KeyType.ECDSA)
+    stranger.cert_pem.write_to_path(files.path("stranger-ca.pem"))
+    files.issue("stranger", ca=stranger)
+    both = files.text("ca.pem") + files.text("stranger-ca.pem")
+    files.write("both.pem", both)
+    return files
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED.keys())
+@pytest.mark.parametrize(
+    "lax",
+    [
+        "ssl_verify_client off;",
+        "ssl_verify_client on; ssl_trusted_certificate stranger-ca.pem;",
+        "ssl_verify_client on; ssl_client_certificate ca.pem; ssl_trusted_certificate stranger-ca.pem;",
+        "ssl_verify_client on; ssl_trusted_certificate both.pem;",
+        "ssl_verify_client optional; ssl_trusted_certificate ca.pem;",
+        "ssl_verify_client optional_no_ca; ssl_trusted_certificate ca.pem;",
+        "ssl_verify_client on; ssl_trusted_certificate ca.pem; ssl_verify_depth 9;",
+    ],
+)
+def test_a_session_of_a_laxer_server_is_worthless_at_a_stricter_one(
+    serve: Serve, verifying: Certificates, client: ssl.SSLContext, lax: str, shared: str
+) -> None:
+    client.load_cert_chain(
+        verifying.path("stranger.pem"), verifying.path("stranger.key")
+    )
+    begun = shake_hands(context(serve(lax + shared)), client)
+    strict = serve(STRICT + shared)
+    done = shake_hands(context(strict), client, begun.session)
+    assert not done.resumed
+    assert openssl.verify_result(done.server)[0]
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED.keys())
+def test_a_revoked_client_does_not_come_back_by_its_session(
+    serve: Serve, verifying: Certificates, client: ssl.SSLContext, shared: str
+) -> None:
+    """The list has a new entry; then the configuration is read again."""
+    client.load_cert_chain(verifying.path("other.pem"), verifying.path("other.key"))
+    text = f"{STRICT} ssl_crl revoked; {shared}"
+    verifying.write("revoked", verifying.revoke())
+    before = shake_hands(context(serve(text)), client)
+    assert openssl.verify_result(before.server)[0] == 0
+    assert shake_hands(context(serve(text)), client, before.session).resumed
+    verifying.write("revoked", verifying.revoke("other"))
+    after = shake_hands(context(serve(text)), client, before.session)
+    assert not after.resumed
+    assert openssl.verify_result(after.server) == (23, "certificate revoked")
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED.keys())
+def test_servers_that_ask_the_same_of_clients_know_their_sessions(
+    serve: Serve, verifying: Certificates, client: ssl.SSLContext, shared: str
+) -> None:
+    client.load_cert_chain(verifying.path("other.pem"), verifying.path("other.key"))
+    first = serve(f"{STRICT} ssl_crl revoked; {shared}", mail="ssl_ciphers ALL;")
+    second = serve(f"{STRICT} ssl_crl revoked; {shared}")
+    assert first.context is not second.context
+    assert resumable(first, client, second)
+
+
+def test_commands_about_client_certificates_keep_sessions_to_themselves(
+    serve: Serve, verifying: Certificates, client: ssl.SSLContext
+) -> None:
+    """What OpenSSL reads by itself cannot be compared."""
+    text = f"ssl_conf_command VerifyCAFile ca.pem; {SHARED['ticket key']}"
+    settings = serve(text)
+    assert resumable(settings, client)
+    assert not resumable(settings, client, serve(text))
+    assert not resumable(serve(SHARED["ticket key"]), client, settings)
+
+
+# -- versions that OpenSSL refuses -------------------------------------------------
+
+
+def old_client(files: Certificates, version: ssl.TLSVersion) -> ssl.SSLContext:
+    """A client of the last century."""
+    client = files.client()
+    client.set_ciphers("ALL:@SECLEVEL=0")
+    with catch_warnings():
+        simplefilter("ignore", DeprecationWarning)
+        client.minimum_version = client.maximum_version = version
+    return client
+
+
+@pytest.mark.parametrize(
+    ("protocols", "ciphers", "warned"),
+    [
+        ("TLSv1 TLSv1.2", "HIGH:!aNULL:!MD5", "TLSv1"),
+        ("TLSv1.1 TLSv1", "HIGH:!aNULL:!MD5:@SECLEVEL=1", "TLSv1 and TLSv1.1"),
+        ("TLSv1 TLSv1.1", "HIGH:!aNULL:!MD5:@SECLEVEL=0", None),
+        ("TLSv1.2 TLSv1.3", "HIGH:!aNULL:!MD5", None),
+    ],
+)
+def test_versions_below_the_security_level_are_warned_of(
+    load: Load, files: Certificates, protocols: str, ciphers: str, warned: str | None
+) -> None:
+    """And the warning is true: so ends a handshake; and so does the remedy."""
+    server = f"starttls on; {PAIR} ssl_protocols {protocols}; ssl_ciphers {ciphers};"
+    whole = load("", server, f"{server} protocol pop3;")
+    level = context(whole.servers[0].ssl).security_level
+    said = warnings(whole)
+    if warned is None:
+        assert said == []
+    else:
+        remedy = "ssl_ciphers HIGH:!aNULL:!MD5:@SECLEVEL=0;"
+        text = f"{warned} cannot be used at OpenSSL's security level {level}"
+        for number, (message, advice) in enumerate(said):
+            assert message == f"{text} in {files.path('main')}:{6 + number}"
+            assert advice == f"for clients that need them: {remedy}"
+        assert len(said) == 2
+    for name in set(protocols.split()) & {"TLSv1", "TLSv1.1"}:
+        client = old_client(files, ssl.TLSVersion[name.replace(".", "_")])
+        if warned is None:
+            done = shake_hands(context(whole.servers[0].ssl), client)
+            assert done.server.version() == name
+        else:
+            with pytest.raises(ssl.SSLError):
+                shake_hands(context(whole.servers[0].ssl), client)
+
+
+def test_of_inherited_versions_it_is_said_once(load: Load) -> None:
+    whole = load(f"{PAIR} ssl_protocols TLSv1; starttls on;", "", "protocol pop3;")
+    assert len(warnings(whole)) == 1
+
+
+def test_a_command_may_lower_the_level(load: Load, files: Certificates) -> None:
+    server = f"starttls on; {PAIR} ssl_protocols TLSv1.1;"
+    command = 'ssl_conf_command CipherString "ALL:@SECLEVEL=0";'
+    whole = load("", server + command)
+    assert warnings(whole) == []
+    client = old_client(files, ssl.TLSVersion.TLSv1_1)
+    shake_hands(context(whole.servers[0].ssl), client)
+
+
 @pytest.mark.proves("ssl_conf_command")
 def test_commands_overrule_directives(
     serve: Serve, client: ssl.SSLContext, files: Certificates
@@ -571,7 +835,7 @@ def test_a_certificate_that_is_valid_to_the_end_of_time_is_not_said(
 def test_a_python_that_cannot_is_a_configuration_error(
     serve: Serve, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reason = "the ssl module of snake 4.0 has a layout that is not known here"
+    reason = "OpenSSL 1.1.1 is not supported, TLS needs OpenSSL 3.0"
     monkeypatch.setattr("mailproxy.net.openssl.contexts.unsupported", lambda: reason)
     load(PAIR, "")
     with pytest.raises(ConfigErrors) as caught:

@@ -33,8 +33,7 @@ mail {{
     ssl_protocols TLSv1.2 TLSv1.3;
     ssl_session_ticket_key first;
     ssl_session_ticket_key second;
-    ssl_verify_client optional_no_ca;
-    ssl_client_certificate ca.pem;
+    {directives}
     server {{ listen 127.0.0.1:{port} ssl; protocol imap; }}
 }}
 """
@@ -95,12 +94,31 @@ def test_sessions_go_on_when_mailproxy_takes_the_place_of_nginx(
     files: Certificates, version: ssl.TLSVersion
 ) -> None:
     """And back: same ticket keys, same certificates, same sessions."""
+    assert exchanged(files, version, "") == {"nginx": True, "ours": True}
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_sessions_with_client_certificates_begin_anew(
+    files: Certificates, version: ssl.TLSVersion
+) -> None:
+    """What nginx found good under other CAs could not be told from the ticket."""
+    directives = "ssl_verify_client optional_no_ca; ssl_client_certificate ca.pem;"
+    assert exchanged(files, version, directives) == {"nginx": False, "ours": False}
+
+
+def exchanged(
+    files: Certificates, version: ssl.TLSVersion, directives: str
+) -> dict[str, bool]:
+    """Whether a session that one of the two began is resumed by the other."""
     command = nginx_command(files.directory)
     if command is None and not require_peers():
         pytest.skip("nginx is not installed")
     assert command is not None
     port = free_port()
-    files.write("nginx.conf", CONFIGURATION.format(modules=load_modules(), port=port))
+    text = CONFIGURATION.format(
+        modules=load_modules(), port=port, directives=directives
+    )
+    files.write("nginx.conf", text)
     context = our_context(files.directory)
     client = files.client(version=version)
     with running(command, files.directory, port):
@@ -108,8 +126,10 @@ def test_sessions_go_on_when_mailproxy_takes_the_place_of_nginx(
         for name in ("nginx", "ours"):
             resumed, begun[name] = to(name, client, context, port)
             assert not resumed
-        assert to("ours", client, context, port, begun["nginx"])[0]
-        assert to("nginx", client, context, port, begun["ours"])[0]
+        return {
+            "nginx": to("ours", client, context, port, begun["nginx"])[0],
+            "ours": to("nginx", client, context, port, begun["ours"])[0],
+        }
 
 
 def to(

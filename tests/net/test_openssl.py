@@ -92,15 +92,16 @@ def refused(server: ContextBuilder, client: ssl.SSLContext) -> ssl.SSLError:
 
 def test_this_python_is_supported() -> None:
     assert openssl.unsupported() is None
+    assert openssl.unreachable() is None
 
 
 def test_an_unknown_layout_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     type_of_object = object.__basicsize__ - 8
     monkeypatch.setattr(library, "_CTX_FIELD", type_of_object)
-    reason = library.unsupported.__wrapped__()
+    reason = library.unreachable.__wrapped__()
     assert reason is not None
     assert "layout" in reason
-    monkeypatch.setattr("mailproxy.net.openssl.contexts.unsupported", lambda: reason)
+    monkeypatch.setattr("mailproxy.net.openssl.contexts.unreachable", lambda: reason)
     with pytest.raises(OpenSSLError, match="layout"):
         ContextBuilder(BOTH)
 
@@ -664,7 +665,8 @@ def test_the_handshake_succeeds_whatever_a_client_shows(
 ) -> None:
     ca = files.path("ca.pem")
     server = make()
-    server.verify_client(1, ca if announced else "", "" if announced else ca)
+    server.verify_client(1)
+    (server.announce if announced else server.trust)(ca)
     assert verdict(server, files.client()) == 0
     assert verdict(server, files.client(own="ec")) == 0
     stranger = files.client()
@@ -684,41 +686,20 @@ def test_the_depth_of_chains_is_limited(make: Make, files: Certificates) -> None
     files.issue("deep", ca=child)
     for depth in (0, 1):
         server = make()
-        server.verify_client(depth, files.path("ca.pem"))
+        server.verify_client(depth)
+        server.announce(files.path("ca.pem"))
         assert bool(verdict(server, files.client(own="deep"))) == (depth == 0)
 
 
 @pytest.mark.proves("ssl_crl")
 def test_revoked_certificates(make: Make, files: Certificates, tmp_path: Path) -> None:
-    crl = files.write("crl", revocation_list(files, "ec"))
+    crl = files.write("crl", files.revoke("ec"))
     server = make()
-    server.verify_client(1, files.path("ca.pem"), crl=crl)
+    server.verify_client(1)
+    server.announce(files.path("ca.pem"))
+    server.revoke(crl)
     assert verdict(server, files.client(own="ec")) == 23
     assert verdict(server, files.client(own="other")) == 0
-
-
-def revocation_list(files: Certificates, name: str) -> bytes:
-    key = serialization.load_pem_private_key(
-        files.ca.private_key_pem.bytes(), password=None
-    )
-    issuer = x509.load_pem_x509_certificate(files.ca.cert_pem.bytes())
-    wrong = x509.load_pem_x509_certificate(files.text(f"{name}.pem").encode())
-    now = datetime.now(UTC)
-    revoked = (
-        x509.RevokedCertificateBuilder()
-        .serial_number(wrong.serial_number)
-        .revocation_date(now)
-        .build()
-    )
-    return (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(issuer.subject)
-        .last_update(now - timedelta(days=1))
-        .next_update(now + timedelta(days=1))
-        .add_revoked_certificate(revoked)
-        .sign(key, hashes.SHA256())  # type: ignore[arg-type] # trustme's keys can sign
-        .public_bytes(serialization.Encoding.PEM)
-    )
 
 
 # -- what is known of a certificate ------------------------------------------------
@@ -786,7 +767,8 @@ def test_the_certificate_of_a_resumed_session_is_known(
 ) -> None:
     client.load_cert_chain(files.path("other.pem"), files.path("other.key"))
     server = make()
-    server.verify_client(1, files.path("ca.pem"))
+    server.verify_client(1)
+    server.announce(files.path("ca.pem"))
     server.session_id_context(b"MAIL")
     first = shake_hands(server.context, client)
     again = shake_hands(server.context, client, first.session)
@@ -802,10 +784,13 @@ def test_the_certificate_of_a_resumed_session_is_known(
 def test_names_of_cas_are_announced_once(make: Make, files: Certificates) -> None:
     twice = files.write("twice.pem", files.text("ca.pem") * 2)
     server = make()
-    server.verify_client(1, twice, twice)
+    server.verify_client(1)
+    server.announce(twice)
+    server.trust(twice)
     assert len(announced(server.context)) == 1
     server = make()
-    server.verify_client(1, "", files.path("ca.pem"))
+    server.verify_client(1)
+    server.trust(files.path("ca.pem"))
     assert not announced(server.context)
 
 
@@ -996,7 +981,8 @@ def test_handshakes_leave_nothing_behind(make: Make, files: Certificates) -> Non
     """Everything that calls back, in every handshake; the whole is measured."""
     server = make()
     server.alpn(b"imap")
-    server.verify_client(1, files.path("ca.pem"))
+    server.verify_client(1)
+    server.announce(files.path("ca.pem"))
     server.session_id_context(b"MAIL")
     server.sessions(300, cache=True, zone=SessionZone(64 * 1024))
     server.tickets(enable=True, keys=[os.urandom(48), os.urandom(80)])
@@ -1027,7 +1013,8 @@ def test_contexts_leave_nothing_behind(make: Make, files: Certificates) -> None:
     def after(contexts: int) -> int:
         for _ in range(contexts):
             server = make()
-            server.verify_client(1, files.path("ca.pem"))
+            server.verify_client(1)
+            server.announce(files.path("ca.pem"))
             server.dh_parameters(files.path("dh"))
             server.commands([("Options", "SessionTicket")], files.path)
         gc.collect()

@@ -178,10 +178,14 @@ class TestThatFails:
             "server { listen 127.0.0.1:PORT ssl; protocol imap;"
             " ssl_certificate gone.pem; ssl_certificate_key gone.pem; }"
         )
-        (line,) = failed_reload(site)
+        failed_reload(site)
+        site.wait_for(lambda: len(site.log("emerg")) == 2, "the place of the error")
+        line, place = site.log("emerg")
         assert line.startswith(
             f'cannot load certificate "{site.directory / "gone.pem"}"'
         )
+        assert place.startswith("the line before is about")
+        assert f"{site.directory / 'nginx.conf'}:" in place
 
     def test_address_that_cannot_be_had(self, site: Site) -> None:
         other = free_port()

@@ -12,7 +12,21 @@ from collections.abc import Callable, Collection, Sequence
 from mailproxy import outside
 from mailproxy.net.openssl import callbacks, material
 from mailproxy.net.openssl.errors import OpenSSLError, failure
-from mailproxy.net.openssl.library import c, ctx_of, defaults, owned, unsupported
+from mailproxy.net.openssl.library import (
+    PrivateKeyError,
+    c,
+    ctx_of,
+    defaults,
+    owned,
+    unreachable,
+    unsupported,
+)
+from mailproxy.net.openssl.options import (
+    ALWAYS,
+    CIPHER_SERVER_PREFERENCE,
+    NO_CERTIFICATE_COMPRESSION,
+    REFUSALS,
+)
 from mailproxy.net.sessions import SessionZone
 
 _SET_TMP_DH = 3
@@ -28,27 +42,6 @@ _SET_MAX_VERSION = 124
 _MODE_NO_AUTO_CHAIN = 0x08
 _MODE_RELEASE_BUFFERS = 0x10
 
-_OP_IGNORE_UNEXPECTED_EOF = 0x80
-_OP_DONT_INSERT_EMPTY_FRAGMENTS = 0x800
-_OP_NO_COMPRESSION = 0x20000
-_OP_CIPHER_SERVER_PREFERENCE = 0x400000
-_OP_NO_ANTI_REPLAY = 0x1000000
-_OP_NO_RENEGOTIATION = 0x40000000
-_OP_NO_CERTIFICATE_COMPRESSION = 1 << 32
-_OP_NO = {
-    "SSLv3": 1 << 25,
-    "TLSv1": 1 << 26,
-    "TLSv1.1": 1 << 28,
-    "TLSv1.2": 1 << 27,
-    "TLSv1.3": 1 << 29,
-}
-_ALWAYS = (
-    _OP_IGNORE_UNEXPECTED_EOF
-    | _OP_DONT_INSERT_EMPTY_FRAGMENTS
-    | _OP_NO_COMPRESSION
-    | _OP_NO_ANTI_REPLAY
-    | _OP_NO_RENEGOTIATION
-)
 _EVERY_OPTION = 2**64 - 1
 
 _LONGEST = 2**31 - 1
@@ -84,7 +77,7 @@ class ContextBuilder:
           protocols: as in `ssl_protocols`. OpenSSL has no SSLv2, and most builds
             of it no SSLv3: these have no effect, as in nginx.
         """
-        reason = unsupported()
+        reason = unsupported() or unreachable()
         if reason is not None:
             raise OpenSSLError(reason)
         c.ERR_clear_error()
@@ -92,10 +85,10 @@ class ContextBuilder:
         self._ctx = ctx = ctx_of(self.context)
         weakref.finalize(self.context, callbacks.forget, ctx)
         options, level = defaults()
-        for name, refusal in _OP_NO.items():
+        for name, refusal in REFUSALS.items():
             options = options & ~refusal if name in protocols else options | refusal
         c.SSL_CTX_clear_options(ctx, _EVERY_OPTION)
-        self._set_options(options | _ALWAYS)
+        self._set_options(options | ALWAYS)
         c.SSL_CTX_set_security_level(ctx, level)
         self._control(_SET_MIN_VERSION, 0)
         self._control(_SET_MAX_VERSION, callbacks.TLS1_3)
@@ -105,6 +98,8 @@ class ContextBuilder:
         self._zone: SessionZone | None = None
         self._certificates: list[bytes] = []
         self._announced: dict[bytes, None] = {}
+        self._verification: list[bytes] = []
+        """All that decides what is made of client certificates; empty: nothing is."""
 
     def _control(self, command: int, number: int = 0, data: object = None) -> int:
         return c.SSL_CTX_ctrl(self._ctx, command, number, data)
@@ -121,7 +116,7 @@ class ContextBuilder:
         if not c.SSL_CTX_set_cipher_list(self._ctx, os.fsencode(text)):
             raise failure(f'SSL_CTX_set_cipher_list("{text}") failed')
         if prefer_server:
-            self._set_options(_OP_CIPHER_SERVER_PREFERENCE)
+            self._set_options(CIPHER_SERVER_PREFERENCE)
 
     def certificate(
         self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
@@ -136,6 +131,9 @@ class ContextBuilder:
 
         Returns:
           When the certificate is valid, the chain aside.
+
+        Raises:
+          PrivateKeyError: it is the key that is wrong.
         """
         with material.certificates(certificate) as (own, *chain):
             name = material.shown(certificate)
@@ -148,16 +146,22 @@ class ContextBuilder:
                     c.OPENSSL_sk_push(stack, each)
                 if not self._control(_SET_CHAIN, 1, stack):  # 1: it copies the stack
                     raise failure(f'SSL_CTX_set0_chain("{name}") failed')
+        try:
+            self._use_key(key, passwords)
+        except OpenSSLError as error:
+            raise PrivateKeyError(str(error)) from None
+        return validity
+
+    def _use_key(self, key: str, passwords: Sequence[bytes] | None) -> None:
         with material.private_key(key, passwords) as private_key:
             if not c.SSL_CTX_use_PrivateKey(self._ctx, private_key):
                 name = material.shown(key)
                 raise failure(f'SSL_CTX_use_PrivateKey("{name}") failed')
-        return validity
 
     def compress_certificates(self, *, enable: bool) -> bool:
         """Send certificates compressed (RFC 8879); False where that is impossible."""
         if not enable:
-            self._set_options(_OP_NO_CERTIFICATE_COMPRESSION)
+            self._set_options(NO_CERTIFICATE_COMPRESSION)
             return True
         if not c.has("SSL_CTX_compress_certs"):
             return False
@@ -165,37 +169,46 @@ class ContextBuilder:
         c.ERR_clear_error()
         return bool(done)
 
-    def verify_client(
-        self, depth: int, announced: str = "", trusted: str = "", crl: str = ""
-    ) -> None:
+    def verify_client(self, depth: int, mode: str = "on") -> None:
         """Ask clients for a certificate; whatever they send, the handshake goes on.
 
         Args:
           depth: how many CA certificates a chain may have, as nginx counts.
-          announced: a file of CA certificates whose names are sent to clients.
-          trusted: a file of CA certificates that are trusted as well.
-          crl: a file of CRLs; there must be one for every CA of a chain then.
+          mode: `ssl_verify_client`; the caller acts upon it after the handshake.
         """
         c.SSL_CTX_set_verify(self._ctx, _VERIFY_PEER, callbacks.go_on)
         c.SSL_CTX_set_verify_depth(self._ctx, depth)
         c.SSL_CTX_set_info_callback(self._ctx, callbacks.limit_lifetime)
-        store = c.SSL_CTX_get_cert_store(self._ctx)
-        if announced:
-            self._trust(store, announced, self._announce)
-        if trusted:
-            self._trust(store, trusted, lambda _: None)
-        if crl:
-            with material.revocation_lists(crl) as lists:
-                for each in lists:
-                    if not c.X509_STORE_add_crl(store, each):
-                        raise failure(f'X509_STORE_add_crl("{crl}") failed')
-            c.X509_STORE_set_flags(store, _CRL_CHECK_ALL)
+        self._verification.append(f"{mode} {depth}".encode())
 
-    def _trust(self, store: int, path: str, then: Callable[[int], None]) -> None:
+    def announce(self, path: str) -> None:
+        """Trust the CAs of a file, and send their names to clients."""
+        self._verification.append(b"announced")
+        self._trust(path, self._announce)
+
+    def trust(self, path: str) -> None:
+        """Trust the CAs of a file."""
+        self._verification.append(b"trusted")
+        self._trust(path, lambda _: None)
+
+    def revoke(self, path: str) -> None:
+        """Use the CRLs of a file; there must be one for every CA of a chain then."""
+        self._verification.append(b"revoked")
+        store = c.SSL_CTX_get_cert_store(self._ctx)
+        with material.revocation_lists(path) as lists:
+            for each in lists:
+                if not c.X509_STORE_add_crl(store, each):
+                    raise failure(f'X509_STORE_add_crl("{path}") failed')
+                self._verification.append(material.digest(each, c.X509_CRL_digest))
+        c.X509_STORE_set_flags(store, _CRL_CHECK_ALL)
+
+    def _trust(self, path: str, then: Callable[[int], None]) -> None:
+        store = c.SSL_CTX_get_cert_store(self._ctx)
         with material.certificates(path) as authorities:
             for authority in authorities:
                 if not c.X509_STORE_add_cert(store, authority):
                     raise failure(f'X509_STORE_add_cert("{path}") failed')
+                self._verification.append(material.digest(authority, c.X509_digest))
                 then(authority)
 
     def _announce(self, authority: int) -> None:
@@ -218,13 +231,26 @@ class ContextBuilder:
         ):
             raise failure(f'SSL_CTX_set1_curves_list("{names}") failed')
 
-    def session_id_context(self, label: bytes) -> None:
-        """Let sessions be resumed by contexts with the same label, certificates and CAs.
+    def session_id_context(self, label: bytes, *, private: bool = False) -> None:
+        """Let sessions be resumed by contexts with the same label and certificates.
 
-        The value is nginx's: with the same ticket keys, tickets are good here that
-        nginx has made, and the other way round. Certificates come before it.
+        A session keeps the verdict on its client's certificate, and nobody looks at
+        the certificate again. So the CAs, the CRLs, the depth and the mode must be the
+        same as well: else a session would carry the verdict of a laxer server, or of
+        one with other CAs, to a stricter one.
+
+        Where clients are not asked for certificates, the value is nginx's: with the same
+        ticket keys, tickets are good here that nginx has made, and the other way round.
+        Certificates, and all about those of clients, come before it.
+
+        Args:
+          private: no other context may resume the sessions, because more decides
+            about client certificates than is known here.
         """
         identity = label + b"".join([*self._certificates, *self._announced])
+        identity += b"".join(b"\0" + each for each in self._verification)
+        if private:
+            identity += os.urandom(32)
         value = hashlib.sha1(identity, usedforsecurity=False).digest()
         if not c.SSL_CTX_set_session_id_context(self._ctx, value, len(value)):
             raise failure("SSL_CTX_set_session_id_context() failed")

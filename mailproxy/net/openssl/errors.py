@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import _ssl  # CPython's half of `ssl`: the numbers of OpenSSL's errors
 import ctypes
 import functools
 import os
 import re
 import ssl
 
-from mailproxy.net.openssl.library import OpenSSLError, c
+from mailproxy.net.openssl.library import OpenSSLError, c, unreachable
 
 __all__ = ["OpenSSLError", "error_level", "error_text", "failure"]
 
@@ -21,6 +22,13 @@ _LIBRARIES = {
     "EC": 16, "SSL": 20, "BIO": 32, "X509V3": 34, "RAND": 36,
 }  # fmt: skip
 """`ssl.SSLError.library` -> the number of that part of OpenSSL."""
+_LIBRARY_TEXTS = {
+    4: "rsa routines", 5: "Diffie-Hellman routines", 6: "digital envelope routines",
+    9: "PEM routines", 11: "x509 certificate routines", 13: "asn1 encoding routines",
+    15: "common libcrypto routines", 16: "elliptic curve routines", 20: "SSL routines",
+    32: "BIO routines", 34: "X509 V3 routines", 36: "random number generator",
+}  # fmt: skip
+"""What OpenSSL calls its parts in messages, for where it cannot be asked."""
 _MAX_REASON = 1200
 _ALERT = 1000
 """Reasons from here on are alerts that the peer sent."""
@@ -28,15 +36,53 @@ _ALERT = 1000
 _TEXT = re.compile(r"(?:\[[^\]]*\] )?(.*?)(?: \(\w+\.c:\d+\))?", re.DOTALL)
 """`ssl.SSLError.strerror`: ``[SSL: NAME] text of OpenSSL (_ssl.c:1006)``."""
 
-_CLIENT_REASONS = frozenset({
-    101, 102, 103, 108, 110, 111, 112, 115, 118, 122, 129, 133, 137, 145, 146, 149,
-    150, 151, 152, 154, 155, 156, 159, 160, 182, 183, 186, 187, 193, 198, 213, 220,
-    226, 227, 234, 235, 244, 245, 246, 252, 253, 256, 258, 266, 267, 270, 271, 281,
-    291, 292, 293, 298, 300, 306, 335, 336, 337, 338, 345, 373, 376, 377, 396, 409,
-    443, 1000, 1010, 1020, 1021, 1022, 1030, 1040, 1041, 1042, 1043, 1044, 1045,
-    1046, 1047, 1048, 1049, 1050, 1051, 1060, 1070, 1071, 1080, 1090, 1100,
-})  # fmt: skip
-"""Reasons that a client brings about, such as "wrong version number" (267)."""
+_CLIENT_REASONS: dict[str, int] = {
+    name: int(number)
+    for name, number in re.findall(
+        r"(\w+)=(\d+)",
+        """
+    NO_SUITABLE_KEY_SHARE=101 BAD_DH_VALUE=102 BAD_CHANGE_CIPHER_SPEC=103
+    BAD_KEY_SHARE=108 BAD_EXTENSION=110 BAD_DIGEST_LENGTH=111
+    MISSING_SIGALGS_EXTENSION=112 BAD_PACKET_LENGTH=115
+    NO_SUITABLE_SIGNATURE_ALGORITHM=118 BAD_KEY_UPDATE=122
+    BLOCK_CIPHER_PAD_IS_WRONG=129 CCS_RECEIVED_EARLY=133
+    CIPHER_CODE_WRONG_LENGTH=137 DATA_BETWEEN_CCS_AND_FINISHED=145
+    DATA_LENGTH_TOO_LONG=146 DIGEST_CHECK_FAILED=149 ENCRYPTED_LENGTH_TOO_LONG=150
+    ERROR_IN_RECEIVED_CIPHER_LIST=151 EXCESSIVE_MESSAGE_SIZE=152
+    GOT_A_FIN_BEFORE_A_CCS=154 HTTPS_PROXY_REQUEST=155 HTTP_REQUEST=156
+    LENGTH_MISMATCH=159 LENGTH_TOO_SHORT=160 NOT_ON_RECORD_BOUNDARY=182
+    NO_CIPHERS_SPECIFIED=183 BAD_CIPHER=186 NO_COMPRESSION_SPECIFIED=187
+    NO_SHARED_CIPHER=193 PACKET_LENGTH_TOO_LONG=198 RECORD_LENGTH_MISMATCH=213
+    SIGNATURE_FOR_NON_SIGNING_CERTIFICATE=220 CLIENTHELLO_TLSEXT=226
+    PARSE_TLSEXT=227 CALLBACK_FAILED=234 NO_APPLICATION_PROTOCOL=235
+    UNEXPECTED_MESSAGE=244 UNEXPECTED_RECORD=245 UNKNOWN_ALERT_TYPE=246
+    UNKNOWN_PROTOCOL=252 BINDER_DOES_NOT_VERIFY=253 MISSING_FATAL=256
+    UNSUPPORTED_PROTOCOL=258 WRONG_SSL_VERSION=266 WRONG_VERSION_NUMBER=267
+    PATH_TOO_LONG=270 BAD_LENGTH=271 DECRYPTION_FAILED_OR_BAD_RECORD_MAC=281
+    APPLICATION_DATA_AFTER_CLOSE_NOTIFY=291 BAD_LEGACY_VERSION=292
+    MIXED_HANDSHAKE_AND_NON_HANDSHAKE_DATA=293 RECORD_TOO_SMALL=298
+    SSL3_SESSION_ID_TOO_LONG=300 BAD_ECPOINT=306 RENEGOTIATE_EXT_TOO_LONG=335
+    RENEGOTIATION_ENCODING_ERR=336 RENEGOTIATION_MISMATCH=337
+    UNSAFE_LEGACY_RENEGOTIATION_DISABLED=338 SCSV_RECEIVED_WHEN_RENEGOTIATING=345
+    INAPPROPRIATE_FALLBACK=373 NO_SHARED_SIGNATURE_ALGORITHMS=376 CERT_CB_ERROR=377
+    VERSION_TOO_LOW=396 TOO_MANY_WARN_ALERTS=409 BAD_RECORD_TYPE=443
+    SSLV3_ALERT_UNEXPECTED_MESSAGE=1010 SSLV3_ALERT_BAD_RECORD_MAC=1020
+    TLSV1_ALERT_DECRYPTION_FAILED=1021 TLSV1_ALERT_RECORD_OVERFLOW=1022
+    SSLV3_ALERT_DECOMPRESSION_FAILURE=1030 SSLV3_ALERT_HANDSHAKE_FAILURE=1040
+    SSLV3_ALERT_NO_CERTIFICATE=1041 SSLV3_ALERT_BAD_CERTIFICATE=1042
+    SSLV3_ALERT_UNSUPPORTED_CERTIFICATE=1043 SSLV3_ALERT_CERTIFICATE_REVOKED=1044
+    SSLV3_ALERT_CERTIFICATE_EXPIRED=1045 SSLV3_ALERT_CERTIFICATE_UNKNOWN=1046
+    SSLV3_ALERT_ILLEGAL_PARAMETER=1047 TLSV1_ALERT_UNKNOWN_CA=1048
+    TLSV1_ALERT_ACCESS_DENIED=1049 TLSV1_ALERT_DECODE_ERROR=1050
+    TLSV1_ALERT_DECRYPT_ERROR=1051 TLSV1_ALERT_EXPORT_RESTRICTION=1060
+    TLSV1_ALERT_PROTOCOL_VERSION=1070 TLSV1_ALERT_INSUFFICIENT_SECURITY=1071
+    TLSV1_ALERT_INTERNAL_ERROR=1080 TLSV1_ALERT_USER_CANCELLED=1090
+    TLSV1_ALERT_NO_RENEGOTIATION=1100
+    """,
+    )
+}
+"""Reasons that a client brings about, by `ssl.SSLError.reason`."""
+_CLIENT_CODES = frozenset(_CLIENT_REASONS.values())
 
 
 def _describe(code: int) -> str:
@@ -65,16 +111,22 @@ def error_text(error: ssl.SSLError) -> str:
     nearly always is the only one.
     """
     code = _code(error)
+    text = _openssl_text(error)
     if not code:
-        return f"error:{_openssl_text(error)}"
+        return f"error:{text}"
     reason = code & _REASON
     alert = f":SSL alert number {reason - _ALERT}" if reason >= _ALERT else ""
-    return _describe(code) + alert
+    if unreachable() is None:
+        return _describe(code) + alert
+    library = _LIBRARY_TEXTS.get(code >> _SHIFT, "")
+    return f"error:{code:08X}:{library}::{text}{alert}"
 
 
 def error_level(error: ssl.SSLError) -> str:
     """nginx's log level: "info" for what a client brings about, else "crit"."""
-    return "info" if _code(error) & _REASON in _CLIENT_REASONS else "crit"
+    if isinstance(error, ssl.SSLCertVerificationError) and unreachable() is not None:
+        return "info"  # nginx looks at a bad certificate after the handshake only
+    return "info" if _code(error) & _REASON in _CLIENT_CODES else "crit"
 
 
 def _openssl_text(error: ssl.SSLError) -> str:
@@ -85,7 +137,11 @@ def _openssl_text(error: ssl.SSLError) -> str:
 def _code(error: ssl.SSLError) -> int:
     """The number of an error, which `ssl` does not keep; 0 if it is not found."""
     library = _LIBRARIES.get(getattr(error, "library", None) or "", 0)
-    return _codes(library).get(_openssl_text(error), 0) if library else 0
+    if not library:
+        return 0
+    if unreachable() is None:
+        return _codes(library).get(_openssl_text(error), 0)
+    return _codes_by_name(library).get(getattr(error, "reason", None) or "", 0)
 
 
 @functools.cache
@@ -100,3 +156,16 @@ def _codes(library: int) -> dict[str, int]:
         if text:
             found.setdefault(ctypes.string_at(text).decode("ascii", "replace"), code)
     return found
+
+
+@functools.cache
+def _codes_by_name(library: int) -> dict[str, int]:
+    """The errors of one part of OpenSSL, by `ssl.SSLError.reason`, without asking it.
+
+    CPython has a table, which it does not promise to keep.
+    """
+    known: dict[tuple[int, int], str] = getattr(_ssl, "err_codes_to_names", {})
+    found = {name: reason for (part, reason), name in known.items() if part == library}
+    if library == _LIBRARIES["SSL"]:
+        found |= _CLIENT_REASONS
+    return {name: library << _SHIFT | reason for name, reason in found.items()}

@@ -3,7 +3,10 @@
 An `ssl.SSLContext` is a Python object whose first field is the `SSL_CTX *`; in the
 object behind an `ssl.SSLSocket`, the `SSL *` is the second field. CPython promises
 neither, so both are verified once, by asking OpenSSL for values that Python has set.
-Where that fails, making a context says so; everything without TLS still works.
+
+Not every Python shares its OpenSSL: portable builds (uv's among them) carry it inside,
+and show its functions to nobody. `unreachable` says so, and TLS is then done with what
+`ssl` offers (portable.py).
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ _SIGNATURES: dict[str, str] = dict(
     X509_free=vp X509_CRL_free=vp EVP_PKEY_free=vp DH_free=vp CRYPTO_free=vppi
     X509_STORE_add_cert=ipp X509_STORE_add_crl=ipp X509_STORE_set_flags=ipl
     X509_get_subject_name=Pp X509_get_issuer_name=Pp X509_get_serialNumber=Pp
-    X509_get_signature_nid=ip X509_get0_pubkey=Pp X509_digest=ipppp
+    X509_get_signature_nid=ip X509_get0_pubkey=Pp X509_digest=ipppp X509_CRL_digest=ipppp
     X509_NAME_digest=ipppp X509_NAME_print_ex=ippil X509_NAME_get_index_by_NID=ipii
     X509_NAME_get_entry=Ppi X509_NAME_ENTRY_get_data=Pp ASN1_STRING_to_UTF8=ipp
     i2a_ASN1_INTEGER=ipp d2i_X509=Pppl X509_verify_cert_error_string=Pl
@@ -73,7 +76,7 @@ _SIGNATURES: dict[str, str] = dict(
     OPENSSL_sk_new_null=P OPENSSL_sk_push=ipp OPENSSL_sk_free=vp
     EVP_aes_128_cbc=P EVP_aes_256_cbc=P EVP_EncryptInit_ex=ippppp
     EVP_DecryptInit_ex=ippppp EVP_MAC_init=ippzp RAND_bytes=ipi
-    ERR_clear_error=v ERR_peek_last_error=l ERR_get_error_all=lppppp
+    OpenSSL_version_num=l ERR_clear_error=v ERR_peek_last_error=l ERR_get_error_all=lppppp
     ERR_error_string_n=vlpz ERR_reason_error_string=Pl OPENSSL_init_ssl=iop
     """,
     )
@@ -83,6 +86,29 @@ _SIGNATURES: dict[str, str] = dict(
 
 class OpenSSLError(Exception):
     """OpenSSL refuses, or cannot do, what is asked; the text is nginx's."""
+
+
+class PrivateKeyError(OpenSSLError):
+    """The private key is what is wrong, not its certificate."""
+
+
+class NeedsOpenSSLError(OpenSSLError):
+    """A directive asks for what only OpenSSL's own functions can do.
+
+    Attributes:
+      directive: its name.
+      remedy: what people can do.
+    """
+
+    def __init__(self, directive: str) -> None:
+        super().__init__(
+            f'"{directive}" needs a Python that shares the system\'s OpenSSL'
+        )
+        self.directive = directive
+        self.remedy = (
+            f"{unreachable() or 'OpenSSL cannot be called'}; "
+            "run mailproxy with the python3 of your distribution"
+        )
 
 
 class _Library:
@@ -131,12 +157,12 @@ def _field(owner: object, offset: int) -> int:
 
 
 def ctx_of(context: ssl.SSLContext) -> int:
-    """The `SSL_CTX *` of a context; only where `unsupported` gives None."""
+    """The `SSL_CTX *` of a context; only where `unreachable` gives None."""
     return _field(context, _CTX_FIELD)
 
 
 def ssl_of(tls: ssl.SSLSocket | ssl.SSLObject) -> int:
-    """The `SSL *` of a connection; only where `unsupported` gives None.
+    """The `SSL *` of a connection; only where `unreachable` gives None.
 
     Raises:
       ValueError: the connection was closed.
@@ -150,11 +176,22 @@ def ssl_of(tls: ssl.SSLSocket | ssl.SSLObject) -> int:
 @functools.cache
 def unsupported() -> str | None:
     """Why contexts cannot be made with this Python; None where they can."""
-    product = f"{sys.implementation.name} {sys.version.split()[0]}"
-    if sys.implementation.name != "cpython":
-        return f"{product} is not supported, TLS needs CPython"
     if ssl.OPENSSL_VERSION_INFO < (3,):
         return f"{ssl.OPENSSL_VERSION} is not supported, TLS needs OpenSSL 3.0"
+    return None
+
+
+@functools.cache
+def unreachable() -> str | None:
+    """Why the functions of OpenSSL cannot be called; None where they can."""
+    product = f"{sys.implementation.name} {sys.version.split()[0]}"
+    if sys.implementation.name != "cpython":
+        return f"{product} is not CPython"
+    # Another library of the process may have brought another OpenSSL.
+    if not (c.has("SSL_CTX_ctrl") and c.has("OpenSSL_version_num")) or (
+        c.OpenSSL_version_num() != ssl.OPENSSL_VERSION_NUMBER
+    ):
+        return "this Python carries OpenSSL inside"
     if not _layout_is_known():
         return f"the ssl module of {product} has a layout that is not known here"
     return None

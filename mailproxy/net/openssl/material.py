@@ -15,7 +15,13 @@ from dataclasses import dataclass
 
 from mailproxy import outside
 from mailproxy.net.openssl.errors import OpenSSLError, failure
-from mailproxy.net.openssl.library import c, callback, owned
+from mailproxy.net.openssl.library import (
+    NeedsOpenSSLError,
+    c,
+    callback,
+    owned,
+    unreachable,
+)
 
 _PEM_NO_START_LINE = (9 << 23) | 108
 _BIO_RESET = 1
@@ -267,6 +273,8 @@ def use_engine(name: str) -> None:
     Raises:
       OpenSSLError: in the words of nginx.
     """
+    if unreachable() is not None:
+        raise NeedsOpenSSLError("ssl_engine")
     engine = c.ENGINE_by_id(os.fsencode(name))
     if not engine:
         raise failure(f'ENGINE_by_id("{name}") failed')

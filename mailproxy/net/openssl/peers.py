@@ -1,6 +1,6 @@
 """Who the peer of a TLS connection is, and what was agreed with it.
 
-For connections of contexts that `ContextBuilder` made, after their handshake.
+For connections of contexts that a builder made, after their handshake.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from ctypes import byref, c_char_p, c_void_p
 from dataclasses import dataclass
 
 from mailproxy.net.openssl.library import c, owned, ssl_of
+from mailproxy.net.openssl.plain import PortableContext, PortableSocket
 
 _BIO_PENDING = 10
 _RFC2253 = 0x1110317  # XN_FLAG_RFC2253
 _COMMON_NAME = 13
 _HOST_NAME = 0
+UNSPECIFIED = 1
+"""X509_V_ERR_UNSPECIFIED."""
 _KEYS = {6: "RSA", 912: "RSA", 116: "DSA", 408: "EC"}
 
 
@@ -42,6 +45,13 @@ def peer_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> PeerCertificate | No
     der = tls.getpeercert(binary_form=True)
     if der is None:
         return None
+    if isinstance(tls.context, PortableContext):
+        return _portable_certificate(der)
+    return describe(der)
+
+
+def describe(der: bytes) -> PeerCertificate:
+    """What OpenSSL says of a certificate that it has accepted."""
     certificate = c.d2i_X509(None, byref(c_char_p(der)), len(der))
     with (
         owned(certificate, c.X509_free),
@@ -61,6 +71,12 @@ def peer_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> PeerCertificate | No
             fingerprint=hashlib.sha1(der, usedforsecurity=False).hexdigest().encode(),
             pem=ssl.DER_cert_to_PEM_cert(der).encode(),
         )
+
+
+def _portable_certificate(der: bytes) -> PeerCertificate:
+    from mailproxy.net.openssl import certificates  # see there
+
+    return certificates.peer_certificate(der)
 
 
 def _written(bio: int) -> bytes:
@@ -90,12 +106,29 @@ def verify_result(tls: ssl.SSLSocket | ssl.SSLObject) -> tuple[int, str]:
 
     It is 0 as well if there is no certificate.
     """
+    context = tls.context
+    if isinstance(context, PortableContext):
+        return _portable_verdict(context, tls)
     code = c.SSL_get_verify_result(ssl_of(tls))
     return code, ctypes.string_at(c.X509_verify_cert_error_string(code)).decode()
 
 
+def _portable_verdict(
+    context: PortableContext, tls: ssl.SSLSocket | ssl.SSLObject
+) -> tuple[int, str]:
+    verdict = context.judge_chain(tls)
+    try:
+        peer_certificate(tls)
+    except ValueError:
+        # Nobody can be told whose it is.
+        return UNSPECIFIED, "unspecified certificate verification error"
+    return verdict
+
+
 def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     """Forget the session of a client that must not resume it."""
+    if isinstance(tls.context, PortableContext):
+        return  # it remembers what it has refused
     connection = ssl_of(tls)
     session = c.SSL_get_session(connection)
     if session:
@@ -104,6 +137,8 @@ def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
 
 def server_name(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
     """The name that the client asked for by SNI, unchecked; None without."""
+    if isinstance(tls.context, PortableContext):
+        return tls.hello.server_name if isinstance(tls, PortableSocket) else None
     name = c.SSL_get_servername(ssl_of(tls), _HOST_NAME)
     return ctypes.string_at(name) if name else None
 
@@ -119,7 +154,13 @@ class ServerCertificate:
 
 
 def server_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> ServerCertificate | None:
-    """The certificate of this connection's own end; None without."""
+    """The certificate of this connection's own end; None without.
+
+    A `PortableContext` with several cannot tell which one was shown: None as well.
+    """
+    context = tls.context
+    if isinstance(context, PortableContext):
+        return context.own[0] if len(context.own) == 1 else None
     certificate = c.SSL_get_certificate(ssl_of(tls))
     if not certificate:
         return None

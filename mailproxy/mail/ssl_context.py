@@ -1,0 +1,301 @@
+"""The `SSLContext` of a server, made of its settings in nginx's order.
+
+nginx names no place in what it says of certificates and of OpenSSL's refusals. Here
+each step knows the directive behind it, which people are shown below nginx's line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mailproxy import outside
+from mailproxy.conf.directive import Block, Scope
+from mailproxy.conf.tree import ConfigError, Position, Word
+from mailproxy.mail.load_state import load_state
+from mailproxy.net.openssl import (
+    LACKING,
+    NeedsOpenSSLError,
+    OpenSSLError,
+    PrivateKeyError,
+    Validity,
+    context_builder,
+    unreachable,
+)
+from mailproxy.net.sessions import SessionZone
+
+if TYPE_CHECKING:
+    from mailproxy.mail.ssl import SslSettings
+    from mailproxy.net.openssl import ContextBuilder
+    from mailproxy.net.openssl.portable import PortableBuilder
+
+    Builder = ContextBuilder | PortableBuilder
+
+_TICKET_KEY_SIZES = (48, 80)
+_LOW_LEVEL = ("TLSv1", "TLSv1.1")
+"""Versions that OpenSSL 3 speaks at security level 0 only."""
+
+
+def build(settings: SslSettings, block: Block, scope: Scope) -> ssl.SSLContext:
+    """Make a context.
+
+    Raises:
+      ConfigError: it cannot be made; in nginx's words.
+    """
+    with _about(block, "ssl_protocols"):
+        builder = context_builder(settings.ssl_protocols)
+    protocol = load_state(scope).protocol.get(block)
+    if protocol is not None:
+        builder.alpn(protocol.encode())
+    with _about(block, "ssl_ciphers"):
+        builder.ciphers(
+            settings.ssl_ciphers, prefer_server=settings.ssl_prefer_server_ciphers
+        )
+    _certify(builder, settings, block, scope)
+    if settings.ssl_verify_client != "off":
+        _verify(builder, settings, block)
+    if settings.ssl_dhparam:
+        with _about(block, "ssl_dhparam", file=settings.ssl_dhparam):
+            builder.dh_parameters(settings.ssl_dhparam)
+    with _about(block, "ssl_ecdh_curve"):
+        builder.curves(settings.ssl_ecdh_curve)
+    _keep_sessions(builder, settings, block)
+    with _about(block, "ssl_conf_command"):
+        builder.commands(settings.ssl_conf_command, scope.in_directory)
+    _check_protocols(builder.context, settings, block, scope)
+    return builder.context
+
+
+def not_available() -> str | None:
+    """What of TLS this Python cannot do, and why, for people; None if it can do all."""
+    reason = unreachable()
+    return reason and f"not available, as {reason}: {'; '.join(LACKING)}"
+
+
+# -- what a message is about -------------------------------------------------------
+
+
+@contextmanager
+def _about(
+    block: Block, directive: str, index: int = -1, *, file: str = ""
+) -> Iterator[None]:
+    """Show people the directive behind an error of OpenSSL.
+
+    Args:
+      index: which of several statements that add up.
+      file: what it names, complete.
+
+    Raises:
+      ConfigError: for an OpenSSLError.
+    """
+    try:
+        yield
+    except NeedsOpenSSLError as error:
+        found = block.find(error.directive)
+        statement = None if found is None else found.statements[index]
+        raise ConfigError(
+            str(error), statement, error.remedy, cause=statement
+        ) from None
+    except OpenSSLError as error:
+        cause = _argument(block, directive, index)
+        raise ConfigError(str(error), None, _remedy(file), cause=cause) from None
+
+
+def _argument(block: Block, directive: str, index: int = -1) -> Word | None:
+    """The first argument of a directive that applies; None for its default."""
+    given = block.find(directive)
+    return None if given is None else given.statements[index].args[0]
+
+
+def _remedy(path: str) -> str | None:
+    """What is wrong with a file before anybody reads it."""
+    if not path or ":" in path.partition("/")[0]:  # data:, engine:, store:
+        return None
+    if not os.path.exists(path):
+        return f"there is no file {path}"
+    if not os.access(path, os.R_OK):
+        return f"user {os.geteuid()} may not read {path}"
+    return None
+
+
+# -- certificates ------------------------------------------------------------------
+
+
+def _certify(
+    builder: Builder, settings: SslSettings, block: Block, scope: Scope
+) -> None:
+    passwords = settings.ssl_password_file
+    pairs = zip(settings.ssl_certificate, settings.ssl_certificate_key, strict=False)
+    for index, (certificate, key) in enumerate(pairs):
+        name = _full_name(certificate, scope)
+        key_name = _full_name(key.source, scope)
+        with _about(block, "ssl_certificate", index, file=name):
+            try:
+                validity = builder.certificate(
+                    name, key_name, None if passwords is None else passwords.passwords
+                )
+            except PrivateKeyError as error:
+                with _about(block, "ssl_certificate_key", index, file=key_name):
+                    raise OpenSSLError(str(error)) from None
+        _check_dates(name, validity, scope, _argument(block, "ssl_certificate", index))
+    with _about(block, "ssl_certificate_compression"):
+        if not builder.compress_certificates(
+            enable=settings.ssl_certificate_compression
+        ):
+            scope.warn(
+                '"ssl_certificate_compression" is not supported on this platform, ignored'
+            )
+
+
+def _check_dates(
+    certificate: str, validity: Validity, scope: Scope, cause: Word | None
+) -> None:
+    """Say that clients will refuse a certificate, which nginx does not say."""
+    said = load_state(scope).outdated
+    now = time.gmtime()[:6]
+    if validity.begins <= now <= validity.ends or certificate in said:
+        return
+    said.add(certificate)
+    # PEM text has many lines, and of many messages this would be the longest.
+    name = "data:..." if certificate.startswith("data:") else certificate
+    if now > validity.ends:
+        year, month, day, *_ = validity.ends
+        scope.warn(
+            f'certificate "{name}" has expired on {year:04}-{month:02}-{day:02}',
+            remedy="clients will refuse it: renew it, then reload",
+            cause=cause,
+        )
+    else:
+        year, month, day, *_ = validity.begins
+        scope.warn(
+            f'certificate "{name}" is not valid before {year:04}-{month:02}-{day:02}',
+            remedy="clients will refuse it until then; is this machine's clock right?",
+            cause=cause,
+        )
+
+
+def _full_name(source: str, scope: Scope) -> str:
+    if source.startswith(("data:", "engine:", "store:")):
+        return source
+    return scope.in_directory(source)
+
+
+def _verify(builder: Builder, settings: SslSettings, block: Block) -> None:
+    announced = settings.ssl_client_certificate
+    trusted = settings.ssl_trusted_certificate
+    mode = settings.ssl_verify_client
+    if mode != "optional_no_ca" and not (announced or trusted):
+        raise ConfigError(
+            "no ssl_client_certificate or ssl_trusted_certificate for ssl_verify_client",
+            cause=_argument(block, "ssl_verify_client"),
+        )
+    with _about(block, "ssl_verify_client"):
+        builder.verify_client(settings.ssl_verify_depth, mode)
+    if announced:
+        with _about(block, "ssl_client_certificate", file=announced):
+            builder.announce(announced)
+    if trusted:
+        with _about(block, "ssl_trusted_certificate", file=trusted):
+            builder.trust(trusted)
+    if settings.ssl_crl:
+        with _about(block, "ssl_crl", file=settings.ssl_crl):
+            builder.revoke(settings.ssl_crl)
+
+
+# -- sessions ----------------------------------------------------------------------
+
+
+_zones: weakref.WeakValueDictionary[tuple[str, int], SessionZone] = (
+    weakref.WeakValueDictionary()
+)
+"""The zones that some context uses; a configuration that is loaded anew finds them."""
+
+
+def _zone(name: str, size: int, cause: Word | None) -> SessionZone:
+    found = _zones.get((name, size))
+    if found is None:
+        try:
+            found = SessionZone(size)
+        except OSError as error:
+            raise ConfigError(
+                f"mmap(MAP_ANON|MAP_SHARED, {size}) failed", error=error, cause=cause
+            ) from None
+        _zones[name, size] = found
+    return found
+
+
+def _keep_sessions(builder: Builder, settings: SslSettings, block: Block) -> None:
+    verifies = any(
+        re.match(r"(?i)(verify|requestca|clientca|chainca)", name)
+        for name, _ in settings.ssl_conf_command
+    )
+    builder.session_id_context(b"MAIL", private=verifies)
+    cache = settings.ssl_session_cache
+    shared = cache.shared if cache.mode == "on" else None
+    zone = _zone(*shared, _argument(block, "ssl_session_cache")) if shared else None
+    with _about(block, "ssl_session_cache"):
+        builder.sessions(
+            int(settings.ssl_session_timeout),
+            cache={"off": False, "none": None, "on": True}[cache.mode or "none"],
+            builtin=cache.builtin,
+            zone=zone,
+        )
+    with _about(block, "ssl_session_ticket_key"):
+        builder.tickets(
+            enable=settings.ssl_session_tickets, keys=_ticket_keys(settings, block)
+        )
+
+
+def _ticket_keys(settings: SslSettings, block: Block) -> list[bytes]:
+    keys = []
+    for path in settings.ssl_session_ticket_key:
+        try:
+            key = outside.begin(path, _TICKET_KEY_SIZES[-1] + 1)
+        except outside.FileError as error:
+            raise ConfigError(
+                f'{error.call}() "{path}" failed', _end_of_mail(block), error=error
+            ) from None
+        if len(key) not in _TICKET_KEY_SIZES:
+            raise ConfigError(
+                f'"{path}" must be 48 or 80 bytes',
+                _end_of_mail(block),
+                f"make one: openssl rand -out {path} 80",
+            )
+        keys.append(key)
+    return keys
+
+
+def _end_of_mail(block: Block) -> Position | None:
+    """The brace that ends the block of mail, where nginx reads these files."""
+    mail = None if block.parent is None else block.parent.directive
+    if mail is None or mail.closed is None:
+        return None
+    return mail.words[0].source.position(mail.closed)
+
+
+# -- versions ----------------------------------------------------------------------
+
+
+def _check_protocols(
+    context: ssl.SSLContext, settings: SslSettings, block: Block, scope: Scope
+) -> None:
+    """Say that OpenSSL will not speak versions that are asked for; nginx does not."""
+    named = [name for name in _LOW_LEVEL if name in settings.ssl_protocols]
+    level = context.security_level
+    word = _argument(block, "ssl_protocols")
+    said = load_state(scope).refused_protocols
+    if not named or not level or word is None or word in said:
+        return
+    said.add(word)
+    ciphers = re.sub(r":?@SECLEVEL=\d+", "", settings.ssl_ciphers)
+    scope.warn(
+        f"{' and '.join(named)} cannot be used at OpenSSL's security level {level}",
+        word.position,
+        f"for clients that need them: ssl_ciphers {ciphers}:@SECLEVEL=0;",
+    )

@@ -1,0 +1,186 @@
+"""What the directives of TLS take as arguments."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from mailproxy import outside
+from mailproxy.conf.directive import Scope, Value
+from mailproxy.conf.tree import ConfigError, Directive
+from mailproxy.conf.values import KIB, c_string, choice, flag, parse_number, parse_size
+from mailproxy.mail.load_state import load_state
+from mailproxy.net.openssl import shown
+
+_PASSWORD_LIMIT = 4096
+_PASSWORD_FILE_LIMIT = 1024 * KIB
+_LEAST_PAGES = 8
+
+
+@dataclass(frozen=True)
+class Key:
+    """A private key of `ssl_certificate_key`; it may be written out as ``data:PEM``."""
+
+    source: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return shown(self.source)
+
+
+@dataclass(frozen=True)
+class PasswordFile:
+    """What `ssl_password_file` holds."""
+
+    path: str
+    passwords: tuple[bytes, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class SessionCache:
+    """Where sessions are kept; what is None is inherited."""
+
+    mode: str | None = None
+    """off: no session is resumed; none: none is kept, but clients are not told; on."""
+    builtin: int | None = None
+    """Sessions that each worker keeps for itself; -1: as many as OpenSSL likes."""
+    shared: tuple[str, int] | None = None
+    """Name and size of the memory in which all workers keep them."""
+
+    def __str__(self) -> str:
+        parts = [self.mode] if self.mode and self.mode != "on" else []
+        if self.builtin is not None:
+            parts.append("builtin" + (f":{self.builtin}" if self.builtin >= 0 else ""))
+        if self.shared is not None:
+            parts.append("shared:{}:{}".format(*self.shared))
+        return " ".join(parts)
+
+
+def _parse_session_cache(found: Directive, scope: Scope) -> SessionCache:
+    before = scope.block.given.get(found.name)
+    cache = SessionCache() if before is None else cast("SessionCache", before.value)
+    for word in found.args:
+        kind, colon, rest = c_string(word.value).partition(":")
+        try:
+            if kind in ("off", "none") and not colon:
+                cache = replace(cache, mode=kind, builtin=None)
+            elif kind == "builtin":
+                size = parse_number(rest) if colon else -1
+                cache = replace(cache, mode="on", builtin=size)
+            elif kind == "shared":
+                cache = replace(cache, shared=_parse_zone(rest))
+            else:
+                raise ValueError("invalid value")
+        except ValueError:
+            raise ConfigError(
+                f'invalid session cache "{word.value}"',
+                word,
+                "accepted are off, none, builtin, builtin:1000, shared:mail:10m",
+            ) from None
+        if kind != "shared" or cache.shared is None:
+            continue
+        name, size = cache.shared
+        if size < _LEAST_PAGES * mmap.PAGESIZE:
+            raise ConfigError(f'session cache "{word.value}" is too small', word)
+        declared = load_state(scope).zone_sizes.setdefault(name, size)
+        if size != declared:
+            raise ConfigError(
+                f'the size {size} of shared memory zone "{name}" '
+                f"conflicts with already declared size {declared}",
+                word,
+            )
+    if cache.shared is not None and cache.mode is None:
+        cache = replace(cache, mode="on")
+    return cache
+
+
+def _parse_zone(name_and_size: str) -> tuple[str, int]:
+    name, colon, size = name_and_size.partition(":")
+    if not name or not colon:
+        raise ValueError("invalid value")
+    return name, parse_size(size)
+
+
+def _parse_password_file(found: Directive, scope: Scope) -> PasswordFile:
+    word = found.words[1]
+    path = scope.in_directory(c_string(word.value))
+    try:
+        content = outside.begin(path, _PASSWORD_FILE_LIMIT + 1)
+        lines = content.split(b"\n")
+        if any(len(line) >= _PASSWORD_LIMIT for line in lines):
+            raise ConfigError(f'too long line in "{path}"', word)
+        if len(content) > _PASSWORD_FILE_LIMIT:
+            raise outside.FileError.of("read", errno.EFBIG)
+    except outside.FileError as error:
+        raise ConfigError(
+            f'{error.call}() "{path}" failed', word, error=error
+        ) from None
+    passwords = tuple(filter(None, (line.removesuffix(b"\r") for line in lines)))
+    return PasswordFile(path, passwords or (b"",))
+
+
+def _parse_ssl(found: Directive, scope: Scope) -> bool:
+    enabled = flag.parse(found, scope)
+    scope.warn(
+        'the "ssl" directive is deprecated, use the "listen ... ssl" directive instead',
+        found,
+    )
+    starttls = scope.block.given.get("starttls")
+    if enabled and starttls is not None and starttls.value != "off":
+        raise ConfigError('"starttls" directive conflicts with "ssl on"', found)
+    return enabled
+
+
+_starttls_choice = choice("off", "on", "only")
+
+
+def _parse_starttls(found: Directive, scope: Scope) -> str:
+    chosen = _starttls_choice.parse(found, scope)
+    given = scope.block.given.get("ssl")
+    if chosen != "off" and given is not None and given.value:
+        raise ConfigError('"ssl" directive conflicts with "starttls"', found)
+    return chosen
+
+
+def _in_directory(path: str, scope: Scope) -> str:
+    # An empty name takes away what was inherited.
+    return path and scope.in_directory(path)
+
+
+starttls: Value[str] = replace(_starttls_choice, parse=_parse_starttls)
+ssl_flag: Value[bool] = replace(flag, parse=_parse_ssl)
+password_file: Value[PasswordFile | None] = Value(_parse_password_file, "file")
+session_cache: Value[SessionCache] = Value(
+    _parse_session_cache,
+    "off | none | [builtin[:size]] [shared:name:size]",
+    most=2,
+    parameters=("off", "none", "builtin", "shared:"),
+)
+sources: Value[tuple[str, ...]] = Value(
+    lambda found, _: (c_string(found.words[1].value),),
+    "file | data:PEM",
+    parameters=("data:",),
+)
+keys: Value[tuple[Key, ...]] = Value(
+    lambda found, _: (Key(c_string(found.words[1].value)),),
+    "file | data:PEM | engine:name:id | store:URI",
+    parameters=("data:", "engine:", "store:"),
+)
+file: Value[str] = Value(
+    lambda found, scope: _in_directory(c_string(found.words[1].value), scope), "file"
+)
+files: Value[tuple[str, ...]] = Value(
+    lambda found, scope: (scope.in_directory(c_string(found.words[1].value)),), "file"
+)
+commands: Value[tuple[tuple[str, str], ...]] = Value(
+    lambda found, _: (
+        (c_string(found.words[1].value), c_string(found.words[2].value)),
+    ),
+    "name value",
+    least=2,
+    most=2,
+)

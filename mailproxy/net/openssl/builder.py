@@ -1,0 +1,25 @@
+"""Which builder makes contexts with this Python."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from mailproxy.net.openssl.contexts import ContextBuilder
+from mailproxy.net.openssl.library import unreachable
+
+if TYPE_CHECKING:
+    from mailproxy.net.openssl.portable import PortableBuilder
+
+
+def context_builder(protocols: Collection[str]) -> ContextBuilder | PortableBuilder:
+    """Begin a context; `ssl_protocols` as for `ContextBuilder`.
+
+    Raises:
+      OpenSSLError: TLS needs a newer OpenSSL.
+    """
+    if unreachable() is None:
+        return ContextBuilder(protocols)
+    from mailproxy.net.openssl.portable import PortableBuilder  # it imports much
+
+    return PortableBuilder(protocols)

@@ -1,0 +1,276 @@
+"""PortableBuilder: contexts made with `ssl` alone, for Pythons with OpenSSL inside.
+
+What `ContextBuilder` does by OpenSSL's own functions is done here by what `ssl` and
+`cryptography` offer, in the same order and with the same texts. Where that is not
+enough, a directive that was written is refused by name (`NeedsOpenSSLError`), and a
+default gives way:
+
+- A bad client certificate ends the handshake with an alert; nginx, and `ContextBuilder`,
+  go on and tell the client in its mail protocol.
+- Sessions of clients that were asked for a certificate are not resumed by ticket, and
+  end with the worker otherwise: `ssl` cannot say which CAs a ticket was made under.
+- The names of CAs are not sent to clients; the lifetime of sessions is OpenSSL's.
+- OpenSSL cannot be told to refuse a client that offers other protocols by ALPN only.
+  Whoever does the handshake looks at the hello (hello.py), and refuses it.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+from cryptography import x509
+
+from mailproxy.net.openssl import certificates
+from mailproxy.net.openssl.errors import OpenSSLError, error_text
+from mailproxy.net.openssl.library import (
+    NeedsOpenSSLError,
+    PrivateKeyError,
+    unsupported,
+)
+from mailproxy.net.openssl.material import Validity, shown
+from mailproxy.net.openssl.options import ALWAYS, NO_CERTIFICATE_COMPRESSION, REFUSALS
+from mailproxy.net.openssl.plain import PortableContext
+from mailproxy.net.sessions import SessionZone
+
+DEFAULT_TIMEOUT = 300
+"""Seconds of `ssl_session_timeout` where nothing is written."""
+
+_BY_PYTHON = (
+    ssl.OP_ALL
+    | ssl.OP_CIPHER_SERVER_PREFERENCE
+    | ssl.OP_SINGLE_DH_USE
+    | ssl.OP_SINGLE_ECDH_USE
+)
+"""Options that Python sets in a new context, and nginx does not."""
+_CURVES = {"P-256": "prime256v1", "P-384": "secp384r1", "P-521": "secp521r1"}
+"""Names that lists of groups may have, and `set_ecdh_curve` does not know."""
+_UNFIT = frozenset({"CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK", "EE_KEY_TOO_SMALL"})
+"""Reasons of OpenSSL not to use a certificate."""
+
+
+class PortableBuilder:
+    """Makes a context step by step, as `ContextBuilder`, which says what each does.
+
+    Attributes:
+      context: the result.
+    """
+
+    def __init__(self, protocols: Collection[str]) -> None:
+        """As `ContextBuilder`; the security level remains that of Python."""
+        reason = unsupported()
+        if reason is not None:
+            raise OpenSSLError(reason)
+        self.context = context = PortableContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+        options = context.options & ~_BY_PYTHON | ALWAYS
+        for name, refusal in REFUSALS.items():
+            options = options & ~refusal if name in protocols else options | refusal
+        self._set_options(options)
+        self._cached = False
+
+    def _set_options(self, options: int) -> None:
+        with warnings.catch_warnings():
+            # `ssl` wants a range of versions; ssl_protocols may have gaps.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.context.options = ssl.Options(options)
+
+    def alpn(self, protocol: bytes) -> None:
+        self.context.alpn = protocol
+        self.context.set_alpn_protocols([protocol.decode()])
+
+    def ciphers(self, text: str, *, prefer_server: bool = False) -> None:
+        try:
+            self.context.set_ciphers(text)
+        except (ssl.SSLError, ValueError):  # the latter: bytes that are not UTF-8
+            raise OpenSSLError(
+                f'SSL_CTX_set_cipher_list("{text}") failed '
+                "(SSL: error:0A0000B9:SSL routines::no cipher match)"
+            ) from None
+        if prefer_server:
+            self._set_options(self.context.options | ssl.OP_CIPHER_SERVER_PREFERENCE)
+
+    def certificate(
+        self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
+    ) -> Validity:
+        what = f'cannot load certificate "{shown(certificate)}"'
+        content = _read(certificate, what)
+        try:
+            own = x509.load_pem_x509_certificates(content)[0]
+        except ValueError:
+            raise OpenSSLError(
+                f"{what}: PEM_read_bio_X509_AUX() failed (SSL: error:0480006C:PEM "
+                "routines::no start line:Expecting: TRUSTED CERTIFICATE)"
+            ) from None
+        if key.startswith(("engine:", "store:")):
+            raise NeedsOpenSSLError("ssl_certificate_key")
+        key_what = f'cannot load certificate key "{shown(key)}"'
+        try:
+            _read(key, key_what)
+        except OpenSSLError as error:
+            raise PrivateKeyError(str(error)) from None
+        with _named(certificate) as certificate_file, _named(key) as key_file:
+            self._load(certificate_file, key_file, passwords, (certificate, key))
+        self.context.own += (certificates.server_certificate(own),)
+        return certificates.validity(own)
+
+    def _load(
+        self,
+        certificate: str,
+        key: str,
+        passwords: Sequence[bytes] | None,
+        names: tuple[str, str],
+    ) -> None:
+        """Try the passwords in turn; None: OpenSSL asks at the terminal."""
+        failed = ssl.SSLError("no password")
+        for password in (None,) if passwords is None else passwords:
+            try:
+                self.context.load_cert_chain(certificate, key, password)
+            except ValueError:  # longer than `ssl` allows
+                continue
+            except ssl.SSLError as error:
+                failed = error
+            else:
+                return
+        reason = f"(SSL: {error_text(failed)})"
+        why = getattr(failed, "reason", None)
+        if why in _UNFIT:
+            raise OpenSSLError(
+                f'SSL_CTX_use_certificate("{shown(names[0])}") failed {reason}'
+            )
+        name = shown(names[1])
+        if why in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
+            raise PrivateKeyError(f'SSL_CTX_use_PrivateKey("{name}") failed {reason}')
+        raise PrivateKeyError(
+            f'cannot load certificate key "{name}": '
+            f"PEM_read_bio_PrivateKey() failed {reason}"
+        )
+
+    def compress_certificates(self, *, enable: bool) -> bool:
+        if enable:
+            raise NeedsOpenSSLError("ssl_certificate_compression")
+        self._set_options(self.context.options | NO_CERTIFICATE_COMPRESSION)
+        return True
+
+    def verify_client(self, depth: int, mode: str = "on") -> None:
+        if mode == "optional_no_ca":
+            raise NeedsOpenSSLError("ssl_verify_client")
+        self.context.verify_mode = ssl.CERT_OPTIONAL
+        self.context.depth = depth
+        self.context.num_tickets = 0
+        self._set_options(self.context.options | ssl.OP_NO_TICKET)
+
+    def announce(self, path: str) -> None:
+        self.trust(path)
+
+    def trust(self, path: str) -> None:
+        what = f'cannot load certificate "{path}"'
+        _read(path, what)
+        self._load_locations(path, f"{what}: PEM_read_bio_X509() failed")
+
+    def revoke(self, path: str) -> None:
+        what = f'cannot load CRL "{path}"'
+        _read(path, what)
+        self._load_locations(path, f"{what}: PEM_read_bio_X509_CRL() failed")
+        self.context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+
+    def _load_locations(self, path: str, what: str) -> None:
+        try:
+            self.context.load_verify_locations(path)
+        except ssl.SSLError as error:
+            raise OpenSSLError(f"{what} (SSL: {error_text(error)})") from None
+
+    def dh_parameters(self, path: str) -> None:
+        _read(path, "", f'BIO_new_file("{path}") failed')
+        try:
+            self.context.load_dh_params(path)
+        except ssl.SSLError as error:
+            raise OpenSSLError(
+                f'PEM_read_bio_DHparams("{path}") failed (SSL: {error_text(error)})'
+            ) from None
+
+    def curves(self, names: str) -> None:
+        if ":" in names:
+            raise NeedsOpenSSLError("ssl_ecdh_curve")
+        if names != "auto":
+            try:
+                self.context.set_ecdh_curve(_CURVES.get(names, names))
+            except (ValueError, ssl.SSLError):
+                raise OpenSSLError(
+                    f'SSL_CTX_set1_curves_list("{names}") failed'
+                ) from None
+
+    def session_id_context(self, label: bytes, *, private: bool = False) -> None:
+        """Nothing is shared between contexts, so they need no names."""
+
+    def sessions(
+        self,
+        timeout: int,
+        *,
+        cache: bool | None = None,
+        builtin: int | None = None,
+        zone: SessionZone | None = None,
+    ) -> None:
+        if timeout != DEFAULT_TIMEOUT:
+            raise NeedsOpenSSLError("ssl_session_timeout")
+        if cache is False or zone is not None or (cache and builtin not in (None, -1)):
+            raise NeedsOpenSSLError("ssl_session_cache")
+        self._cached = bool(cache)
+
+    def tickets(self, *, enable: bool, keys: Sequence[bytes] = ()) -> None:
+        if keys:
+            raise NeedsOpenSSLError("ssl_session_ticket_key")
+        if not enable:
+            if not self._cached:  # in TLS 1.3 what is in the cache has tickets, too
+                self.context.num_tickets = 0
+            self._set_options(self.context.options | ssl.OP_NO_TICKET)
+
+    def commands(
+        self, commands: Sequence[tuple[str, str]], full_name: Callable[[str], str]
+    ) -> None:
+        del full_name
+        if commands:
+            raise NeedsOpenSSLError("ssl_conf_command")
+
+
+def _read(source: str, what: str, failed: str = "") -> bytes:
+    """What a file, or the text after ``data:``, holds.
+
+    Args:
+      what: what is done, in nginx's words.
+      failed: the call that does it, if it is not nginx's usual one.
+
+    Raises:
+      OpenSSLError: in the words of nginx and of OpenSSL's BIO_new_file().
+    """
+    if source.startswith("data:"):
+        return os.fsencode(source.removeprefix("data:"))
+    try:
+        with open(source, "rb") as file:
+            return file.read()
+    except OSError as error:
+        number = error.errno or 0
+        bio = "10000080:BIO routines::no such file"
+        if not isinstance(error, FileNotFoundError):
+            bio = "10080002:BIO routines::system lib"
+        raise OpenSSLError(
+            f"{failed or f'{what}: BIO_new_file() failed'} "
+            f"(SSL: error:{0x80000000 | number:08X}:system library::"
+            f"{os.strerror(number)}:calling fopen({source}, r) error:{bio})"
+        ) from None
+
+
+@contextmanager
+def _named(source: str) -> Iterator[str]:
+    """The name of a file that holds a certificate or key, written out or not."""
+    if not source.startswith("data:"):
+        yield source
+        return
+    with os.fdopen(os.memfd_create("pem"), "wb") as file:  # on no disk
+        file.write(_read(source, ""))
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
