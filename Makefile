@@ -17,7 +17,7 @@ env: $(BIN)/mailproxy  ## the environment in .venv, from requirements-dev.txt
 # The stamp is the installed command itself; a changed lock file or project file renews it.
 $(BIN)/mailproxy: requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("mailproxy needs Python 3.11 or newer, this is %d.%d; try: make PYTHON=python3.13" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -15,7 +15,8 @@ import pytest
 from mailproxy.conf.tree import ConfigError
 from mailproxy.net import openssl
 from mailproxy.net.openssl import library
-from mailproxy.process.configuration import ConfigErrors, Configuration, load
+from mailproxy.process.configuration import ConfigErrors, Configuration
+from mailproxy.process.configuration import load as load_options
 from mailproxy.process.options import Options
 from tests.processes import openssl_inside
 from tests.tls import Certificates, shake_hands
@@ -44,7 +45,7 @@ def load(files: Certificates) -> Iterator[Load]:
             for number, server in enumerate(servers)
         )
         text = f"{main}\nevents {{}}\nmail {{ auth_http 127.0.0.1:9;\n{blocks}\n}}\n"
-        return load(Options(conf_file=files.write("main", text)))
+        return load_options(Options(conf_file=files.write("main", text)))
 
     gc.collect()  # contexts of before are freed with the functions that they need
     before = dict(vars(library.c))
