@@ -18,9 +18,9 @@ from mailproxy.net import listening
 from mailproxy.net.listening import Held, Key, Listener, ListenError
 from mailproxy.process import pidfile
 from mailproxy.process.configuration import Configuration
-from mailproxy.process.core import MainSettings
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
+from mailproxy.process.settings import MainSettings
 
 
 class GenerationError(Exception):
