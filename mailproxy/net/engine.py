@@ -57,7 +57,7 @@ bounded work; what is left over it hands to `Engine.again`."""
 
 
 class Engine(trio.abc.Instrument):
-    """Tells who can read or write; see the module's text.
+    """Says which descriptors can be read or written; see the module's text.
 
     Attributes:
       limit: how many descriptors may be registered (`worker_connections`).
@@ -103,7 +103,7 @@ class Engine(trio.abc.Instrument):
             self._epoll.unregister(fd)
 
     def forget(self, fd: int) -> None:
-        """Take `fd` off, although somebody may have closed it already."""
+        """Take `fd` off, although it may be closed already."""
         self._handlers.pop(fd, None)
 
     def again(self, work: Callable[[], None]) -> None:

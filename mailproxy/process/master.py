@@ -88,7 +88,7 @@ class Origin:
 
     @property
     def owns_sockets(self) -> bool:
-        """Whether nobody else needs the inherited sockets, and their files."""
+        """Whether no other process needs the inherited sockets, and their files."""
         return not (self.activated or self.old_master_lives)
 
 

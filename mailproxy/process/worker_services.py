@@ -67,7 +67,7 @@ class RelayTimeouts(Service):
 
 
 class IdleTimeouts(Service):
-    """Closes connections to auth servers that nobody has used for a while."""
+    """Closes connections to auth servers that have not been used for a while."""
 
     name = "idle connections"
 

@@ -1,9 +1,9 @@
-"""The workers as the master sees them: who runs, who leaves, who is to follow.
+"""The workers as the master sees them: which run, leave, or are to be replaced.
 
-A worker that ends without having been ordered to is replaced: at once if it had
-been well for a while, ever later if workers die of their start; never if it ended
-with the code FATAL. Workers are asked now and then whether they are alive, and one
-that is stuck is killed.
+A worker that ends without an order is replaced: at once if it had run for a while,
+later each time if workers end right after their start, and never if it ended with the
+code FATAL. Workers are asked now and then whether they are alive, and a stuck one is
+killed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mailproxy.process.generation import Generation
 from mailproxy.process.messages import Complaints, Order
 
 HEALTHY = 10.0
-"""A worker that lived so many seconds did not die of its start."""
+"""Seconds after which the end of a worker is not blamed on its start."""
 MAX_RESPAWN_DELAY = 32
-"""Seconds between the starts, at most, of workers that die of their start."""
+"""Seconds between the starts, at most, of workers that end right after them."""
 PATIENCE = 60.0
 """Seconds without an answer after which a worker counts as stuck."""
 FIRST_STOP_DELAY = 0.05
@@ -62,11 +62,11 @@ class WorkerProcess:
     generation: Generation
     started: float
     died_young: int
-    """How many before it in its slot died of their start, in a row."""
+    """How many in a row before it, in its slot, ended right after their start."""
     up: bool = False
-    """It has answered."""
+    """It has answered a ping."""
     leaving: bool = False
-    """It was ordered to, and is not replaced."""
+    """It was ordered to leave, and is not replaced."""
     asked: float | None = None
     """Since when an answer is due."""
     complaints: Complaints = field(kw_only=True)
@@ -77,7 +77,7 @@ class Workers:
     """All workers of all generations.
 
     Attributes:
-      generation: that of those who start.
+      generation: that of the workers to be started.
       outgoing: the one it replaces, while that is not decided.
       failed: a worker of `generation` could not be started, or ended before it came
         up.
@@ -112,12 +112,12 @@ class Workers:
 
     @property
     def coming_up(self) -> bool:
-        """Whether some of the current generation still are."""
+        """Whether some workers of the current generation have not answered yet."""
         return any(not each.up for each in self._all.values() if self._current(each))
 
     @property
     def any_up(self) -> bool:
-        """Whether some worker of the current generation is, and is to stay."""
+        """Whether some worker of the current generation has answered, and is to stay."""
         return any(each.up for each in self._all.values() if self._current(each))
 
     @property
@@ -277,7 +277,7 @@ class Workers:
         return max(min(due) - self._clock(), 0.0)
 
     def catch_up(self) -> bool:
-        """Do what has become due; True if that was a look at who is stuck."""
+        """Do what has become due; True if it looked for stuck workers."""
         if self._unheard:
             self.hear()
         now = self._clock()
@@ -302,7 +302,7 @@ class Workers:
         self._stop_at = now + self._stop_delay
 
     def _watch(self, now: float) -> None:
-        """Kill who is stuck, and ask the others whether they are alive."""
+        """Kill stuck workers, and ask the others whether they are alive."""
         self.hear()
         for worker in self._all.values():
             if worker.asked is None:
