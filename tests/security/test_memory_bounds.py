@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.mail.auth.exchange import HEADER_LIMIT
+from mailproxy.auth.http_exchange import HEADER_LIMIT
 from mailproxy.net.dns import CACHED, CACHED_VALUES, Resolver
 from mailproxy.net.dns_messages import Answer, Kind, Question
 from mailproxy.net.dns_port import ServerAddress

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.mail.auth.answer import SHOWN_LIMIT, Unusable, parse
-from mailproxy.mail.auth.exchange import HEADER_LIMIT, MOST_WAITS
-from mailproxy.mail.auth.request import escape
+from mailproxy.auth.http_answer import SHOWN_LIMIT, Unusable, parse
+from mailproxy.auth.http_exchange import HEADER_LIMIT, MAX_WAITS
+from mailproxy.auth.http_request import escape
 from tests.play import Stage, play
 
 ALL = "plain cram-md5 external xoauth2 oauthbearer"
@@ -593,14 +593,14 @@ def test_wait_repeats_the_digest() -> None:
 
 
 def test_wait_has_an_end() -> None:
-    waits = "\nQ: plain u p\nA: WAIT" * MOST_WAITS
+    waits = "\nQ: plain u p\nA: WAIT" * MAX_WAITS
     imap(
         f"""
         C: a LOGIN u p
         {waits}
         {FAILED}
-        at {MOST_WAITS}
-        L: [error] auth http server 127.0.0.1:9000 put off its answer too often: "HTTP/1.0 200 OK", wanted a decision after Auth-Status: WAIT, {MOST_WAITS} times at most {WHERE}
+        at {MAX_WAITS}
+        L: [error] auth http server 127.0.0.1:9000 put off its answer too often: "HTTP/1.0 200 OK", wanted a decision after Auth-Status: WAIT, {MAX_WAITS} times at most {WHERE}
         """
     )
 

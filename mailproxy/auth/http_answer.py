@@ -15,13 +15,12 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.protocol import FORBIDDEN
+from mailproxy.auth.verdict import FORBIDDEN, Granted, Refused, Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mailproxy.mail.protocol import Login
+    from mailproxy.auth.request import AuthRequest
 
 SHOWN_LIMIT = 256
 """Octets of an answer that a log line shows."""
@@ -166,11 +165,8 @@ def _bad_header(lines: bytes) -> Unusable:
     )
 
 
-def decide(answer: Answer, login: Login, *, needs_secret: bool) -> Granted | Refused:
+def decide(answer: Answer, request: AuthRequest) -> Granted | Refused:
     """The decision in an answer that does not put it off.
-
-    Args:
-      needs_secret: the backend wants a password.
 
     Raises:
       Unusable: there is none.
@@ -184,12 +180,12 @@ def decide(answer: Answer, login: Login, *, needs_secret: bool) -> Granted | Ref
         )
     if failures:
         return Refused(
-            failures[-1].replace(b"\0", b""),
-            answer.wait,
-            answer.fields.get(b"auth-error-code", b"").replace(b"\0", b""),
-            answer.fields.get(b"auth-error-sasl", b"").replace(b"\0", b""),
+            text=failures[-1].replace(b"\0", b""),
+            wait=answer.wait,
+            code=answer.fields.get(b"auth-error-code", b"").replace(b"\0", b""),
+            sasl_error=answer.fields.get(b"auth-error-sasl", b"").replace(b"\0", b""),
         )
-    return _granted(answer, login, needs_secret=needs_secret)
+    return _granted(answer, request)
 
 
 def _lets_in(answer: Answer) -> bool:
@@ -205,7 +201,7 @@ def _lets_in(answer: Answer) -> bool:
     return good is not None and not _MUTE_STATUS.search(answer.header)
 
 
-def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
+def _granted(answer: Answer, request: AuthRequest) -> Granted:
     """Where to go, from an answer that lets the client in.
 
     Raises:
@@ -221,11 +217,27 @@ def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
         raise answer.unusable(
             "did not send server or port: ", f"{' and '.join(missing)} as well"
         )
-    user = fields.get(b"auth-user", login.user)
-    secret = fields.get(b"auth-pass")
-    if secret is None and login.method not in ("apop", "cram-md5"):
-        secret = login.secret
-    if secret is None and needs_secret:
+    user, secret = _credentials(answer, request)
+    route = Route(
+        server=_address(host),
+        port=_port(port),
+        text=f"{host.decode('latin-1')}:{port.decode('latin-1')}",
+        smtp_auth=None if request.needs_password else _smtp_auth(fields),
+    )
+    return Granted(user=user, secret=secret, route=route)
+
+
+def _credentials(answer: Answer, request: AuthRequest) -> tuple[bytes, bytes | None]:
+    """User and secret for the backend: the answer's, or else those of the client.
+
+    Raises:
+      Unusable: there is no secret and has to be one, or one of them is not usable.
+    """
+    user = answer.fields.get(b"auth-user", request.user)
+    secret = answer.fields.get(b"auth-pass")
+    if secret is None and request.method not in ("apop", "cram-md5"):
+        secret = request.secret
+    if secret is None and request.needs_password:
         raise answer.unusable(
             "did not send password: ", "Auth-Pass, as the client sent no password"
         )
@@ -234,6 +246,15 @@ def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
             raise Unusable(
                 "sent invalid user or password: ", name, "no CR, LF or NUL in it"
             )
+    return user, secret
+
+
+def _address(host: bytes) -> str:
+    """The value of `Auth-Server`.
+
+    Raises:
+      Unusable: it is not an IP address.
+    """
     address = host.decode("latin-1")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -242,17 +263,19 @@ def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
         raise Unusable(
             "sent invalid server address:", host, "an IPv4 or IPv6 address, no name"
         ) from None
+    return address
+
+
+def _port(port: bytes) -> int:
+    """The value of `Auth-Port`.
+
+    Raises:
+      Unusable: it is not a port.
+    """
     number = int(port) if port.isdigit() and len(port) < 20 else 0
     if not 1 <= number <= 65535:
         raise Unusable("sent invalid server port:", port, "1 to 65535")
-    return Granted(
-        family,
-        (address, number),
-        f"{address}:{port.decode()}",
-        user,
-        secret,
-        None if needs_secret else _smtp_auth(fields),
-    )
+    return number
 
 
 def _smtp_auth(fields: dict[bytes, bytes]) -> bool | None:
