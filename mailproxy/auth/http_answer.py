@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mailproxy.auth.request import AuthRequest
 
-SHOWN_LIMIT = 256
+MAX_SHOWN = 256
 """Octets of an answer that a log line shows."""
 
 _HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
@@ -30,11 +30,11 @@ _HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z
 _HEADER = re.compile(rb"^([A-Za-z0-9-]+):([^\r\n]*)", re.MULTILINE)
 _SUCCESS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? 2[0-9][0-9](?: |\Z)")
 _MUTE_STATUS = re.compile(rb"^auth-status\r?$", re.IGNORECASE | re.MULTILINE)
-"""A decision that somebody forgot to write down."""
+"""``Auth-Status`` without a colon: what was decided is missing."""
 _SECRET = re.compile(
     rb"pass|pwd|secret|token|key|cookie|credential|authorization", re.IGNORECASE
 )
-"""Behind these words may stand what the log must not show."""
+"""What follows one of these words may be a secret, and is not logged."""
 
 
 class Unusable(Exception):  # noqa: N818 - it is about the answer, as "Refused" is
@@ -56,14 +56,14 @@ class Unusable(Exception):  # noqa: N818 - it is about the answer, as "Refused" 
 
 
 def shown(octets: bytes, secrets: Iterable[bytes]) -> bytes:
-    """A piece of an answer for the log: at most `SHOWN_LIMIT` octets, no secrets.
+    """A piece of an answer for the log: at most `MAX_SHOWN` octets, no secrets.
 
     Args:
       secrets: what may not be seen; an answer with one of them is not shown at all.
     """
     if any(secret and secret in octets for secret in secrets):
         return b"..."
-    limit = SHOWN_LIMIT
+    limit = MAX_SHOWN
     found = _SECRET.search(octets, 0, limit)
     if found is not None:
         limit = found.end()
@@ -128,24 +128,33 @@ def parse(header: bytes) -> Answer:
     statuses = [value for name, value in pairs if name == b"auth-status"]
     fields = dict(pairs)
     length = fields.get(b"content-length", b"")
-    words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
-    lasting = (
-        b"close" not in words
-        if framing.startswith(b"HTTP/1.1 ")
-        else framing.startswith(b"HTTP/1.0 ") and b"keep-alive" in words
-    )
     bodyless = framing[9:13] in (b"204 ", b"204", b"304 ", b"304")
     known = length.isdigit() and b"transfer-encoding" not in fields
-    # Where two could read two lengths, what follows could be read as an answer to
-    # somebody else; and behind a 1xx there is another response to the same request.
+    # If there are two lengths, a server and we may disagree about where the answer
+    # ends, and the rest would be read as the answer to the next request.
     clear = [name for name, _ in pairs].count(b"content-length") <= 1
     return Answer(
         statuses,
         fields,
         header,
-        keep=lasting and clear and framing[9:10] != b"1" and (known or bodyless),
+        keep=_stays_open(framing, fields) and clear and (known or bodyless),
         body=int(length[:18]) if known and not bodyless else 0,
     )
+
+
+def _stays_open(framing: bytes, fields: dict[bytes, bytes]) -> bool:
+    """Whether the server leaves the connection open, and has said all of its answer.
+
+    Args:
+      framing: the status line. After one with 1xx comes another response to the same
+        request.
+    """
+    words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
+    if framing.startswith(b"HTTP/1.1 "):
+        lasting = b"close" not in words
+    else:
+        lasting = framing.startswith(b"HTTP/1.0 ") and b"keep-alive" in words
+    return lasting and framing[9:10] != b"1"
 
 
 def _bad_header(lines: bytes) -> Unusable:

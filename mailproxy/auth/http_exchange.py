@@ -30,7 +30,7 @@ from mailproxy.net.network import connect_level
 from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
-    from mailproxy.auth.http import AuthHttpSettings
+    from mailproxy.auth.http import AuthHttpSettings, AuthUrl
     from mailproxy.auth.request import AuthRequest
     from mailproxy.errors import AuthError
     from mailproxy.log import Logger
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from mailproxy.net.timer import Timer
     from mailproxy.net.wire import Wire
 
-HEADER_LIMIT = 16 * 1024
+MAX_HEADER = 16 * 1024
 """Octets of status line and headers (nginx: 1 KiB, and then it waits in vain)."""
-BODY_LIMIT = 64 * 1024
+MAX_BODY = 64 * 1024
 """A longer body is not read; the connection is closed instead of kept."""
-BODY_PATIENCE = 0.1
-"""Seconds for the body to come; nobody needs it, so nobody's login waits longer."""
-SILENCE_LIMIT = 2.0
+MAX_BODY_WAIT = 0.1
+"""Seconds for the body to come. It is of no use, so no login waits longer for it."""
+MAX_SILENCE = 2.0
 """Seconds without an octet of the answer after which a kept connection counts as dead,
 and at most half of `auth_http_timeout`."""
 MAX_WAITS = 100
@@ -165,7 +165,7 @@ class _Question:
         kept = None
         if self.settings.auth_http_keepalive is not None:
             limit = self.settings.auth_http_timeout / 2
-            kept = network.idle.take(server, min(SILENCE_LIMIT, limit))
+            kept = network.idle.take(server, min(MAX_SILENCE, limit))
         if kept is not None:
             try:
                 return await self._ask_on(kept, network)
@@ -178,18 +178,7 @@ class _Question:
                         url.address,
                     )
         try:
-            wire = network.connect(url.family, url.sockaddr)
-        except OSError as error:
-            raise _BrokenError(
-                Unavailable(
-                    event="connect() to %s failed",
-                    values=(url.address,),
-                    error=error,
-                    level=connect_level(error),
-                )
-            ) from None
-        try:
-            return await self._ask_on(Connection(wire), network)
+            return await self._ask_on(Connection(_connect(network, url)), network)
         except _NoAnswerError as none:
             if none.error is not None:
                 raise _receiving_failed(none.error) from None
@@ -210,7 +199,7 @@ class _Question:
             finally:
                 network.idle.heard(connection)
             answer = await self._finish(wire)
-            if reuse is not None and answer.keep and 0 < answer.body <= BODY_LIMIT:
+            if reuse is not None and answer.keep and 0 < answer.body <= MAX_BODY:
                 await _drop_body(wire, answer)
         except BaseException:
             wire.close()
@@ -236,10 +225,10 @@ class _Question:
         seen = 0
         while True:
             end = _END.search(self.received, seen)
-            if end is not None and end.end() <= HEADER_LIMIT:
+            if end is not None and end.end() <= MAX_HEADER:
                 break
-            if len(self.received) > HEADER_LIMIT:
-                raise self.unusable("sent too long header: ", f"{HEADER_LIMIT} octets")
+            if len(self.received) > MAX_HEADER:
+                raise self.unusable("sent too long header: ", f"{MAX_HEADER} octets")
             seen = max(len(self.received) - 3, 0)
             try:
                 data = await wire.receive_some()
@@ -257,9 +246,27 @@ class _Question:
         return Unusable(text, first_line(self.received), wanted)
 
 
+def _connect(network: Network, url: AuthUrl) -> Wire:
+    """Begin to connect to the auth server.
+
+    Raises:
+      _BrokenError: connect() failed at once, or `worker_connections` are in use.
+    """
+    try:
+        return network.connect(url.family, url.sockaddr)
+    except OSError as error:
+        failed = Unavailable(
+            event="connect() to %s failed",
+            values=(url.address,),
+            error=error,
+            level=connect_level(error),
+        )
+        raise _BrokenError(failed) from None
+
+
 async def _drop_body(wire: Wire, answer: Answer) -> None:
     """Read the body away; if it does not come, the connection cannot be kept."""
-    with trio.move_on_after(BODY_PATIENCE), contextlib.suppress(OSError):
+    with trio.move_on_after(MAX_BODY_WAIT), contextlib.suppress(OSError):
         while answer.body > 0:
             data = await wire.receive_some()
             if not data:
