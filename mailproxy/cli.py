@@ -216,7 +216,7 @@ def _show(found: Arguments, name: str) -> None:
 def _test(found: Arguments, options: Options, voice: _Voice) -> int:
     """-t, -T, --dump-json."""
     loader = make_loader(options)
-    sources = loader.reader.files
+    sources = loader.interpreter.files
     configuration: Configuration | None = None
     try:
         configuration = loader.load(options.globals_text)
@@ -262,7 +262,7 @@ def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:
     except ConfigErrors as errors:
         failure, messages = errors, errors.messages
     if log is voice.startup.main:
-        voice.say(messages, loader.reader.files)
+        voice.say(messages, loader.interpreter.files)
     else:
         for message in messages:
             log.log(message.level, message.text)

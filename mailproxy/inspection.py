@@ -21,7 +21,7 @@ from mailproxy.conf.tree import Position, encode
 from mailproxy.mail.modules import MODULES
 from mailproxy.mail.server import Server
 from mailproxy.process.configuration import Configuration, Loader
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 def dump_json(configuration: Configuration, loader: Loader) -> bytes:
@@ -29,7 +29,7 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
 
     For each directive ``{"value": …, "set": CONTEXT or "default", "where": FILE:LINE}``.
     """
-    top = loader.reader.main
+    top = loader.interpreter.main
     events = next(block for block in top.blocks if block.context == "events")
     servers = {block.position: block for block in loader.assembly.blocks}
     tree = {

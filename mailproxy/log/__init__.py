@@ -1,6 +1,6 @@
 """The error log: structlog underneath, nginx's levels, lines and targets on top.
 
-`lines`      one event as a line of text or JSON; `MailContext`
+`record`     one event as a line of text or JSON; `MailContext`
 `logger`     `Logger`: what the rest of the program calls
 `directive`  `ErrorLog`: the arguments of `error_log`
 `targets`    files, stderr, syslog, memory; rate limits
@@ -25,11 +25,12 @@ from mailproxy.log.directive import (
 )
 from mailproxy.log.files import (
     RefusedError,
-    Workers,
+    WorkerAccount,
     open_for_appending,
     unknown_workers,
 )
-from mailproxy.log.lines import (
+from mailproxy.log.logger import Logger, Outlet, make_logger
+from mailproxy.log.record import (
     ALERT,
     CRIT,
     DEBUG,
@@ -44,7 +45,6 @@ from mailproxy.log.lines import (
     Record,
     escape,
 )
-from mailproxy.log.logger import Logger, Outlet, make_logger
 from mailproxy.log.targets import (
     FileSink,
     MemorySink,
@@ -72,7 +72,7 @@ __all__ = [
     "MailContext",
     "Outlet",
     "Record",
-    "Workers",
+    "WorkerAccount",
     "escape",
     "log_unopened",
     "make_logger",
@@ -101,7 +101,7 @@ class Logs:
         clock: Callable[[], float],
         processors: Sequence[Processor],
         angie: bool,
-        workers: Workers | None,
+        workers: WorkerAccount | None,
     ) -> None:
         self.copy_as = copy_as
         self._angie = angie
@@ -229,7 +229,7 @@ def open_logs(
     clock: Callable[[], float] = time.monotonic,
     processors: Sequence[Processor] = (),
     angie: bool = False,
-    workers: Workers | None = None,
+    workers: WorkerAccount | None = None,
 ) -> Logs:
     """Open the logs of a configuration.
 

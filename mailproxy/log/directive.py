@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mailproxy.log.lines import DEBUG, ERROR, LEVELS, Record
+from mailproxy.log.record import DEBUG, ERROR, LEVELS, Record
 
 DEBUG_PARTS = ("core", "alloc", "mutex", "event", "http", "mail", "stream")
 """The X of nginx's debug_X."""

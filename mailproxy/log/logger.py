@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import structlog
 from structlog.typing import EventDict, Processor
 
-from mailproxy.log.lines import (
+from mailproxy.log.record import (
     ALERT,
     CRIT,
     DEBUG,

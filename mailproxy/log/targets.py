@@ -14,9 +14,9 @@ from operator import methodcaller
 from typing import Protocol
 
 from mailproxy.log.directive import ErrorLog, Syslog
-from mailproxy.log.files import Opened, RefusedError, Workers, open_for_appending
-from mailproxy.log.lines import DEBUG, Record, syslog_time
+from mailproxy.log.files import Opened, RefusedError, WorkerAccount, open_for_appending
 from mailproxy.log.logger import Logger
+from mailproxy.log.record import DEBUG, Record, syslog_time
 
 
 class Sink(Protocol):
@@ -32,7 +32,7 @@ class Sink(Protocol):
 class FileSink:
     """A file that lines are appended to, or stderr; one write(2) for each line."""
 
-    def __init__(self, path: str, workers: Workers | None = None) -> None:
+    def __init__(self, path: str, workers: WorkerAccount | None = None) -> None:
         """Open `path`; an empty one is stderr.
 
         Args:

@@ -12,7 +12,7 @@ from mailproxy.conf.addresses import (
     AddressError,
     parse_url,
 )
-from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive, Word, decode
 from mailproxy.conf.values import (
     KIB,
@@ -36,9 +36,9 @@ from mailproxy.net.listen_address import Keepalive
 _RESOLV_CONF_LIMIT = 64 * KIB
 
 
-def _parse_protocol(found: Directive, scope: Scope) -> str:
+def _parse_protocol(found: Directive, reading: Reading) -> str:
     word = found.words[1]
-    known = load_state(scope).protocols
+    known = load_state(reading).protocols
     if c_string(word.value) not in known:
         raise ConfigError(
             f'unknown protocol "{word.value}"', word, f"known are {', '.join(known)}"
@@ -46,7 +46,7 @@ def _parse_protocol(found: Directive, scope: Scope) -> str:
     return c_string(word.value)
 
 
-def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
+def _parse_resolver(found: Directive, _: Reading) -> ResolverSettings | None:
     if c_string(found.words[1].value) == "off":
         return None
     servers: list[Address] = []
@@ -104,12 +104,12 @@ def _system_servers(path: str, word: Word) -> list[Address]:
     return servers
 
 
-def _parse_error_log(found: Directive, scope: Scope) -> tuple[ErrorLog, ...]:
+def _parse_error_log(found: Directive, reading: Reading) -> tuple[ErrorLog, ...]:
     where = found.position
     try:
         value = parse_error_log(
             [word.value for word in found.args],
-            path=scope.in_prefix,
+            path=reading.in_prefix,
             address=_syslog_address,
             file=where.file,
             line=where.end,
@@ -201,14 +201,14 @@ class CoreSettings(Settings):
     """Old form of ``listen … so_keepalive=on``, for all addresses of a server."""
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of a server: its protocol known, its name never empty.
 
         Raises:
           ConfigError: neither `protocol` nor a port says which protocol it is.
         """
-        settings = super().make(block, scope)
-        state = load_state(scope)
+        settings = super().make(block, reading)
+        state = load_state(reading)
         changes: dict[str, object] = {}
         if not settings.server_name:
             changes["server_name"] = hostname()

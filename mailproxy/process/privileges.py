@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mailproxy.log import Logger
-from mailproxy.process.core import Affinity, MainSettings, online_cpus
+from mailproxy.process.settings import Affinity, MainSettings, online_cpus
 
 _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 

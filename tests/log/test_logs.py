@@ -17,7 +17,7 @@ from mailproxy.log import (
     Logger,
     Logs,
     MailContext,
-    Workers,
+    WorkerAccount,
     open_logs,
     open_startup_log,
 )
@@ -358,7 +358,7 @@ class TestFiles:
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
     def test_reopened_file_is_given_to_the_workers_user(self, tmp_path: Path) -> None:
         path = tmp_path / "a"
-        workers = Workers(33, frozenset({33}))
+        workers = WorkerAccount(33, frozenset({33}))
         logs = open_logs([file(path)], default="", workers=workers)
         path.unlink()
         logs.reopen(give=True)

@@ -18,7 +18,7 @@ from signal import (
 
 import pytest
 
-from mailproxy.process.core import MainSettings
+from mailproxy.process.settings import MainSettings
 from tests.process.world import NEW_BINARY, PROGRAM, Story, World
 
 

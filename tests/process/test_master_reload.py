@@ -20,9 +20,9 @@ from signal import (
 
 import pytest
 
-from mailproxy.process.core import MainSettings
 from mailproxy.process.generation import Generation
 from mailproxy.process.notify import Notify
+from mailproxy.process.settings import MainSettings
 from mailproxy.process.workers import MOST
 from tests.process.world import NEW_BINARY, READER, Story, World
 

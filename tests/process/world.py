@@ -25,11 +25,11 @@ from mailproxy.log.directive import File
 from mailproxy.outside import Findings
 from mailproxy.process.children import End, SpawnError
 from mailproxy.process.configuration import Configuration, Messages
-from mailproxy.process.core import EventsSettings, MainSettings
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.master import Master, Origin, Pause
 from mailproxy.process.notify import Notify
 from mailproxy.process.reader import Reader
+from mailproxy.process.settings import EventsSettings, MainSettings
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.upgrade import Successor
 
