@@ -41,7 +41,6 @@ class Url:
     """As written, IPv6 in brackets; the path of a unix socket."""
     port: int
     """The first of a range, or the default."""
-    last_port: int
     uri: str
     addresses: tuple[Address, ...]
     """At least one; the first port's come before the second's."""
@@ -180,7 +179,7 @@ def _parse_unix(path: str, *, uri: bool) -> Url:
             f"the system takes {_UNIX_PATH_LIMIT} bytes",
         )
     address = Address(socket.AF_UNIX, path, f"unix:{path}")
-    return Url(path, 0, 0, rest, (address,))
+    return Url(path, 0, rest, (address,))
 
 
 def _parse_ports(text: str, *, listen: bool) -> tuple[int, int]:
@@ -256,7 +255,7 @@ def _url(
         for port in range(first, last + 1)
         for family, address in found
     )
-    return Url(host, first, last, uri, addresses)
+    return Url(host, first, uri, addresses)
 
 
 def cidr(

@@ -14,7 +14,6 @@ T = TypeVar("T")
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE
-DAY = 24 * HOUR
 KIB = 1024
 MIB = 1024 * KIB
 LIMIT = 2**63 - 1

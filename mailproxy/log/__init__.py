@@ -13,8 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from structlog.typing import Processor
-
 from mailproxy.log.directive import (
     ErrorLog,
     File,
@@ -99,7 +97,6 @@ class Logs:
         others: Iterable[Sequence[ErrorLog]],
         copy_as: str | None,
         clock: Callable[[], float],
-        processors: Sequence[Processor],
         angie: bool,
         workers: WorkerAccount | None,
     ) -> None:
@@ -108,14 +105,13 @@ class Logs:
         self._workers = workers
         self.console = FileSink("")
         self._clock = clock
-        self._processors = processors
         self._files: dict[str, FileSink] = {}
         self._others: list[SyslogSink | MemorySink] = []
         self._loggers: dict[tuple[ErrorLog, ...], Logger] = {}
         self._keep_stderr = False
         outlet = _Outlet(self)
         # It is there before its targets are: they complain in it.
-        self.main = make_logger(outlet, _level(main), processors)
+        self.main = make_logger(outlet, _level(main))
         try:
             outlet.targets = self._targets(main)
             for directives in others:
@@ -137,7 +133,7 @@ class Logs:
         if key not in self._loggers:
             outlet = _Outlet(self)
             outlet.targets = self._targets(key)
-            self._loggers[key] = make_logger(outlet, _level(key), self._processors)
+            self._loggers[key] = make_logger(outlet, _level(key))
         return self._loggers[key]
 
     def reopen(self, *, give: bool = False) -> None:
@@ -227,7 +223,6 @@ def open_logs(
     default: str,
     copy_as: str | None = None,
     clock: Callable[[], float] = time.monotonic,
-    processors: Sequence[Processor] = (),
     angie: bool = False,
     workers: WorkerAccount | None = None,
 ) -> Logs:
@@ -241,7 +236,6 @@ def open_logs(
       copy_as: the program's name; lines down to level warn are copied to stderr
         behind it until `stop_copying()`.
       clock: seconds, never going back.
-      processors: structlog's, run for every event that some log wants.
       angie: lines of text are in Angie's form, where `format=` does not say.
       workers: the user that workers will be, where that is not the one who opens: a
         file that they may have chosen is refused (see `files`).
@@ -252,7 +246,7 @@ def open_logs(
     if not any(isinstance(log.target, (File, Stderr)) for log in main):
         stderr = default in {"", "stderr"}
         main = [*main, ErrorLog(Stderr() if stderr else File(default))]
-    return Logs(main, others, copy_as, clock, processors, angie, workers)
+    return Logs(main, others, copy_as, clock, angie, workers)
 
 
 def open_startup_log(path: str, name: str = "nginx", level: int = NOTICE) -> Logs:

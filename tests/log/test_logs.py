@@ -114,25 +114,6 @@ class TestLogger:
         assert texts[1] == "Traceback (most recent call last):"
         assert texts[-2:] == ("RuntimeError: so", "what")
 
-    def test_processors_of_structlog_run_before_a_line_is_made(
-        self, tmp_path: Path
-    ) -> None:
-        import structlog
-
-        def drop_chatter(
-            logger: object, name: str, event_dict: structlog.typing.EventDict
-        ) -> structlog.typing.EventDict:
-            if event_dict["event"] == "chatter":
-                raise structlog.DropEvent
-            return event_dict
-
-        path = tmp_path / "a"
-        logs = open_logs([file(path, INFO)], default="", processors=[drop_chatter])
-        logs.main.info("chatter")
-        logs.main.info("news")
-        logs.close()
-        assert messages(path) == ["[info] news"]
-
 
 class TestSets:
     def test_every_log_of_a_set_takes_what_its_level_admits(

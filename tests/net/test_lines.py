@@ -37,9 +37,6 @@ class _Segments:
     async def send_all(self, data: bytes) -> None:
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    async def aclose(self) -> None:
-        pass
-
 
 async def test_lines_come_one_by_one() -> None:
     lines = stream_of(b"a\r\nb\nc", b"d\n")
