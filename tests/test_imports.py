@@ -16,7 +16,7 @@ ROOT = Path(mailproxy.__file__).parent
 ALLOWED = {
     "errors": set(),
     "outside": set(),
-    "log": {"errors"},
+    "log": {"conf", "errors"},
     "conf": {"outside"},
     "net": {"conf", "errors", "log", "outside"},
     "mail": {"conf", "errors", "log", "net", "outside"},

@@ -25,12 +25,10 @@ from mailproxy.conf.values import (
     octets,
     parse_seconds,
 )
-from mailproxy.log.directive import Address as LogAddress
 from mailproxy.log.directive import ErrorLog, ErrorLogError, parse_error_log
 from mailproxy.mail.listen import Listen, listen
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.dns import ResolverSettings
-from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.listen_address import Keepalive
 
 _RESOLV_CONF_LIMIT = 64 * KIB
@@ -78,8 +76,7 @@ def _parse_resolver(found: Directive, _: Reading) -> ResolverSettings | None:
         raise ConfigError('"ipv4" and "ipv6" cannot both be "off"', found)
     if not servers:
         raise ConfigError("no name servers defined", found)
-    addresses = (ServerAddress(at.family, at.sockaddr, at.text) for at in servers)
-    return ResolverSettings(servers=tuple(addresses), valid=valid, **families)
+    return ResolverSettings(servers=tuple(servers), valid=valid, **families)
 
 
 def _system_servers(path: str, word: Word) -> list[Address]:
@@ -121,9 +118,8 @@ def _parse_error_log(found: Directive, reading: Reading) -> tuple[ErrorLog, ...]
     return (value,)
 
 
-def _syslog_address(text: str, port: int) -> LogAddress:
-    address = parse_url(text, port).addresses[0]
-    return address.family, address.sockaddr, address.text
+def _syslog_address(text: str, port: int) -> Address:
+    return parse_url(text, port).addresses[0]
 
 
 error_log: Value[tuple[ErrorLog, ...]] = Value(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from mailproxy.conf.addresses import Address
 from mailproxy.net.dns_messages import (
     MAX_ALIASES,
     NOT_FOUND,
@@ -26,7 +27,6 @@ from mailproxy.net.dns_messages import (
     packed,
     reverse_question,
 )
-from mailproxy.net.dns_port import ServerAddress
 
 TIMED_OUT = 110
 """The code of an answer that did not come in time."""
@@ -51,7 +51,7 @@ _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 class ResolverSettings:
     """The `resolver` directive."""
 
-    servers: tuple[ServerAddress, ...]
+    servers: tuple[Address, ...]
     """At least one; asked in turn."""
     valid: float | None = None
     """Seconds for which answers are kept, instead of their own time."""
@@ -61,7 +61,7 @@ class ResolverSettings:
     """Whether to ask for AAAA records."""
 
 
-Ask = Callable[[ServerAddress, Question], Awaitable[Answer]]
+Ask = Callable[[Address, Question], Awaitable[Answer]]
 """Asks one server once; see `Transport.ask`."""
 
 
@@ -177,7 +177,7 @@ class Resolver:
         """
         send, receive = trio.open_memory_channel[Answer | OSError](math.inf)
 
-        async def try_server(server: ServerAddress) -> None:
+        async def try_server(server: Address) -> None:
             send.send_nowait(await self._try(server, question))
 
         servers = self._settings.servers
@@ -201,7 +201,7 @@ class Resolver:
                             break  # ask the next one at once, but each only once
         raise AssertionError("the servers never run out")
 
-    async def _try(self, server: ServerAddress, question: Question) -> Answer | OSError:
+    async def _try(self, server: Address, question: Question) -> Answer | OSError:
         """The answer of one server, or why there is none."""
         with trio.move_on_after(PATIENCE):
             try:

@@ -5,14 +5,15 @@ import socket
 
 import pytest
 
+from mailproxy.conf.addresses import Address, AddressError
 from mailproxy.log import DEBUG, ERROR, INFO, ErrorLog, parse_error_log
-from mailproxy.log.directive import Address, File, Filter, Memory, Stderr, Syslog
+from mailproxy.log.directive import File, Filter, Memory, Stderr, Syslog
 
 
 def address(text: str, port: int) -> Address:
     if text == "nosuch.invalid":
-        raise ValueError("host not found")
-    return socket.AF_INET, (text, port), f"{text}:{port}"
+        raise AddressError("host not found")
+    return Address(socket.AF_INET, (text, port), f"{text}:{port}")
 
 
 def parse(words: str) -> ErrorLog:
@@ -41,13 +42,15 @@ def parse(words: str) -> ErrorLog:
         ),
         (
             "syslog:server=10.0.0.1",
-            ErrorLog(Syslog((socket.AF_INET, ("10.0.0.1", 514), "10.0.0.1:514")), 4),
+            ErrorLog(
+                Syslog(Address(socket.AF_INET, ("10.0.0.1", 514), "10.0.0.1:514")), 4
+            ),
         ),
         (
             "syslog:server=10.0.0.1,facility=mail,severity=crit,tag=mp_1,nohostname info",
             ErrorLog(
                 Syslog(
-                    (socket.AF_INET, ("10.0.0.1", 514), "10.0.0.1:514"),
+                    Address(socket.AF_INET, ("10.0.0.1", 514), "10.0.0.1:514"),
                     facility=2,
                     tag="mp_1",
                     hostname=False,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mailproxy.conf.addresses import Address
 from mailproxy.log import (
     DEBUG,
     ERROR,
@@ -487,7 +488,7 @@ class TestSyslog:
     def test_packet_over_udp(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind(("127.0.0.1", 0))
-            address = (socket.AF_INET, server.getsockname(), "x")
+            address = Address(socket.AF_INET, server.getsockname(), "x")
             logs = self.log(tmp_path, Syslog(address, facility=2, tag="mp"))
             logs.main.info("hello")
             packet = server.recv(4096).decode()
@@ -505,7 +506,7 @@ class TestSyslog:
         path = str(tmp_path / "s")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
             server.bind(path)
-            address = (socket.AF_UNIX, path, f"unix:{path}")
+            address = Address(socket.AF_UNIX, path, f"unix:{path}")
             logs = self.log(tmp_path, Syslog(address, hostname=False))
             logs.main.emerg("bye")
             packet = server.recv(4096).decode()
@@ -519,7 +520,9 @@ class TestSyslog:
     ) -> None:
         path = str(tmp_path / "s")
         clock = Clock()
-        logs = self.log(tmp_path, Syslog((socket.AF_UNIX, path, f"unix:{path}")), clock)
+        logs = self.log(
+            tmp_path, Syslog(Address(socket.AF_UNIX, path, f"unix:{path}")), clock
+        )
         alert = (
             "[alert] connect() failed (2: No such file or directory)"
             f" while logging to syslog, server: unix:{path}"
@@ -547,7 +550,7 @@ class TestSyslog:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind(("127.0.0.1", 0))
             name = server.getsockname()
-        logs = self.log(tmp_path, Syslog((socket.AF_INET, name, "the server")))
+        logs = self.log(tmp_path, Syslog(Address(socket.AF_INET, name, "the server")))
         logs.main.info("one")  # only the next send hears of the ICMP error
         logs.main.info("two")
         assert messages(tmp_path / "a")[2:] == [
@@ -566,7 +569,7 @@ class TestSyslog:
         path = str(tmp_path / "s")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
             server.bind(path)
-            logs = self.log(tmp_path, Syslog((socket.AF_UNIX, path, "s")))
+            logs = self.log(tmp_path, Syslog(Address(socket.AF_UNIX, path, "s")))
             for _ in range(2000):
                 logs.main.info("x" * 1000)
             logs.close()
