@@ -318,7 +318,7 @@ async def test_a_reset_is_the_end_and_is_told() -> None:
         assert await backend.receive_some() == b""
     assert session.ended is not None
     assert isinstance(session.ended.error, ConnectionResetError)
-    assert session.ended.action == "proxying and reading from client"
+    assert session.ended.side == "client"
 
 
 async def test_a_backend_that_closed_before_the_relay_is_noticed() -> None:
