@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import itertools
 import math
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -28,8 +27,9 @@ from mailproxy.net.dns_messages import (
     reverse_question,
 )
 
-TIMED_OUT = 110
-"""The code of an answer that did not come in time."""
+TIMED_OUT = errno.ETIMEDOUT
+"""The code of a lookup that took longer than `resolver_timeout`. Codes of name servers
+are four bits long; nginx, too, takes this number for a further one."""
 
 RESEND = 5.0
 """Seconds after which the next server is asked, too."""
@@ -208,4 +208,4 @@ class Resolver:
                 return await self._ask(server, question)
             except OSError as error:
                 return error
-        return TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        return TimeoutError(f"{server.text} has not answered for {PATIENCE:.0f} s")
