@@ -18,6 +18,7 @@ from mailproxy.conf.values import c_string, lower, parse_number
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 """What bind() and connect() take; a path for unix sockets."""
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _UNIX_PATH_LIMIT = 107

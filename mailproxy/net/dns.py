@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 
 import trio
 
-from mailproxy.conf.addresses import Address
+from mailproxy.conf.addresses import Address, IPAddress
 from mailproxy.net.dns_messages import (
     MAX_ALIASES,
     NOT_FOUND,
     SERVER_FAILURE,
     Answer,
-    IPAddress,
     Kind,
     Question,
     forward_question,

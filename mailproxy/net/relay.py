@@ -32,11 +32,11 @@ from typing import Final, Literal
 import outcome
 import trio
 
+from mailproxy.conf.values import KIB
 from mailproxy.net import faults
 from mailproxy.net.engine import HUNG_UP, READABLE, WRITABLE, Engine
 from mailproxy.net.wire import Wire
 
-KIB: Final = 1024
 BUFFER: Final = 128 * KIB
 """Octets of the one receive buffer of a worker."""
 PIPES: Final = 32
