@@ -24,7 +24,7 @@ from mailproxy.conf.tree import (
     COMMAND_LINE,
     ConfigError,
     Directive,
-    Source,
+    SourceText,
     decode,
     encode,
 )
@@ -48,7 +48,7 @@ class Interpreter:
     def __init__(self, language: Language, reading: Reading) -> None:
         self.reading = reading
         self.main = reading.block
-        self.files: dict[str, Source] = {}
+        self.files: dict[str, SourceText] = {}
         """What was read, by name, in order of first opening; -g is under its name."""
         self._places = Places(language)
         self._open = 0
@@ -64,7 +64,7 @@ class Interpreter:
         """
         try:
             if globals_text:
-                self._parse(Source(COMMAND_LINE, globals_text), self.main)
+                self._parse(SourceText(COMMAND_LINE, globals_text), self.main)
             self._include(path, None, self.main)
         except _SyntaxError:
             return False
@@ -89,7 +89,7 @@ class Interpreter:
         self._parse(self.files.setdefault(path, source), block)
         self._open -= 1
 
-    def _parse(self, source: Source, block: Block | None) -> None:
+    def _parse(self, source: SourceText, block: Block | None) -> None:
         self.files.setdefault(source.name, source)
         parsed = parse(source)
         unreadable = foreign_encoding(source) is not None

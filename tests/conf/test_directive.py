@@ -18,7 +18,7 @@ from mailproxy.conf.directive import (
 from mailproxy.conf.places import BlockKind, Language
 from mailproxy.conf.resolve import Interpreter
 from mailproxy.conf.syntax import parse
-from mailproxy.conf.tree import Directive, Source, Word
+from mailproxy.conf.tree import Directive, SourceText, Word
 from mailproxy.conf.values import HOUR, choices, duration, flag, words
 from mailproxy.mail.modules import MODULES
 from mailproxy.process.settings import EventsSettings, MainSettings
@@ -69,7 +69,7 @@ def read(text: str) -> Reading:
         blocks=(BlockKind(name="nest", parent="main", repeats="add"),),
     )
     interpreter = Interpreter(language, reading)
-    interpreter._parse(Source("F", text), interpreter.main)  # noqa: SLF001 # without a file
+    interpreter._parse(SourceText("F", text), interpreter.main)  # noqa: SLF001 # without a file
     reading.block = interpreter.main
     return reading
 
@@ -88,7 +88,7 @@ def test_a_block_holds_what_is_written_in_it_and_asks_those_around_it() -> None:
 
 
 def test_what_applies_can_be_asked_of_a_block_made_by_hand() -> None:
-    [statement], _ = parse(Source("F", "fly off;"))
+    [statement], _ = parse(SourceText("F", "fly off;"))
     block = Block("nest", Block("main"))
     assert not block.written("fly")
     block.given["fly"] = Given(False, statement)

@@ -13,12 +13,12 @@ from mailproxy.conf import addresses, values
 from mailproxy.conf.addresses import AddressError, parse_url
 from mailproxy.conf.directive import Reading, Value
 from mailproxy.conf.syntax import parse
-from mailproxy.conf.tree import ConfigError, Source
+from mailproxy.conf.tree import ConfigError, SourceText
 
 
 def convert(value: Value[object], text: str, reading: Reading | None = None) -> object:
     """What a directive `x` with these arguments comes to."""
-    [found], error = parse(Source("F", f"x {text};"))
+    [found], error = parse(SourceText("F", f"x {text};"))
     assert error is None
     return value.parse(found, reading or Reading("/p/", "/c/"))
 
