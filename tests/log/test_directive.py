@@ -118,6 +118,10 @@ def test_arguments_have_their_meaning(words: str, directive: ErrorLog) -> None:
         ("f filter=tag:", 'empty filter pattern "tag:"'),
         ("f filter=tag:=", 'empty filter pattern "tag:="'),
         (
+            "f filter=sourcefile:x.c",
+            '"error_log" directive source file filtering requires debug build',
+        ),
+        (
             "f filter=colour:red",
             "error_log directive at /C/nginx.conf:3 has filter"
             ' with unknown property "colour"',

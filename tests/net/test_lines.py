@@ -69,6 +69,14 @@ async def test_parts_of_a_command_share_the_buffer() -> None:
         await stream_of(b"abc {9}\nxyzxyz", limit=12).read_exactly(9, 8)
 
 
+async def test_a_literal_that_is_here_already_may_be_too_long_for_its_command() -> None:
+    lines = stream_of(b"{9}\nxyzxyzxyz", limit=13)
+    line = await lines.read_line()
+    with pytest.raises(TooLong) as raised:
+        await lines.read_exactly(9, len(line) + 1)
+    assert raised.value.received == b"xyzxyzxy"
+
+
 async def test_the_rest_is_handed_over() -> None:
     lines = stream_of(b"login\nselect inbox\n")
     await lines.read_line()
