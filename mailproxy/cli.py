@@ -13,7 +13,7 @@ from functools import partial
 from mailproxy import __version__
 from mailproxy.arguments import Arguments, UsageError, parse, usage
 from mailproxy.conf.report import explanation, headline, printable
-from mailproxy.conf.tree import COMMAND_LINE, ConfigError, Source, decode, encode
+from mailproxy.conf.tree import COMMAND_LINE, ConfigError, SourceText, decode, encode
 from mailproxy.log import INFO, NOTICE, Logger, Logs, open_startup_log
 from mailproxy.process import control, generation
 from mailproxy.process.configuration import ConfigErrors, Configuration, make_loader
@@ -117,7 +117,7 @@ class _Voice:
         )
 
     def say(
-        self, messages: Iterable[ConfigError], sources: Mapping[str, Source]
+        self, messages: Iterable[ConfigError], sources: Mapping[str, SourceText]
     ) -> None:
         """Say what nginx says; under an error, for people, what helps them."""
         startup = self.startup
@@ -216,7 +216,7 @@ def _show(found: Arguments, name: str) -> None:
 def _test(found: Arguments, options: Options, voice: _Voice) -> int:
     """-t, -T, --dump-json."""
     loader = make_loader(options)
-    sources = loader.reader.files
+    sources = loader.interpreter.files
     configuration: Configuration | None = None
     try:
         configuration = loader.load(options.globals_text)
@@ -262,7 +262,7 @@ def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:
     except ConfigErrors as errors:
         failure, messages = errors, errors.messages
     if log is voice.startup.main:
-        voice.say(messages, loader.reader.files)
+        voice.say(messages, loader.interpreter.files)
     else:
         for message in messages:
             log.log(message.level, message.text)

@@ -30,7 +30,7 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
 
     For each directive ``{"value": …, "set": CONTEXT or "default", "where": FILE:LINE}``.
     """
-    top = loader.reader.main
+    top = loader.interpreter.main
     events = next(block for block in top.blocks if block.context == "events")
     servers = {block.position: block for block in loader.assembly.blocks}
     tree = {

@@ -14,7 +14,7 @@ from mailproxy.net.dns import Resolver, ResolverSettings
 from mailproxy.net.engine import READABLE, Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.network import Network
-from mailproxy.net.relay import Ended, Relay
+from mailproxy.net.relay import Ended, Relay, Side
 from mailproxy.net.wire import Wire
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class MemoryRelay(Relay):
         ended = Ended("timeout")
         async with trio.open_nursery() as nursery:
 
-            async def move(source: Wire, sink: Wire, data: bytes, name: str) -> None:
+            async def move(source: Wire, sink: Wire, data: bytes, side: Side) -> None:
                 nonlocal ended
                 error = None
                 try:
@@ -182,11 +182,11 @@ class MemoryRelay(Relay):
                             break
                 except OSError as raised:
                     error = raised
-                ended = Ended("done", error, f"proxying and reading from {name}")
+                ended = Ended("done", error, side)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(move, client, backend, to_backend, "client")
-            nursery.start_soon(move, backend, client, to_client, "upstream")
+            nursery.start_soon(move, backend, client, to_client, "backend")
         return ended
 
     def close(self) -> None:

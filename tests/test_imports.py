@@ -1,6 +1,7 @@
 """The borders between the rooms: who may import whom, read from the source."""
 
 import ast
+import graphlib
 import re
 import sys
 import tomllib
@@ -16,8 +17,8 @@ ROOT = Path(mailproxy.__file__).parent
 ALLOWED = {
     "errors": set(),
     "outside": set(),
-    "log": {"errors"},
     "conf": {"outside"},
+    "log": {"conf", "errors"},
     "net": {"conf", "errors", "log", "outside"},
     "auth": {"conf", "errors", "log", "net"},
     "mail": {"auth", "conf", "errors", "log", "net", "outside"},
@@ -38,6 +39,19 @@ ALLOWED = {
     "__main__": {"cli"},
 }
 """Each room (or single file) and what it may import besides itself."""
+
+LIBRARIES = {
+    "ctypes": ("net/openssl/", "process/"),
+    "cryptography": ("net/openssl/",),
+    "lark": ("conf/syntax.py",),
+    "setproctitle": ("process/title.py",),
+    "structlog": ("log/",),
+    "trustme": ("demo/",),
+}
+"""Libraries that one room (or file) knows, and which that is."""
+
+NET_SEES_OF_LOG = {"Logger"}
+"""`net` may write to a log; it does not know what a session is."""
 
 NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp"}
 """The files of `mail` that stand for an nginx mail module."""
@@ -69,6 +83,42 @@ def imported(path: Path) -> Iterator[list[str]]:
 
 
 FILES = sorted(ROOT.rglob("*.py"))
+MODULES = {".".join(names(path)): path for path in FILES}
+
+
+class _AtImport(ast.NodeVisitor):
+    """Finds what is imported when a module is: not in functions, not for types."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        pass
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        pass
+
+    def visit_If(self, node: ast.If) -> None:
+        if ast.unparse(node.test) != "TYPE_CHECKING":
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.found |= {f"{node.module}.{alias.name}" for alias in node.names}
+
+
+def loads(path: Path) -> set[str]:
+    """The modules of mailproxy whose import a file waits for, without their packages."""
+    visitor = _AtImport()
+    visitor.visit(ast.parse(path.read_bytes()))
+    found = {name.removeprefix("mailproxy.") for name in visitor.found}
+    return {
+        name if name in MODULES else name.rpartition(".")[0]
+        for name in found
+        if name in MODULES or name.rpartition(".")[0] in MODULES
+    } - {""}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(names(path)))
@@ -76,6 +126,27 @@ def test_file_imports_only_what_its_room_may(path: Path) -> None:
     room = (names(path) or ["__init__"])[0]
     allowed = ALLOWED.get(room, set()) | {room}
     assert {name[0] for name in imported(path)} <= allowed
+
+
+def test_no_module_waits_for_itself() -> None:
+    """Only types may refer to each other, for the checker (`if TYPE_CHECKING`)."""
+    graph = {name: loads(path) for name, path in MODULES.items()}
+    assert "net.wire" in graph["net.network"]
+    assert "demo" not in graph["cli"]
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+
+
+def test_net_does_not_know_what_a_session_is() -> None:
+    for path in (ROOT / "net").rglob("*.py"):
+        seen = {name[-1] for name in imported(path) if name[0] == "log"}
+        assert seen <= NET_SEES_OF_LOG, path
+
+
+def test_a_library_has_its_room() -> None:
+    for path in FILES:
+        place = path.relative_to(ROOT).as_posix()
+        for name in packages(path) & LIBRARIES.keys():
+            assert place.startswith(LIBRARIES[name]), f"{place} imports {name}"
 
 
 def test_only_session_and_modules_see_several_mail_modules() -> None:
@@ -125,18 +196,15 @@ def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
     assert waiting == {"net/engine"}
 
 
-def foreign(path: Path) -> Iterator[str]:
-    """What a file imports that is neither Python's nor ours."""
+def packages(path: Path) -> set[str]:
+    """The top names of what a file imports."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        for name in names:
-            top = name.partition(".")[0]
-            if top != "mailproxy" and top not in sys.stdlib_module_names:
-                yield top
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def test_product_needs_no_more_than_its_dependencies() -> None:
@@ -145,7 +213,8 @@ def test_product_needs_no_more_than_its_dependencies() -> None:
     dependencies = tomllib.loads(text)["project"]["dependencies"]
     needed = {re.split("[^a-z]", each)[0] for each in dependencies}
     of_trio = {"outcome"}  # a part of trio's interface for instruments and tasks
-    assert {name for path in FILES for name in foreign(path)} - of_trio == needed
+    ours = {"mailproxy", *sys.stdlib_module_names, *of_trio}
+    assert {name for path in FILES for name in packages(path)} - ours == needed
 
 
 def test_every_room_is_in_the_table() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mailproxy.auth import http_exchange
 from mailproxy.auth.source import Source
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
-from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import (
     MINUTE,
@@ -46,7 +46,7 @@ class AuthUrl:
     """For logs: "127.0.0.1:80", "unix:/path"."""
 
 
-def _parse_url(found: Directive, _: Scope) -> AuthUrl | None:
+def _parse_url(found: Directive, _: Reading) -> AuthUrl | None:
     word = found.words[1]
     text = word.value.removeprefix("http://")
     try:
@@ -81,7 +81,7 @@ that serves one connection at a time."""
 ON = Reuse(idle=MINUTE, requests=1000)
 
 
-def _parse_keepalive(found: Directive, _: Scope) -> Reuse | None:
+def _parse_keepalive(found: Directive, _: Reading) -> Reuse | None:
     mode, *parameters = found.args
     known = {"off": None, "auto": AUTO, "on": ON}
     name = lower(c_string(mode.value))
@@ -163,7 +163,7 @@ class AuthHttpSettings(Settings, Source):
     each request has a connection of its own, and is nginx's to the byte."""
 
     @classmethod
-    def applies(cls, block: Block, scope: Scope) -> bool:  # noqa: ARG003 # for all alike
+    def applies(cls, block: Block, reading: Reading) -> bool:  # noqa: ARG003 # for all alike
         """Whether the server asks an auth server."""
         return block.written("auth_http")
 

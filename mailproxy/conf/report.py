@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mailproxy.conf.tree import ConfigError, Source
+from mailproxy.conf.tree import ConfigError, SourceText
 
 WIDTH = 100
 """Characters of a source line that are shown."""
@@ -39,7 +39,7 @@ def headline(message: ConfigError, name: str, *, colours: bool = False) -> str:
 
 
 def explanation(
-    message: ConfigError, sources: Mapping[str, Source], *, colours: bool = False
+    message: ConfigError, sources: Mapping[str, SourceText], *, colours: bool = False
 ) -> str:
     """The lines under it: the source line, a mark under the word, a remedy.
 

@@ -39,7 +39,7 @@ COMMAND_LINE = "command line"
 """The "file" that the text of -g is in."""
 
 
-class Source:
+class SourceText:
     """A file (or the text of -g) and how offsets in it become lines."""
 
     __slots__ = ("_lines", "name", "text")
@@ -70,7 +70,7 @@ def _after_newlines(text: str) -> Iterator[int]:
         at = text.find("\n", at + 1)
 
 
-_NOWHERE = Source("", "")
+_NOWHERE = SourceText("", "")
 
 
 class Word:
@@ -88,7 +88,7 @@ class Word:
     def __init__(
         self,
         value: str,
-        source: Source = _NOWHERE,
+        source: SourceText = _NOWHERE,
         offset: int = 0,
         kind: str = "WORD",
     ) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mailproxy.log.lines import DEBUG, ERROR, LEVELS, Record
+from mailproxy.conf.addresses import Address, AddressError
+from mailproxy.log.record import DEBUG, ERROR, LEVELS, Record
 
 DEBUG_PARTS = ("core", "alloc", "mutex", "event", "http", "mail", "stream")
 """The X of nginx's debug_X."""
@@ -71,11 +72,8 @@ class ErrorLogError(ValueError):
 
 _LEVELS_ARE = f"levels are {' '.join(LEVELS[1:])}"
 
-Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | str, str]
-"""Family, socket address, and text for the log."""
-
 FindAddress = Callable[[str, int], Address]
-"""Makes an address of text and default port; ValueError says why it cannot."""
+"""Makes an address of text and default port, or raises `AddressError`."""
 
 
 @dataclass(frozen=True)
@@ -273,10 +271,9 @@ def _syslog(text: str, address: FindAddress) -> Syslog:
         if name == "server":
             try:
                 server = address(value, 514)
-            except ValueError as error:
+            except AddressError as error:
                 raise ErrorLogError(
-                    f'{error} in syslog server "{value}"',
-                    getattr(error, "remedy", ""),
+                    f'{error} in syslog server "{value}"', error.remedy
                 ) from error
         elif name == "facility" and value not in FACILITIES:
             raise ErrorLogError(

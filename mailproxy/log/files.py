@@ -52,7 +52,7 @@ _OWN_STREAMS = frozenset(
 
 
 @dataclass(frozen=True)
-class Workers:
+class WorkerAccount:
     """The user that workers run as, from whom root's files are to be kept."""
 
     uid: int | None = None
@@ -83,12 +83,12 @@ class RefusedError(OSError):
         self.reason = reason
 
 
-def unknown_workers() -> Workers | None:
+def unknown_workers() -> WorkerAccount | None:
     """Who to be wary of before a configuration says it; None if we are not root."""
-    return Workers() if os.geteuid() == 0 else None
+    return WorkerAccount() if os.geteuid() == 0 else None
 
 
-def open_for_appending(path: str, workers: Workers | None) -> Opened:
+def open_for_appending(path: str, workers: WorkerAccount | None) -> Opened:
     """Open a file, creating it if needed (mode 0644 without the umask's bits).
 
     Never waits: a FIFO that nobody reads is ENXIO.
@@ -117,7 +117,7 @@ def open_for_appending(path: str, workers: Workers | None) -> Opened:
 class _Walk:
     """The way along a path; what lies behind cannot be exchanged any more."""
 
-    def __init__(self, path: str, workers: Workers) -> None:
+    def __init__(self, path: str, workers: WorkerAccount) -> None:
         self._workers = workers
         self._names: list[str] = []
         """What is still to be walked, the next one last."""

@@ -17,12 +17,12 @@ from mailproxy.net.dns_messages import (
     REFUSED,
     SERVER_FAILURE,
     Answer,
-    IPAddress,
     is_host_name,
     packed,
 )
 
 if TYPE_CHECKING:
+    from mailproxy.conf.addresses import IPAddress
     from mailproxy.log import Logger, MailContext
     from mailproxy.net.dns import Resolver
 

@@ -12,7 +12,7 @@ from mailproxy.conf.addresses import (
     AddressError,
     parse_url,
 )
-from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive, Word, decode
 from mailproxy.conf.values import (
     KIB,
@@ -25,20 +25,18 @@ from mailproxy.conf.values import (
     octets,
     parse_seconds,
 )
-from mailproxy.log.directive import Address as LogAddress
 from mailproxy.log.directive import ErrorLog, ErrorLogError, parse_error_log
 from mailproxy.mail.listen import Listen, listen
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.dns import ResolverSettings
-from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.listen_address import Keepalive
 
 _RESOLV_CONF_LIMIT = 64 * KIB
 
 
-def _parse_protocol(found: Directive, scope: Scope) -> str:
+def _parse_protocol(found: Directive, reading: Reading) -> str:
     word = found.words[1]
-    known = load_state(scope).protocols
+    known = load_state(reading).protocols
     if c_string(word.value) not in known:
         raise ConfigError(
             f'unknown protocol "{word.value}"', word, f"known are {', '.join(known)}"
@@ -46,7 +44,7 @@ def _parse_protocol(found: Directive, scope: Scope) -> str:
     return c_string(word.value)
 
 
-def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
+def _parse_resolver(found: Directive, _: Reading) -> ResolverSettings | None:
     if c_string(found.words[1].value) == "off":
         return None
     servers: list[Address] = []
@@ -78,8 +76,7 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
         raise ConfigError('"ipv4" and "ipv6" cannot both be "off"', found)
     if not servers:
         raise ConfigError("no name servers defined", found)
-    addresses = (ServerAddress(at.family, at.sockaddr, at.text) for at in servers)
-    return ResolverSettings(servers=tuple(addresses), valid=valid, **families)
+    return ResolverSettings(servers=tuple(servers), valid=valid, **families)
 
 
 def _system_servers(path: str, word: Word) -> list[Address]:
@@ -104,12 +101,12 @@ def _system_servers(path: str, word: Word) -> list[Address]:
     return servers
 
 
-def _parse_error_log(found: Directive, scope: Scope) -> tuple[ErrorLog, ...]:
+def _parse_error_log(found: Directive, reading: Reading) -> tuple[ErrorLog, ...]:
     where = found.position
     try:
         value = parse_error_log(
             [word.value for word in found.args],
-            path=scope.in_prefix,
+            path=reading.in_prefix,
             address=_syslog_address,
             file=where.file,
             line=where.end,
@@ -121,9 +118,8 @@ def _parse_error_log(found: Directive, scope: Scope) -> tuple[ErrorLog, ...]:
     return (value,)
 
 
-def _syslog_address(text: str, port: int) -> LogAddress:
-    address = parse_url(text, port).addresses[0]
-    return address.family, address.sockaddr, address.text
+def _syslog_address(text: str, port: int) -> Address:
+    return parse_url(text, port).addresses[0]
 
 
 error_log: Value[tuple[ErrorLog, ...]] = Value(
@@ -201,14 +197,14 @@ class CoreSettings(Settings):
     """Old form of ``listen … so_keepalive=on``, for all addresses of a server."""
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of a server: its protocol known, its name never empty.
 
         Raises:
           ConfigError: neither `protocol` nor a port says which protocol it is.
         """
-        settings = super().make(block, scope)
-        state = load_state(scope)
+        settings = super().make(block, reading)
+        state = load_state(reading)
         changes: dict[str, object] = {}
         if not settings.server_name:
             changes["server_name"] = hostname()

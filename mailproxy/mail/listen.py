@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mailproxy.conf.addresses import AddressError, parse_url
-from mailproxy.conf.directive import Scope, Value
+from mailproxy.conf.directive import Reading, Value
 from mailproxy.conf.tree import ConfigError, Directive, Position, Word
 from mailproxy.conf.values import c_string, parse_number, parse_seconds, parse_size
 from mailproxy.mail.load_state import load_state
@@ -24,7 +24,7 @@ class Listen(ListenAddress):
     """Where the directive stands."""
 
 
-def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
+def _parse_listen(found: Directive, reading: Reading) -> tuple[Listen, ...]:
     word = found.words[1]
     try:
         url = parse_url(word.value, listen=True)
@@ -35,10 +35,10 @@ def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
             error.remedy
             or "nginx accepts 143, 127.0.0.1:143, [::1]:143, *:143, name:143, unix:/path",
         ) from None
-    state = load_state(scope)
+    state = load_state(reading)
     for name, ports in state.protocols.items():
         if url.port in ports:
-            state.guesses.setdefault(scope.block, name)
+            state.guesses.setdefault(reading.block, name)
     parameters: dict[str, object] = {}
     for parameter in found.words[2:]:
         name, value = _parse_parameter(parameter)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from mailproxy.conf.directive import Block, Scope, directive
+from mailproxy.conf.directive import Block, Reading, directive
 from mailproxy.conf.values import choices, size, words
 from mailproxy.mail import sasl
 from mailproxy.mail.protocol import (
@@ -92,9 +92,9 @@ class Pop3Settings(MailProtocol):
     """
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of a server: AUTH PLAIN brings AUTH LOGIN along."""
-        settings = super().make(block, scope)
+        settings = super().make(block, reading)
         if "plain" not in settings.pop3_auth:
             return settings
         return replace(settings, pop3_auth=settings.pop3_auth | {"login"})

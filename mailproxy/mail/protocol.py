@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from mailproxy.conf.directive import Block, Scope, Settings
+from mailproxy.conf.directive import Block, Reading, Settings
 from mailproxy.errors import BackendError
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.lines import LineStream, TooLong
@@ -98,9 +98,9 @@ class MailProtocol(Settings, ABC):
         """Octets that one command of a client may have."""
 
     @classmethod
-    def applies(cls, block: Block, scope: Scope) -> bool:
+    def applies(cls, block: Block, reading: Reading) -> bool:
         """Whether the server speaks this protocol."""
-        return load_state(scope).protocol.get(block) == cls.name
+        return load_state(reading).protocol.get(block) == cls.name
 
     @abstractmethod
     async def greet(self, client: Client) -> None:

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mailproxy.conf.directive import Scope, Settings, Value, directive
+from mailproxy.conf.directive import Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive
 from mailproxy.conf.values import (
     HOUR,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mailproxy.net.wire import Wire
 
 
-def _parse_xclient(found: Directive, _: Scope) -> str:
+def _parse_xclient(found: Directive, _: Reading) -> str:
     word = found.words[1]
     text = lower(c_string(word.value))
     if text in ("on", "off", "auto"):

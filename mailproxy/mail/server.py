@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from mailproxy.auth.source import Chain, Source
-from mailproxy.conf.directive import Block, Scope, Settings
+from mailproxy.conf.directive import Block, Reading, Settings
 from mailproxy.conf.tree import ConfigError, Position
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.modules import SOURCES
@@ -35,13 +35,13 @@ class Server:
     """Where the block begins."""
 
 
-def check_server(block: Block, scope: Scope) -> None:
+def check_server(block: Block, reading: Reading) -> None:
     """Check that a server has what none can do without, besides an address.
 
     Raises:
       ConfigError: nothing says where logins are checked.
     """
-    if not any(source.applies(block, scope) for source in SOURCES):
+    if not any(source.applies(block, reading) for source in SOURCES):
         raise ConfigError(
             'no "auth_http" is defined for server',
             block.directive,

@@ -244,11 +244,13 @@ def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:
     """The last line of a relayed session."""
     context.action = "proxying"
     if ended.error is not None:
-        context.action = ended.action
+        reading = ended.reason == "done"
+        context.action += " and reading from" if reading else " and sending to"
+        context.action += " client" if ended.side == "client" else " upstream"
         found = faults.describe(
-            "recv" if ended.reason == "done" else "send",
+            "recv" if reading else "send",
             ended.error,
-            "info" if ended.action.endswith("client") else "error",
+            "info" if ended.side == "client" else "error",
         )
         log.log(found.level, found.event, *found.values, error=found.error)
     match ended.reason:

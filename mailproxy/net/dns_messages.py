@@ -18,8 +18,9 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
+
+from mailproxy.conf.addresses import IPAddress
 
 MAX_NAME = 255
 """Octets of a name in wire form (RFC 1035, section 3.1)."""
@@ -35,8 +36,6 @@ SERVER_FAILURE = 2
 NOT_FOUND = 3
 NOT_IMPLEMENTED = 4
 REFUSED = 5
-
-IPAddress = IPv4Address | IPv6Address
 
 _HEADER = struct.Struct(">HHHHHH")  # number, flags, counts of the four sections
 _QUERY = bytes((1, 0, 0, 1, 0, 0, 0, 0, 0, 0))

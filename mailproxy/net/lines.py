@@ -15,8 +15,6 @@ class Stream(Protocol):
 
     async def send_all(self, data: bytes, /) -> None: ...
 
-    async def aclose(self) -> None: ...
-
 
 class TooLong(Exception):  # noqa: N818 - it is an event of the dialogue, not a fault
     """The buffer is full, and what is in it is not complete.

@@ -13,6 +13,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from mailproxy.conf.addresses import IPAddress
+
 LIMIT = 4096
 """Bytes of a header, at most."""
 
@@ -22,8 +24,6 @@ a hundred thousand, which no header holds and which a part of must not stand for
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _V1_PREFIX = b"PROXY "
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class ProxyProtocolError(ValueError):

@@ -267,6 +267,3 @@ class Wire:
             with contextlib.suppress(OSError, ValueError):
                 self.tls.unwrap()
         self.socket.close()
-
-    async def aclose(self) -> None:
-        self.close()

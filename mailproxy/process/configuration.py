@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self, cast
 
-from mailproxy.conf.directive import Block, Scope, Settings, declarations
+from mailproxy.conf.directive import Block, Reading, Settings, declarations
 from mailproxy.conf.places import BlockKind, Language
-from mailproxy.conf.resolve import Reader
+from mailproxy.conf.resolve import Interpreter
 from mailproxy.conf.tree import ConfigError
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.listen import Listen
@@ -82,20 +82,20 @@ class _Made:
         self.settings: dict[type[Settings], Settings] = {}
         self.complete = True
 
-    def add(self, module: type[Settings], scope: Scope) -> None:
+    def add(self, module: type[Settings], reading: Reading) -> None:
         """Make the settings of one module, if it applies and what it needs is right.
 
         Raises:
           ConfigError: the directives do not fit together.
         """
-        if not module.applies(self.block, scope):
+        if not module.applies(self.block, reading):
             return
         needed = {*declarations(module), *module.depends_on}
         if not all(needed.isdisjoint(each.failed) for each in self.block.around()):
             self.complete = False  # what is wrong has been said already
             return
         try:
-            self.settings[module] = module.make(self.block, scope)
+            self.settings[module] = module.make(self.block, reading)
         except ConfigError:
             self.complete = False
             raise
@@ -108,7 +108,7 @@ class Assembly:
         self.servers: list[Server] = []
         self.blocks: list[Block] = []
 
-    def close_server(self, block: Block, _: Scope) -> Iterator[ConfigError]:
+    def close_server(self, block: Block, _: Reading) -> Iterator[ConfigError]:
         """At the end of a server: it must listen."""
         if not block.written("listen"):
             block.failed.add("listen")
@@ -118,7 +118,7 @@ class Assembly:
                 "add: listen 143; or another address",
             )
 
-    def close_mail(self, mail: Block, scope: Scope) -> Iterator[ConfigError]:
+    def close_mail(self, mail: Block, reading: Reading) -> Iterator[ConfigError]:
         """At the end of mail: module by module, then server by server."""
         self.blocks = mail.blocks
         blocks = [_Made(block) for block in mail.blocks]
@@ -126,7 +126,7 @@ class Assembly:
         for module in MODULES:
             for made in blocks:
                 try:
-                    made.add(module, scope)
+                    made.add(module, reading)
                 except ConfigError as error:
                     inherited = error.position is None or error.cause is not None
                     if inherited and error.text in said:
@@ -135,7 +135,7 @@ class Assembly:
                     yield error
         for made in blocks:
             try:
-                check_server(made.block, scope)
+                check_server(made.block, reading)
             except ConfigError as error:
                 made.complete = False
                 yield error
@@ -148,7 +148,7 @@ class Loader:
     """Reads one configuration; what it leaves tells where each value comes from.
 
     Attributes:
-      reader: with the files and the blocks that were read.
+      interpreter: with the files and the blocks that were read.
       assembly: with the server blocks, and the servers made of them.
     """
 
@@ -163,9 +163,11 @@ class Loader:
         directory, slash, _ = path.rpartition("/")
         self.path = path
         state = LoadState(protocols={each.name: each.ports for each in PROTOCOLS})
-        self.scope = Scope(prefix, directory + slash if slash else prefix, name, state)
+        self.reading = Reading(
+            prefix, directory + slash if slash else prefix, name, state
+        )
         self.assembly = Assembly()
-        self.reader = Reader(language(self.assembly), self.scope)
+        self.interpreter = Interpreter(language(self.assembly), self.reading)
 
     def load(self, globals_text: str = "") -> Configuration:
         """Read the text of -g and the main file, with all that they include.
@@ -182,8 +184,8 @@ class Loader:
                 gc.enable()
 
     def _load(self, globals_text: str) -> Configuration:
-        messages = self.scope.messages
-        complete = self.reader.read(self.path, globals_text)
+        messages = self.reading.messages
+        complete = self.interpreter.read(self.path, globals_text)
         read = len(messages)
         parsed = complete and all(message.level == "warn" for message in messages)
         main = events = None
@@ -208,19 +210,21 @@ class Loader:
         """Warn if nothing will be served, which nginx does not do."""
         if self.assembly.servers:
             return
-        mail = next((b for b in self.reader.main.blocks if b.context == "mail"), None)
+        mail = next(
+            (b for b in self.interpreter.main.blocks if b.context == "mail"), None
+        )
         missing = (
             'there is no "mail" block' if mail is None else "there is no mail server"
         )
-        self.scope.statement = None
-        self.scope.warn(
+        self.reading.statement = None
+        self.reading.warn(
             f"{missing}, nothing will be served",
             None if mail is None else mail.directive,
             "write one: mail { server { listen 143; protocol imap; auth_http URL; } }",
         )
 
     def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:
-        for mail in self.reader.main.blocks:
+        for mail in self.interpreter.main.blocks:
             for block in (mail, *mail.blocks):
                 given = block.given.get("error_log")
                 if given is not None:
@@ -230,25 +234,25 @@ class Loader:
         self, *, parsed: bool
     ) -> tuple[MainSettings | None, EventsSettings | None]:
         """What nginx checks between reading and applying a configuration."""
-        scope = self.scope
-        top = self.reader.main
+        reading = self.reading
+        top = self.interpreter.main
         blocks = {block.context: block for block in top.blocks}
         main = events = None
         if parsed:
             try:
-                main = MainSettings.make(top, scope)
+                main = MainSettings.make(top, reading)
             except ConfigError as error:
-                scope.messages.append(error)
+                reading.messages.append(error)
         if "events" not in blocks:
             if "events" not in top.failed:
-                scope.messages.append(
+                reading.messages.append(
                     ConfigError(
                         'no "events" section in configuration',
                         remedy="nginx wants one: events {}",
                     )
                 )
         elif parsed:
-            events = EventsSettings.make(blocks["events"], scope)
+            events = EventsSettings.make(blocks["events"], reading)
             self._check_connections(events.worker_connections)
         return main, events
 
@@ -263,7 +267,7 @@ class Loader:
             for each in listens
         )
         if connections < sockets + 1:
-            self.scope.messages.append(
+            self.reading.messages.append(
                 ConfigError(
                     f"{connections} worker_connections are not enough "
                     f"for {sockets} listening sockets"

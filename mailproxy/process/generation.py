@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mailproxy.log import Logger, Logs, Workers, log_unopened, open_logs
+from mailproxy.log import Logger, Logs, WorkerAccount, log_unopened, open_logs
 from mailproxy.mail.listen import Listen
 from mailproxy.net import listening
 from mailproxy.net.listening import Held, Key, Listener, ListenError
@@ -178,12 +178,12 @@ def _open_logs(
         raise GenerationError from error
 
 
-def _workers(main: MainSettings) -> Workers | None:
+def _workers(main: MainSettings) -> WorkerAccount | None:
     """The user that workers will be, if that is not the master's."""
     user = main.user
     if user is None or user.uid == os.geteuid():
         return None
-    return Workers(user.uid, frozenset(os.getgrouplist(user.name, user.gid)))
+    return WorkerAccount(user.uid, frozenset(os.getgrouplist(user.name, user.gid)))
 
 
 def _listen(

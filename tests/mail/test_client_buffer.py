@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from mailproxy.log.lines import LINE_LIMIT
+from mailproxy.log.record import LINE_LIMIT
 from mailproxy.mail.protocol import too_long_command
 from tests.play import Stage, load_server, play
 

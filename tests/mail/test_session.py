@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.conf.addresses import SocketAddress
+from mailproxy.conf.addresses import IPAddress, SocketAddress
 from mailproxy.net.dns import Resolver
-from mailproxy.net.dns_messages import NOT_FOUND, Answer, IPAddress, packed
+from mailproxy.net.dns_messages import NOT_FOUND, Answer, packed
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemoryWire
 from tests.play import Stage, answer, auth_url, load_server, play

@@ -15,7 +15,7 @@ import trustme
 from trustme import KeyType
 
 from mailproxy.conf.report import explanation
-from mailproxy.conf.tree import Source
+from mailproxy.conf.tree import SourceText
 from mailproxy.mail.ssl import SslSettings
 from mailproxy.mail.ssl_values import Key, PasswordFile, SessionCache
 from mailproxy.net import openssl
@@ -187,7 +187,7 @@ def explain(load: Load, files: Certificates) -> Callable[[str], str]:
         (error,) = [e for e in caught.value.messages if e.level != "warn"]
         assert error.position is None, "nginx names no place"
         main = files.path("main")
-        text = explanation(error, {main: Source(main, files.text("main"))})
+        text = explanation(error, {main: SourceText(main, files.text("main"))})
         return text.replace(f"{files.directory}/", "")
 
     return read

@@ -27,7 +27,7 @@ from trustme import KeyType
 
 from mailproxy.net import openssl
 from mailproxy.net.openssl import ContextBuilder, OpenSSLError, callbacks, library
-from mailproxy.net.sessions import SessionZone
+from mailproxy.net.tls_sessions import SessionZone
 from mailproxy.process.configuration import load
 from mailproxy.process.options import Options
 from tests.tls import Certificates, shake_hands

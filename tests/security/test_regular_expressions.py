@@ -29,10 +29,10 @@ Use = tuple[str, re.Pattern[str] | re.Pattern[bytes], str]
 """Name, pattern, and the method by which it is used."""
 
 PEERS = {
-    "log.lines._UNSAFE": "client_buffer, proxy_buffer, MAX_HEADER: what they held",
-    "log.lines._CONTROL": "the same",
-    "log.lines._HALF_ESCAPE": "_PROPERTY_LIMIT",
-    "log.lines._BROKEN_END": "LINE_LIMIT",
+    "log.record._UNSAFE": "client_buffer, proxy_buffer, MAX_HEADER: what they held",
+    "log.record._CONTROL": "the same",
+    "log.record._HALF_ESCAPE": "_PROPERTY_LIMIT",
+    "log.record._BROKEN_END": "LINE_LIMIT",
     "auth.http_answer._HEADER": "MAX_HEADER",
     "auth.http_answer._HEADERS": "MAX_HEADER",
     "auth.http_answer._MUTE_STATUS": "MAX_HEADER",
@@ -258,6 +258,6 @@ def test_slow_ones_are_found(pattern: str | bytes, method: str) -> None:
 
 
 def test_every_pattern_over_a_peers_octets_has_a_bound() -> None:
-    rooms = ("auth", "log.lines", "mail", "net")
+    rooms = ("auth", "log.record", "mail", "net")
     found = {name for name, _, _ in uses() if name.startswith(rooms)}
     assert found - set(OWN) == set(PEERS)

@@ -20,7 +20,7 @@ from ctypes import byref, c_char_p, c_int, c_uint, c_void_p
 from dataclasses import dataclass
 
 from mailproxy.net.openssl.library import c, callback
-from mailproxy.net.sessions import MAX_SESSION, ROTATION, SessionZone
+from mailproxy.net.tls_sessions import MAX_SESSION, ROTATION, SessionZone
 
 TLS1_3 = 0x0304
 OP_NO_TICKET = 0x4000

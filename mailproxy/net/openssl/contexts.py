@@ -27,7 +27,7 @@ from mailproxy.net.openssl.options import (
     NO_CERTIFICATE_COMPRESSION,
     REFUSALS,
 )
-from mailproxy.net.sessions import SessionZone
+from mailproxy.net.tls_sessions import SessionZone
 
 _SET_TMP_DH = 3
 _MODE = 33

@@ -34,7 +34,7 @@ from mailproxy.net.openssl.library import (
 from mailproxy.net.openssl.material import Validity, shown
 from mailproxy.net.openssl.options import ALWAYS, NO_CERTIFICATE_COMPRESSION, REFUSALS
 from mailproxy.net.openssl.plain import PortableContext
-from mailproxy.net.sessions import SessionZone
+from mailproxy.net.tls_sessions import SessionZone
 
 DEFAULT_TIMEOUT = 300
 """Seconds of `ssl_session_timeout` where nothing is written."""

@@ -19,7 +19,7 @@ from mailproxy.log import (
     Record,
     escape,
 )
-from mailproxy.log.lines import LINE_LIMIT, Connected
+from mailproxy.log.record import LINE_LIMIT, Connected
 
 TIMED_OUT = OSError(110, "whatever the exception says")
 
