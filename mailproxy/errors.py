@@ -1,7 +1,11 @@
 """Who ended a session: raised where it happens, caught in `mail.session`."""
 
+from typing import ClassVar
 
-class SessionError(Exception):
+from mailproxy.frozen import Frozen
+
+
+class SessionError(Frozen, Exception):
     """Why a session cannot go on.
 
     Attributes:
@@ -12,7 +16,7 @@ class SessionError(Exception):
       level: nginx's name of the log level.
     """
 
-    level = "info"
+    usual_level: ClassVar[str] = "info"
 
     def __init__(
         self,
@@ -26,8 +30,7 @@ class SessionError(Exception):
         self.event = event
         self.values = values
         self.error = error
-        if level:
-            self.level = level
+        self.level = level or self.usual_level
 
     @property
     def advice(self) -> str:
@@ -51,7 +54,7 @@ class BackendError(SessionError):
       remedy: the setting with which the backend is spared that command.
     """
 
-    level = "error"
+    usual_level = "error"
 
     def __init__(
         self,
@@ -80,4 +83,4 @@ class BackendError(SessionError):
 class AuthError(SessionError):
     """The auth source gave no usable answer."""
 
-    level = "error"
+    usual_level = "error"

@@ -195,7 +195,7 @@ async def _enter(
     except BaseException as error:
         backend.close()
         if isinstance(error, BackendError):
-            proxy.blame_header(client, error, sent)
+            raise proxy.blame_header(client, error, sent) from None
         raise
     return backend, answer + lines.take_rest(), client.lines.take_rest()
 
@@ -205,14 +205,13 @@ async def _fail(client: Client, error: AuthError | BackendError) -> None:
 
     The caller ends the session.
     """
-    answer = client.server.protocol.internal_error
+    answer, level = client.server.protocol.internal_error, error.level
     if isinstance(error, BackendError):
         if error.action is not None:
             client.context.action = error.action
         if error.reply and client.server.proxy.proxy_pass_error_message:
-            error.level = "info"
-            answer = error.reply
-    _log_error(error, client.log)
+            answer, level = error.reply, "info"
+    _log_error(error, client.log, level)
     try:
         with trio.move_on_after(client.server.core.timeout):
             await client.send(answer)
@@ -220,10 +219,11 @@ async def _fail(client: Client, error: AuthError | BackendError) -> None:
         _log_error(left, client.log)
 
 
-def _log_error(error: SessionError, log: Logger) -> None:
+def _log_error(error: SessionError, log: Logger, level: str | None = None) -> None:
+    """Log why a session ends, at another level than the error's own if one is given."""
     if error.event:
         event = error.event + error.advice
-        log.log(error.level, event, *error.values, error=error.error)
+        log.log(level or error.level, event, *error.values, error=error.error)
 
 
 def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mailproxy.errors import SessionError
+from mailproxy.frozen import Frozen
 from mailproxy.net.openssl import error_text, is_peers_fault
 
 Call = Literal["recv", "send", "handshake"]
@@ -43,7 +44,7 @@ _TLS_CALL: Final = {
 _NO_MORE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
-class UnderTlsError(ConnectionError):
+class UnderTlsError(Frozen, ConnectionError):
     """The connection under TLS broke; `errno` is what the system said."""
 
 
@@ -103,5 +104,5 @@ def describe(call: Call, error: OSError, left: str) -> Fault:
 
 def broken(who: type[SessionError], call: Call, error: OSError) -> SessionError:
     """The error of class `who` that ends the session; see `describe`."""
-    found = describe(call, error, who.level)
+    found = describe(call, error, who.usual_level)
     return who(found.event, *found.values, error=found.error, level=found.level)

@@ -13,6 +13,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from mailproxy.frozen import Frozen
+
 LIMIT = 4096
 """Bytes of a header, at most."""
 
@@ -26,7 +28,7 @@ _V1_PREFIX = b"PROXY "
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class ProxyProtocolError(ValueError):
+class ProxyProtocolError(Frozen, ValueError):
     """This is no PROXY header; the message is nginx's for the log.
 
     `sent` is what the client sent and belongs into the `%s` of the message.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from mailproxy.frozen import Frozen
 from mailproxy.process import signals
 
 STOP = b"stop"
@@ -38,7 +39,7 @@ FATAL = 2
 _LONGEST = 16
 
 
-class SpawnError(Exception):
+class SpawnError(Frozen, Exception):
     """A process cannot be started.
 
     Attributes:

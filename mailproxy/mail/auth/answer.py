@@ -15,6 +15,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mailproxy.frozen import Frozen
 from mailproxy.mail.auth.source import Granted, Refused
 from mailproxy.mail.protocol import FORBIDDEN
 
@@ -38,7 +39,7 @@ _SECRET = re.compile(
 """Behind these words may stand what the log must not show."""
 
 
-class Unusable(Exception):  # noqa: N818 - it is about the answer, as "Refused" is
+class Unusable(Frozen, Exception):  # noqa: N818 - it is about the answer, as "Refused" is
     """An answer that is no decision.
 
     Attributes:

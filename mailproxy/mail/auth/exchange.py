@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mailproxy.errors import AuthError
+from mailproxy.frozen import Frozen
 from mailproxy.mail.auth.answer import (
     Answer,
     Unusable,
@@ -113,7 +114,7 @@ def _secrets(settings: AuthHttpSettings, login: Login) -> tuple[bytes, ...]:
     return sent, escape(sent), *keys
 
 
-class _NoAnswerError(Exception):
+class _NoAnswerError(Frozen, Exception):
     """The connection ended, or was given up, before an octet of the answer came."""
 
     def __init__(self, error: OSError | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import ssl
@@ -346,7 +345,7 @@ def _check_file(failed: str, path: str) -> None:
     try:
         outside.check_regular(path, material.MAX_FILE)
     except outside.FileError as error:
-        if error.errno in (errno.EFBIG, errno.EINVAL):
-            why = "no regular file" if error.errno == errno.EINVAL else error.strerror
+        if error.limit is not None:
+            why = "no regular file" if error.limit == "kind" else error.strerror
             raise OpenSSLError(f"{failed}: {why}") from None
         # A missing one is reported by OpenSSL, in its own words.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mailproxy.frozen import Frozen
 
-class OpenSSLError(Exception):
+
+class OpenSSLError(Frozen, Exception):
     """OpenSSL refuses, or cannot do, what is asked; the text is nginx's."""
 
 

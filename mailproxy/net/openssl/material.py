@@ -6,7 +6,6 @@ text, a key also as ``engine:NAME:ID`` or ``store:URI``.
 
 import contextlib
 import ctypes
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ def _content(path: str, what: str) -> bytes | None:
     try:
         return outside.read(path, MAX_FILE)
     except outside.FileError as error:
-        if error.errno in (errno.EFBIG, errno.ETIMEDOUT):
+        if error.limit is not None:
             why = f"({error.errno}: {error.strerror})"
             raise OpenSSLError(f"{what}: {error.call}() failed {why}") from None
     except ValueError:
