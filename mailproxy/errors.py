@@ -1,7 +1,5 @@
 """Who ended a session: raised where it happens, caught in `mail.session`."""
 
-from typing import ClassVar
-
 from mailproxy.frozen import Frozen
 
 
@@ -16,7 +14,7 @@ class SessionError(Frozen, Exception):
       level: nginx's name of the log level.
     """
 
-    usual_level: ClassVar[str] = "info"
+    level: str = "info"
 
     def __init__(
         self,
@@ -30,7 +28,7 @@ class SessionError(Frozen, Exception):
         self.event = event
         self.values = values
         self.error = error
-        self.level = level or self.usual_level
+        self.level = level or type(self).level
 
     @property
     def advice(self) -> str:
@@ -40,6 +38,10 @@ class SessionError(Frozen, Exception):
 
 class ClientError(SessionError):
     """The client left, was silent for too long, or broke a limit."""
+
+
+class ClientTimeoutError(ClientError):
+    """The client let a time limit of ours pass; nobody says goodbye to it in TLS."""
 
 
 class BackendError(SessionError):
@@ -54,7 +56,7 @@ class BackendError(SessionError):
       remedy: the setting with which the backend is spared that command.
     """
 
-    usual_level = "error"
+    level = "error"
 
     def __init__(
         self,
@@ -83,4 +85,4 @@ class BackendError(SessionError):
 class AuthError(SessionError):
     """The auth source gave no usable answer."""
 
-    usual_level = "error"
+    level = "error"

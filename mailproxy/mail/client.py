@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mailproxy.errors import ClientError, SessionError
+from mailproxy.errors import ClientError, ClientTimeoutError, SessionError
 from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import LineStream, TooLong
@@ -79,7 +79,7 @@ def timed_out() -> OSError:
 
 def client_timed_out() -> ClientError:
     """The client let `timeout` pass."""
-    return ClientError("client timed out", error=timed_out())
+    return ClientTimeoutError("client timed out", error=timed_out())
 
 
 class Client:

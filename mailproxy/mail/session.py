@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
 import trio
 
-from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
+from mailproxy.errors import (
+    AuthError,
+    BackendError,
+    ClientError,
+    ClientTimeoutError,
+    SessionError,
+)
 from mailproxy.mail import proxy, realip, sasl
 from mailproxy.mail.auth.source import Granted, Refused
 from mailproxy.mail.client import Client, timed_out
@@ -62,7 +67,7 @@ async def run(
             notify = ended.reason == "done"
             _log_end(ended, context, log)
     except SessionError as error:
-        notify = error.error is None or error.error.errno != errno.ETIMEDOUT
+        notify = not isinstance(error, ClientTimeoutError)
         _log_error(error, log)
     except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)

@@ -104,5 +104,5 @@ def describe(call: Call, error: OSError, left: str) -> Fault:
 
 def broken(who: type[SessionError], call: Call, error: OSError) -> SessionError:
     """The error of class `who` that ends the session; see `describe`."""
-    found = describe(call, error, who.usual_level)
+    found = describe(call, error, who.level)
     return who(found.event, *found.values, error=found.error, level=found.level)
