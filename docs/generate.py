@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Declaration, Settings, declarations
-from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.imap import ImapSettings
 from mailproxy.mail.modules import MODULES
@@ -26,7 +26,7 @@ from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.smtp import SmtpSettings
 from mailproxy.mail.ssl import SslSettings
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- made by `make docs`, do not edit -->\n"

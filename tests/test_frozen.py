@@ -28,6 +28,7 @@ from mailproxy.net.proxy_protocol import ProxyProtocolError
 from mailproxy.outside import FileError, too_large
 from mailproxy.process.children import SpawnError
 from mailproxy.process.configuration import ConfigErrors, Messages
+from mailproxy.process.messages import MessageError
 from mailproxy.process.pidfile import PidError
 
 SYSTEM = OSError(errno.EACCES, "Permission denied")
@@ -47,6 +48,7 @@ MADE: list[BaseException] = [
     PidError("open() failed", SYSTEM),
     ProxyProtocolError("broken header: %s", b"x"),
     RefusedError(errno.ELOOP, "no link is followed"),
+    MessageError("too long"),
     SessionError("event", level="crit"),
     SpawnError("fork()", SYSTEM),
     TooLong(b"x"),

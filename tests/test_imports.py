@@ -20,7 +20,8 @@ ALLOWED = {
     "log": {"errors"},
     "conf": {"outside"},
     "net": {"conf", "errors", "log", "outside"},
-    "mail": {"conf", "errors", "log", "net", "outside"},
+    "auth": {"conf", "errors", "log", "net"},
+    "mail": {"auth", "conf", "errors", "log", "net", "outside"},
     "process": {"conf", "errors", "log", "mail", "net", "outside"},
     "arguments": {"conf", "process"},
     "cli": {
@@ -33,13 +34,13 @@ ALLOWED = {
         "mail",
         "process",
     },
-    "inspection": {"conf", "mail", "process"},
-    "demo": {"errors", "log", "mail", "net", "process"},
+    "inspection": {"auth", "conf", "mail", "process"},
+    "demo": {"auth", "errors", "log", "mail", "net", "process"},
     "__main__": {"cli"},
 }
 """Each room (or single file) and what it may import besides itself."""
 
-NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp", "auth"}
+NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp"}
 """The files of `mail` that stand for an nginx mail module."""
 
 SEE_ALL_MODULES = {"modules", "server", "session"}
@@ -47,7 +48,7 @@ SEE_ALL_MODULES = {"modules", "server", "session"}
 
 
 def names(path: Path) -> list[str]:
-    """The dotted name of a file below the package: ["mail", "auth", "http"]."""
+    """The dotted name of a file below the package: ["net", "openssl", "errors"]."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     return parts[:-1] if parts[-1] == "__init__" else parts
 
@@ -82,13 +83,47 @@ def test_only_session_and_modules_see_several_mail_modules() -> None:
     for path in (ROOT / "mail").rglob("*.py"):
         module = names(path)[1:2]
         if module and module[0] not in SEE_ALL_MODULES:
-            seen = {
-                name[1]
-                for name in imported(path)
-                # What an auth source is and answers belongs to all modules.
-                if name[0] == "mail" and name[1:3] != ["auth", "source"]
-            }
+            seen = {name[1] for name in imported(path) if name[0] == "mail"}
             assert len((seen | set(module)) & NGINX_MODULES) <= 1, path
+
+
+WAITING = {
+    "socket",
+    "SocketStream",
+    "SocketListener",
+    "open_tcp_stream",
+    "open_unix_socket",
+    "open_signal_receiver",
+    "run_process",
+    "to_thread",
+    "lowlevel.FdStream",
+    "lowlevel.open_process",
+    "lowlevel.wait_readable",
+    "lowlevel.wait_writable",
+}
+"""What trio waits for by itself, or with threads."""
+
+
+def used_of_trio(path: Path) -> Iterator[str]:
+    """The dotted names that a file uses of trio, as in "lowlevel.checkpoint"."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trio"):
+            above = (node.module or "").removeprefix("trio").lstrip(".")
+            yield from (f"{above}.{each.name}".lstrip(".") for each in node.names)
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if name.startswith("trio."):
+                yield name.removeprefix("trio.")
+
+
+def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
+    """Anything else would take the fast path away from all sessions."""
+    waiting = {
+        "/".join(names(path))
+        for path in FILES
+        if names(path)[:1] != ["demo"] and WAITING & set(used_of_trio(path))
+    }
+    assert waiting == {"net/engine"}
 
 
 def foreign(path: Path) -> Iterator[str]:

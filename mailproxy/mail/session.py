@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mailproxy.auth.verdict import Granted, Refused, Unavailable
 from mailproxy.errors import (
     AuthError,
     BackendError,
@@ -14,11 +15,12 @@ from mailproxy.errors import (
     SessionError,
 )
 from mailproxy.mail import proxy, realip, sasl
-from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.client import Client, timed_out
+from mailproxy.mail.auth_request import make_auth_request
+from mailproxy.mail.client import Client
 from mailproxy.mail.protocol import BadCommand, Login
 from mailproxy.net import faults
 from mailproxy.net.lines import LineStream
+from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger, MailContext
@@ -116,10 +118,13 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
             return None
         client.attempts += 1
         context.action = "in http auth state"
-        verdict = await server.auth.check(login, client)
+        request = make_auth_request(client, login)
+        verdict = await server.auth.check(request, client.network, client.timer, log)
         if isinstance(verdict, Granted):
             return await _enter(client, login, verdict)
-        log.info('client login failed: "%s"', verdict.text)
+        if isinstance(verdict, Unavailable):
+            raise verdict.exception()
+        _log_refusal(verdict, log)
         # nginx does not read the client meanwhile; neither do we.
         client.timer.stop()
         await trio.sleep(verdict.wait)
@@ -132,6 +137,13 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
         context.action = "in auth state"
         if not verdict.wait:
             return None
+
+
+def _log_refusal(refused: Refused, log: Logger) -> None:
+    if refused.reason:
+        log.info('client login failed: "%s" (%s)', refused.text, refused.reason)
+    else:
+        log.info('client login failed: "%s"', refused.text)
 
 
 async def _explain(client: Client, login: Login, verdict: Refused) -> bytes:
@@ -157,10 +169,12 @@ async def _enter(
       BackendError: it cannot be reached or does not let the client in.
     """
     context = client.context
+    route = granted.route
+    assert route is not None, "the chain has looked"
     context.login = granted.user
-    context.upstream = granted.name
+    context.upstream = route.name
     context.action = "connecting to upstream"
-    backend = proxy.connect(client.network, granted)
+    backend = proxy.connect(client.network, route)
     try:
         lines = LineStream(
             backend,
@@ -182,7 +196,7 @@ async def _enter(
             login.tag,
             login.salt,
             login.envelope,
-            granted.smtp_auth,
+            route.smtp_auth,
         )
 
         def expired() -> BackendError:

@@ -1,6 +1,6 @@
 """The whole configuration: read, checked, and put together.
 
-`conf` reads blocks, `mail` and `process.core` say what may stand in them; here both
+`conf` reads blocks, `mail` and `process.settings` say what may stand in them; here both
 become one value, of which a generation of workers is born.
 """
 
@@ -22,8 +22,8 @@ from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState
 from mailproxy.mail.modules import MODULES, PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
-from mailproxy.process.core import EventsSettings, MainSettings
 from mailproxy.process.options import Options
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class Assembly:
                     yield error
         for made in blocks:
             try:
-                check_server(made.block)
+                check_server(made.block, scope)
             except ConfigError as error:
                 made.complete = False
                 yield error
