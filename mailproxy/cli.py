@@ -14,6 +14,7 @@ from mailproxy import __version__
 from mailproxy.arguments import Arguments, UsageError, parse, usage
 from mailproxy.conf.report import explanation, headline, printable
 from mailproxy.conf.tree import COMMAND_LINE, ConfigError, SourceText, decode, encode
+from mailproxy.frozen import Frozen
 from mailproxy.log import INFO, NOTICE, Logger, Logs, open_startup_log
 from mailproxy.process import control, generation
 from mailproxy.process.configuration import ConfigErrors, Configuration, make_loader
@@ -32,7 +33,7 @@ CONFIGURE_ARGUMENTS = "--with-mail --with-mail_ssl_module"
 _TO_HELP = '"{name} --help" lists what there is'
 
 
-class _OutputError(Exception):
+class _OutputError(Frozen, Exception):
     """Standard output does not take what it is to get."""
 
     def __init__(self, error: OSError) -> None:
@@ -127,7 +128,7 @@ class _Voice:
             startup.copy_as = copy
             if copy is not None:
                 _tell(headline(message, self._name, colours=self._colours) + "\n")
-            if message.level != "warn" or message.remedy:
+            if not message.is_warning or message.remedy:
                 _tell(explanation(message, sources, colours=self._colours))
 
     def line(self, text: str) -> None:

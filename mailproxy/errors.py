@@ -1,7 +1,9 @@
 """Who ended a session: raised where it happens, caught in `mail.session`."""
 
+from mailproxy.frozen import Frozen
 
-class SessionError(Exception):
+
+class SessionError(Frozen, Exception):
     """Why a session cannot go on.
 
     Attributes:
@@ -12,7 +14,7 @@ class SessionError(Exception):
       level: nginx's name of the log level.
     """
 
-    level = "info"
+    level: str = "info"
 
     def __init__(
         self,
@@ -26,8 +28,7 @@ class SessionError(Exception):
         self.event = event
         self.values = values
         self.error = error
-        if level:
-            self.level = level
+        self.level = level or type(self).level
 
     @property
     def advice(self) -> str:
@@ -37,6 +38,10 @@ class SessionError(Exception):
 
 class ClientError(SessionError):
     """The client left, was silent for too long, or broke a limit."""
+
+
+class ClientTimeoutError(ClientError):
+    """The client let a time limit of ours pass; nobody says goodbye to it in TLS."""
 
 
 class BackendError(SessionError):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mailproxy.auth.verdict import FORBIDDEN, Granted, Refused, Route
+from mailproxy.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +38,7 @@ _SECRET = re.compile(
 """What follows one of these words may be a secret, and is not logged."""
 
 
-class Unusable(Exception):  # noqa: N818 - it is about the answer, as "Refused" is
+class Unusable(Frozen, Exception):  # noqa: N818 - it is about the answer, as "Refused" is
     """An answer that is no decision.
 
     Attributes:

@@ -25,6 +25,7 @@ from mailproxy.auth.http_answer import (
 )
 from mailproxy.auth.http_request import escape, format_request
 from mailproxy.auth.verdict import Granted, Refused, Unavailable
+from mailproxy.frozen import Frozen
 from mailproxy.net.idle import Connection
 from mailproxy.net.network import connect_level
 from mailproxy.net.timer import timed_out
@@ -122,7 +123,7 @@ def _secrets(settings: AuthHttpSettings, request: AuthRequest) -> tuple[bytes, .
     return sent, escape(sent), *keys
 
 
-class _BrokenError(Exception):
+class _BrokenError(Frozen, Exception):
     """The connection cannot be made, or breaks within the answer."""
 
     def __init__(self, unavailable: Unavailable) -> None:
@@ -134,7 +135,7 @@ def _receiving_failed(error: OSError) -> _BrokenError:
     return _BrokenError(Unavailable(event="recv() failed", error=error))
 
 
-class _NoAnswerError(Exception):
+class _NoAnswerError(Frozen, Exception):
     """The connection ended, or was given up, before an octet of the answer came."""
 
     def __init__(self, error: OSError | None = None) -> None:

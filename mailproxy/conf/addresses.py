@@ -15,6 +15,7 @@ from mailproxy import outside
 from mailproxy.conf.directive import Reading
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import c_string, lower, parse_number
+from mailproxy.frozen import Frozen
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 """What bind() and connect() take; a path for unix sockets."""
@@ -47,7 +48,7 @@ class Url:
     """At least one; the first port's come before the second's."""
 
 
-class AddressError(ValueError):
+class AddressError(Frozen, ValueError):
     """nginx's reason: "no host", "invalid port", "host not found" …
 
     Attributes:

@@ -34,7 +34,7 @@ def headline(message: ConfigError, name: str, *, colours: bool = False) -> str:
     """
     level = f"[{message.level}]"
     if colours:
-        level = f"{_RED if message.level != 'warn' else _BOLD}{level}{_PLAIN}"
+        level = f"{_RED if not message.is_warning else _BOLD}{level}{_PLAIN}"
     return f"{name}: {level} {message.text}"
 
 

@@ -24,11 +24,13 @@ from mailproxy.conf.tree import (
     COMMAND_LINE,
     ConfigError,
     Directive,
+    DuplicateError,
     SourceText,
     decode,
     encode,
 )
 from mailproxy.conf.values import c_string
+from mailproxy.frozen import Frozen
 
 DEEPEST_INCLUDE = 100
 """Files in files; beyond, it is said that too many are open, as nginx says of its own."""
@@ -38,7 +40,7 @@ NO_VARIABLES = "write the value; if a template made the file, it was not filled 
 """The remedy where somebody has written a variable."""
 
 
-class _SyntaxError(Exception):
+class _SyntaxError(Frozen, Exception):
     """Reading ends here; the message is in the list."""
 
 
@@ -113,17 +115,17 @@ class Interpreter:
                 self._statement(statement, block)
             except ConfigError as error:
                 position = error.position
-                if position is not None and not position.end:
-                    end = statement.words[0].source.line(statement.end)
-                    error.position = position._replace(end=end)
-                error.remedy = (
+                remedy = (
                     unseen(statement, position)
                     or self._unfilled(statement, block)
                     or error.remedy
                 )
+                if position is not None and not position.end:
+                    end = statement.words[0].source.line(statement.end)
+                    position = position._replace(end=end)
                 # With a ";" forgotten, a directive may be among the arguments.
                 block.failed.update(word.value for word in statement.words)
-                self._say(error)
+                self._say(error.with_place(position, remedy))
 
     def _statement(self, statement: Directive, block: Block) -> None:
         name = statement.name
@@ -206,7 +208,7 @@ class Interpreter:
         try:
             value = declaration.value.parse(statement, self.reading)
         except ValueError as reason:
-            wrong = statement.words[0 if "duplicate" in str(reason) else 1]
+            wrong = statement.words[0 if isinstance(reason, DuplicateError) else 1]
             raise ConfigError(
                 f'"{name}" directive {reason}', wrong, declaration.value.remedy
             ) from None

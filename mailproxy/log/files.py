@@ -38,6 +38,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from mailproxy.frozen import Frozen
+
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _DIRECTORY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE = 0o644
@@ -71,16 +73,20 @@ class Opened:
     """Nobody but the file's owner loses anything if it becomes the workers'."""
 
 
-class RefusedError(OSError):
+class RefusedError(Frozen, OSError):
     """A name leads where another user may want it to lead.
 
     Attributes:
       reason: what is wrong with it, as it reads behind a colon.
     """
 
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(number, os.strerror(number))
+    def __init__(self, number: int, reason: str, path: str | None = None) -> None:
+        super().__init__(number, os.strerror(number), path)
         self.reason = reason
+
+    def named(self, path: str) -> Self:
+        """The same error with the name that was asked for."""
+        return type(self)(self.errno or 0, self.reason, path)
 
 
 def unknown_workers() -> WorkerAccount | None:
@@ -107,9 +113,10 @@ def open_for_appending(path: str, workers: WorkerAccount | None) -> Opened:
         else:
             with _Walk(path, workers) as walk:
                 opened = walk.open()
+    except RefusedError as error:
+        raise error.named(path) from error
     except OSError as error:
-        error.filename = path
-        raise
+        raise OSError(error.errno, error.strerror, path) from error
     os.set_blocking(opened.fd, True)
     return opened
 

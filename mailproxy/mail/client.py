@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from mailproxy.net.proxy_protocol import Header
     from mailproxy.net.wire import Wire
 
-UNTRUSTED = frozenset((18, 19, 20, 21, 27))
-"""Results of OpenSSL's verification that `ssl_verify_client optional_no_ca` forgives:
-the certificate may be good, but nobody that we know vouches for it."""
-
-
 _LOGGED_FIELDS = (b"name", b"version", b"vendor", b"os", b"os-version")
 """Fields of ID that the log shows (RFC 2971, section 3.3)."""
 
@@ -230,7 +225,7 @@ class Client:
         wanted = self.server.ssl.ssl_verify_client
         protocol = self.server.protocol
         code, text = openssl.verify_result(tls)
-        if code and not (wanted == "optional_no_ca" and code in UNTRUSTED):
+        if code and not (wanted == "optional_no_ca" and code in openssl.UNTRUSTED):
             openssl.remove_session(tls)
             self.log.info("client SSL certificate verify error: (%s:%s)", code, text)
             await self.send(protocol.certificate_error)

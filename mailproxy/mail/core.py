@@ -112,9 +112,10 @@ def _parse_error_log(found: Directive, reading: Reading) -> tuple[ErrorLog, ...]
             line=where.end,
         )
     except ErrorLogError as error:
-        message = str(error)
-        wrong = (word for word in found.args[1:] if f'"{word.value}"' in message)
-        raise ConfigError(message, next(wrong, found.words[1]), error.remedy) from None
+        wrong = (word for word in found.args[1:] if word.value == error.word)
+        raise ConfigError(
+            str(error), next(wrong, found.words[1]), error.remedy
+        ) from None
     return (value,)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from mailproxy.conf.directive import Block, Reading, Settings
 from mailproxy.errors import BackendError
+from mailproxy.frozen import Frozen
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.lines import LineStream, TooLong
 
@@ -50,7 +51,7 @@ class Login:
     smtp_auth: bool | None = None
 
 
-class BadCommand(Exception):  # noqa: N818 - an event of the dialogue, not a fault
+class BadCommand(Frozen, Exception):  # noqa: N818 - an event of the dialogue, not a fault
     """A command is answered with the protocol's line for invalid commands.
 
     Attributes:
@@ -293,10 +294,15 @@ def early_reply(reply: bytes) -> BackendError:
 
     But it may see that the backend is about to close.
     """
-    error = invalid_reply(reply)
     found = _FAREWELL.match(reply)
-    error.reply = found[0] if found else b""
-    return error
+    error = invalid_reply(reply)
+    return BackendError(
+        error.event,
+        *error.values,
+        reply=found[0] if found else b"",
+        command=error.command,
+        remedy=error.remedy,
+    )
 
 
 def invalid_reply(

@@ -123,21 +123,30 @@ async def send_header(client: Client, backend: Wire) -> None:
         raise BackendError("send() failed", error=error, action=None) from None
 
 
-def blame_header(client: Client, error: BackendError, sent: list[str]) -> None:
-    """Have the log say that it may be the PROXY header what a backend refuses.
+def blame_header(client: Client, error: BackendError, sent: list[str]) -> BackendError:
+    """The error, by which the log says that it may be the PROXY header what a backend refuses.
 
     A backend that expects none takes it for a command. Its answer to that comes in the
     place of its greeting, or of the answer to the first command.
 
     Args:
-      error: what it says; changed.
+      error: what it says.
       sent: all that was sent, the header first.
     """
     if client.server.proxy.proxy_protocol == "off" or len(sent) > 2:
-        return
-    if error.command is not None:
-        error.command = f"PROXY or {error.command}" if error.command else "PROXY"
-        error.remedy = "proxy_protocol off"
+        return error
+    if error.command is None:
+        return error
+    return BackendError(
+        error.event,
+        *error.values,
+        error=error.error,
+        level=error.level,
+        reply=error.reply,
+        action=error.action,
+        command=f"PROXY or {error.command}" if error.command else "PROXY",
+        remedy="proxy_protocol off",
+    )
 
 
 def _tls(client: Client) -> Tls | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
 import trio
 
 from mailproxy.auth.verdict import Granted, Refused, Unavailable
-from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
+from mailproxy.errors import (
+    AuthError,
+    BackendError,
+    ClientError,
+    ClientTimeoutError,
+    SessionError,
+)
 from mailproxy.mail import proxy, realip, sasl
 from mailproxy.mail.auth_request import make_auth_request
 from mailproxy.mail.client import Client
@@ -64,7 +69,7 @@ async def run(
             notify = ended.reason == "done"
             _log_end(ended, context, log)
     except SessionError as error:
-        notify = error.error is None or error.error.errno != errno.ETIMEDOUT
+        notify = not isinstance(error, ClientTimeoutError)
         _log_error(error, log)
     except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)
@@ -209,7 +214,7 @@ async def _enter(
     except BaseException as error:
         backend.close()
         if isinstance(error, BackendError):
-            proxy.blame_header(client, error, sent)
+            raise proxy.blame_header(client, error, sent) from None
         raise
     return backend, answer + lines.take_rest(), client.lines.take_rest()
 
@@ -219,14 +224,13 @@ async def _fail(client: Client, error: AuthError | BackendError) -> None:
 
     The caller ends the session.
     """
-    answer = client.server.protocol.internal_error
+    answer, level = client.server.protocol.internal_error, error.level
     if isinstance(error, BackendError):
         if error.action is not None:
             client.context.action = error.action
         if error.reply and client.server.proxy.proxy_pass_error_message:
-            error.level = "info"
-            answer = error.reply
-    _log_error(error, client.log)
+            answer, level = error.reply, "info"
+    _log_error(error, client.log, level)
     try:
         with trio.move_on_after(client.server.core.timeout):
             await client.send(answer)
@@ -234,10 +238,11 @@ async def _fail(client: Client, error: AuthError | BackendError) -> None:
         _log_error(left, client.log)
 
 
-def _log_error(error: SessionError, log: Logger) -> None:
+def _log_error(error: SessionError, log: Logger, level: str | None = None) -> None:
+    """Log why a session ends, at another level than the error's own if one is given."""
     if error.event:
         event = error.event + error.advice
-        log.log(error.level, event, *error.values, error=error.error)
+        log.log(level or error.level, event, *error.values, error=error.error)
 
 
 def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mailproxy import outside
@@ -160,23 +160,23 @@ def _check_dates(
 ) -> None:
     """Say that clients will refuse a certificate, which nginx does not say."""
     said = load_state(reading).outdated
-    now = time.gmtime()[:6]
-    if validity.begins <= now <= validity.ends or certificate in said:
+    now = datetime.now(UTC).replace(microsecond=0)
+    expired = validity.ends is not None and validity.ends < now
+    early = validity.begins is not None and now < validity.begins
+    if not (expired or early) or certificate in said:
         return
     said.add(certificate)
     # PEM text has many lines, and of many messages this would be the longest.
     name = "data:..." if certificate.startswith("data:") else certificate
-    if now > validity.ends:
-        year, month, day, *_ = validity.ends
+    if expired and validity.ends is not None:
         reading.warn(
-            f'certificate "{name}" has expired on {year:04}-{month:02}-{day:02}',
+            f'certificate "{name}" has expired on {validity.ends.date()}',
             remedy="clients will refuse it: renew it, then reload",
             cause=cause,
         )
-    else:
-        year, month, day, *_ = validity.begins
+    elif validity.begins is not None:
         reading.warn(
-            f'certificate "{name}" is not valid before {year:04}-{month:02}-{day:02}',
+            f'certificate "{name}" is not valid before {validity.begins.date()}',
             remedy="clients will refuse it until then; is this machine's clock right?",
             cause=cause,
         )

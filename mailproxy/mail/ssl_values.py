@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -114,7 +113,7 @@ def _parse_password_file(found: Directive, reading: Reading) -> PasswordFile:
         if any(len(line) >= _PASSWORD_LIMIT for line in lines):
             raise ConfigError(f'too long line in "{path}"', word)
         if len(content) > _PASSWORD_FILE_LIMIT:
-            raise outside.FileError.of("read", errno.EFBIG)
+            raise outside.too_large()
     except outside.FileError as error:
         raise ConfigError(
             f'{error.call}() "{path}" failed', word, error=error

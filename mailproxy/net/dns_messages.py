@@ -21,6 +21,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from mailproxy.conf.addresses import IPAddress
+from mailproxy.frozen import Frozen
 
 MAX_NAME = 255
 """Octets of a name in wire form (RFC 1035, section 3.1)."""
@@ -94,11 +95,11 @@ class Answer:
     """There is more than fits into a datagram."""
 
 
-class _MalformedError(Exception):
+class _MalformedError(Frozen, Exception):
     """A message breaks the rules of its format."""
 
 
-class _ExcessiveError(Exception):
+class _ExcessiveError(Frozen, Exception):
     """A message would take more work than one may."""
 
 

@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass
 
 from mailproxy.conf.addresses import IPAddress
+from mailproxy.frozen import Frozen
 
 LIMIT = 4096
 """Bytes of a header, at most."""
@@ -26,7 +27,7 @@ _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _V1_PREFIX = b"PROXY "
 
 
-class ProxyProtocolError(ValueError):
+class ProxyProtocolError(Frozen, ValueError):
     """This is no PROXY header; the message is nginx's for the log.
 
     `sent` is what the client sent and belongs into the `%s` of the message.

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import trio
 
-from mailproxy.errors import ClientError, SessionError
+from mailproxy.errors import ClientError, ClientTimeoutError, SessionError
 
 
 class Timer:
@@ -62,4 +62,4 @@ def timed_out() -> OSError:
 
 def client_timed_out() -> ClientError:
     """The client let `timeout` pass."""
-    return ClientError("client timed out", error=timed_out())
+    return ClientTimeoutError("client timed out", error=timed_out())

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from mailproxy.frozen import Frozen
 from mailproxy.net.watched import receive_packet
 from mailproxy.process import signals
 from mailproxy.process.messages import (
@@ -37,7 +38,7 @@ MESSAGES_IN_A_ROW = 64
 """Messages of one worker that are taken before others have their turn."""
 
 
-class SpawnError(Exception):
+class SpawnError(Frozen, Exception):
     """A process cannot be started.
 
     Attributes:

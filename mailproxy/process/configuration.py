@@ -16,6 +16,7 @@ from mailproxy.conf.directive import Block, Reading, Settings, declarations
 from mailproxy.conf.places import BlockKind, Language
 from mailproxy.conf.resolve import Interpreter
 from mailproxy.conf.tree import ConfigError
+from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState
@@ -38,7 +39,7 @@ class Messages:
         return itertools.chain(self.reading, self.starting)
 
 
-class ConfigErrors(ExceptionGroup[ConfigError]):
+class ConfigErrors(Frozen, ExceptionGroup[ConfigError]):
     """The configuration cannot be used: all errors, nginx's first one first."""
 
     messages: Messages
@@ -49,7 +50,7 @@ class ConfigErrors(ExceptionGroup[ConfigError]):
     @classmethod
     def of(cls, messages: Messages, *, parsed: bool) -> Self:
         """Group the errors of `messages`."""
-        errors = [message for message in messages if message.level != "warn"]
+        errors = [message for message in messages if not message.is_warning]
         group = cls("the configuration cannot be used", errors)
         group.messages = messages
         group.parsed = parsed
@@ -187,14 +188,14 @@ class Loader:
         messages = self.reading.messages
         complete = self.interpreter.read(self.path, globals_text)
         read = len(messages)
-        parsed = complete and all(message.level == "warn" for message in messages)
+        parsed = complete and all(message.is_warning for message in messages)
         main = events = None
         if complete:
             main, events = self._start(parsed=parsed)
-            if all(message.level == "warn" for message in messages):
+            if all(message.is_warning for message in messages):
                 self._warn_of_idleness()
         said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
-        if any(message.level != "warn" for message in messages):
+        if any(not message.is_warning for message in messages):
             raise ConfigErrors.of(said, parsed=parsed)
         assert main is not None
         assert events is not None

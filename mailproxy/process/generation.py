@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from mailproxy.frozen import Frozen
 from mailproxy.log import Logger, Logs, WorkerAccount, log_unopened, open_logs
 from mailproxy.mail.listen import Listen
 from mailproxy.net import listening
@@ -23,7 +24,7 @@ from mailproxy.process.pidfile import PidError
 from mailproxy.process.settings import MainSettings
 
 
-class GenerationError(Exception):
+class GenerationError(Frozen, Exception):
     """A configuration cannot be put to work; why is in the log."""
 
 

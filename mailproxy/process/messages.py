@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NoReturn
 
+from mailproxy.frozen import Frozen
+
 VERSION = 1
 MAX_FRAME = 64 * 1024
 """Octets of a frame."""
@@ -50,7 +52,7 @@ class Order(IntEnum):
     """To the master: the event loop turns."""
 
 
-class MessageError(Exception):
+class MessageError(Frozen, Exception):
     """A frame is no message. The text says why, and repeats nothing of the frame."""
 
 

@@ -14,13 +14,14 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 
+from mailproxy.frozen import Frozen
 from mailproxy.log import Logger
 from mailproxy.process.settings import Affinity, MainSettings, online_cpus
 
 _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
 
-class UnfitError(Exception):
+class UnfitError(Frozen, Exception):
     """This process must not be a worker; why is in the log."""
 
 

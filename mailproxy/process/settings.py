@@ -11,7 +11,7 @@ from mailproxy import outside
 from mailproxy.conf.addresses import IPNetwork, cidr
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.hints import is_secret
-from mailproxy.conf.tree import ConfigError, Directive
+from mailproxy.conf.tree import ConfigError, Directive, DuplicateError
 from mailproxy.conf.values import (
     c_string,
     choice,
@@ -60,7 +60,7 @@ def _parse_user(found: Directive, reading: Reading) -> User | None:
         )
         return None
     if found.name in reading.block.given:
-        raise ValueError("is duplicate")
+        raise DuplicateError
     name = found.words[1]
     group = found.words[-1]
     try:
@@ -98,7 +98,7 @@ def _parse_processes(found: Directive, _: Reading) -> int:
 def _parse_priority(found: Directive, reading: Reading) -> int:
     given = reading.block.given.get(found.name)
     if given is not None and given.value != 0:
-        raise ValueError("is duplicate")
+        raise DuplicateError
     value = found.words[1].value
     if value.startswith("-"):
         return -parse_number(value[1:])
@@ -179,7 +179,7 @@ def _parse_env(found: Directive, _: Reading) -> tuple[tuple[str, str | None], ..
 
 def _parse_connections(found: Directive, reading: Reading) -> int:
     if reading.block.given.keys() & {"worker_connections", "connections"}:
-        raise ValueError("is duplicate")
+        raise DuplicateError
     word = found.words[1]
     try:
         return parse_number(word.value)

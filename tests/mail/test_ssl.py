@@ -19,6 +19,8 @@ from mailproxy.conf.tree import SourceText
 from mailproxy.mail.ssl import SslSettings
 from mailproxy.mail.ssl_values import Key, PasswordFile, SessionCache
 from mailproxy.net import openssl
+from mailproxy.net.openssl.headers import ssl_h
+from mailproxy.net.openssl.headers.prototype import has
 from mailproxy.process.configuration import ConfigErrors, Configuration, Loader
 from tests.tls import Certificates, shake_hands
 
@@ -761,7 +763,7 @@ def test_commands_overrule_directives(
 def test_certificate_compression_is_there_or_warned_of(load: Load) -> None:
     whole = load("", f"starttls on; {PAIR} ssl_certificate_compression on;")
     said = [str(message) for message in whole.messages]
-    if not openssl.library.c.has("SSL_CTX_compress_certs"):
+    if not has(ssl_h.SSL_CTX_compress_certs):
         assert said == [
             '"ssl_certificate_compression" is not supported on this platform, ignored'
         ]
