@@ -31,7 +31,7 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.log import MailContext
+from mailproxy.log import SessionInfo
 from mailproxy.mail import session
 from mailproxy.net.dns import Resolver
 from mailproxy.process.configuration import Loader
@@ -162,10 +162,11 @@ class Stage:
         """The session, from accept to close."""
         listen = self.server.core.listen[0]
         port = None if self.client == "unix:" else 40000
-        context = MailContext(1, self.client, port, server=listen.address)
-        context.tags = self.server.core.error_log_user_tag
+        self.info = SessionInfo(1, self.client, port, server=listen.address)
+        self.info.tags = self.server.core.error_log_user_tag
+        self.info.protocol = self.server.protocol.name
         await session.run(
-            self.wire, self.server, listen, self.network, self.log.log, context
+            self.wire, self.server, listen, self.network, self.log.log, self.info
         )
 
     async def _run_worker(self) -> None:
@@ -197,6 +198,7 @@ class Stage:
             raise failure
         assert not patience.cancelled_caught, "the session does not end"
         self.network.close()
+        assert not self.network.sessions
         assert all(wire.closed for wire in everyone)
         self.check_sanity()
 
@@ -241,7 +243,6 @@ class Stage:
         lines = [
             f"[{level}] {text.replace(_USUAL, ', …')}"
             for level, text in self.log.events[1:]
-            if level != "debug"
         ]
         return lines[self._logged :]
 

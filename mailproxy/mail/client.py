@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from mailproxy.errors import ClientError, SessionError
+from mailproxy.log import Phase
 from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
-    from mailproxy.log import Logger, MailContext
+    from mailproxy.log import Logger, SessionInfo
     from mailproxy.mail.listen import Listen
     from mailproxy.mail.server import Server
     from mailproxy.net.network import Network
-    from mailproxy.net.proxy_protocol import Header
     from mailproxy.net.wire import Wire
 
 UNTRUSTED = frozenset((18, 19, 20, 21, 27))
@@ -94,15 +94,11 @@ class Client:
       wire: its connection.
       lines: the same, line by line.
       server, listen: who serves it, and which address it came to.
-      address, port: where it comes from, after `set_real_ip_from`; a client of a
-        unix socket has the address "unix:" and no port.
-      header: the PROXY header it came with, if any.
+      info: who it is, and how far it has come.
       host: SMTP: its name in the DNS, or why there is none.
-      helo: SMTP: what it called itself.
       esmtp: SMTP: its last greeting was EHLO.
       mail: SMTP: its MAIL command, if that is under way (`smtp_auth none`).
       fields: IMAP: what it first called itself by ID, as (name, value); at most 30.
-      attempts: how many logins it has tried.
       timer: limits what is going on.
     """
 
@@ -112,27 +108,25 @@ class Client:
         server: Server,
         listen: Listen,
         network: Network,
-        context: MailContext,
+        info: SessionInfo,
         log: Logger,
     ) -> None:
         self.wire = wire
         self.lines = LineStream(
-            wire, server.protocol.client_buffer, ClientError, "client closed connection"
+            wire,
+            server.protocol.client_buffer,
+            ClientError,
+            "client closed connection",
         )
         self.server = server
         self.listen = listen
         self.network = network
-        self.context = context
+        self.info = info
         self.log = log
-        self.address = context.client
-        self.port = context.client_port
-        self.header: Header | None = None
         self.host = b"[UNAVAILABLE]"
-        self.helo = b""
         self.esmtp = False
         self.mail = b""
         self.fields: tuple[tuple[bytes, bytes | None], ...] = ()
-        self.attempts = 0
         self.timer = Timer()
         self._errors = 0
         self._commands = 0
@@ -267,17 +261,20 @@ class Client:
         context = self.server.ssl.context
         assert context is not None, "the configuration was checked for it"
         self.lines.take_rest()
-        self.helo = b""
         self.esmtp = False
         self.mail = b""
         self.fields = ()
-        self.context.login = b""
-        self.context.starttls = not self.listen.ssl
-        self.context.action = action
+        info = self.info
+        info.helo = b""
+        info.login = b""
+        phase, info.phase = info.phase, Phase.TLS
+        info.starttls = not self.listen.ssl
+        info.action = action
         try:
             await self.wire.start_tls(context)
         except OSError as error:
             raise faults.broken(ClientError, "handshake", error) from None
+        info.phase = phase
         if self.server.ssl.ssl_verify_client != "off":
             await self._check_certificate()
 

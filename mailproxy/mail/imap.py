@@ -94,7 +94,7 @@ class ImapSettings(MailProtocol):
                             raise BadCommand
                         await client.send(reader.tag + b"OK completed\r\n")
                         await client.start_tls("in starttls state")
-                        client.context.action = "in auth state"
+                        client.info.action = "in auth state"
                     case b"LOGIN":
                         return self._login(client, reader.tag, arguments)
                     case _:
@@ -111,7 +111,7 @@ class ImapSettings(MailProtocol):
         if not client.may_log_in or len(arguments) != 2 or not arguments[0]:
             raise BadCommand
         user, password = arguments
-        client.context.login = user
+        client.info.login = user
         sasl.check_credentials(user, password, "LOGIN")
         return Login("plain", user, password, tag=tag)
 

@@ -134,11 +134,11 @@ class Pop3Settings(MailProtocol):
                     case b"STLS" if client.may_start_tls:
                         await client.send(_OK)
                         await client.start_tls("in starttls state")
-                        client.context.action = "in auth state"
+                        client.info.action = "in auth state"
                     case _ if not client.may_log_in:
                         raise BadCommand
                     case b"USER" if arguments:
-                        client.context.login = arguments[0]
+                        client.info.login = arguments[0]
                         sasl.check_credentials(arguments[0], None, "USER")
                         user = arguments[0]
                         await client.send(_OK)
@@ -164,7 +164,7 @@ class Pop3Settings(MailProtocol):
         if "apop" not in self.pop3_auth or len(arguments) != 2:
             raise BadCommand
         user, digest = arguments
-        client.context.login = user
+        client.info.login = user
         sasl.check_credentials(user, digest, "APOP")
         return Login("apop", user, digest, salt=client.salt)
 

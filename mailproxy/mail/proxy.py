@@ -107,9 +107,10 @@ async def send_header(client: Client, backend: Wire) -> None:
       BackendError: the connection broke.
     """
     source = destination = None
-    if client.port is not None:
+    info = client.info
+    if info.client_port is not None:
         local = client.wire.socket.getsockname()
-        source = Endpoint(client.address, client.port)
+        source = Endpoint(info.client, info.client_port)
         destination = Endpoint(*local[:2]) if isinstance(local, tuple) else None
     if client.server.proxy.proxy_protocol == "v2":
         header = proxy_protocol.format_v2(source, destination, _tls(client))

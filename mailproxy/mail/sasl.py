@@ -53,7 +53,7 @@ async def authenticate(
     """
     mechanism = arguments[0].decode("latin-1").lower() if arguments else ""
     initial = arguments[1:]
-    client.context.login = b""
+    client.info.login = b""
     if mechanism not in _ORDER or (
         mechanism not in enabled and mechanism not in ALWAYS
     ):
@@ -74,13 +74,13 @@ async def authenticate(
             user, secret = parse_plain(await response(b""))
         case "login":
             user = decode(await response(USER_CHALLENGE), name)
-            client.context.login = user
+            client.info.login = user
             secret = decode((await ask(PASSWORD_CHALLENGE))[0], name)
         case "cram-md5":
             salt = client.salt
             user, secret = split_cram_md5(await response(base64.b64encode(salt)))
             if len(secret) != 32:
-                client.context.login = user
+                client.info.login = user
                 raise _invalid("CRAM-MD5 hash", "AUTH CRAM-MD5")
         case "external":
             user, secret = decode(await response(USER_CHALLENGE), name), None
@@ -88,7 +88,7 @@ async def authenticate(
             user, secret = parse_xoauth2(await response(b""))
         case _:
             user, secret = parse_oauthbearer(await response(b""))
-    client.context.login = user
+    client.info.login = user
     check_credentials(user, secret, f"AUTH {name}")
     method = "plain" if mechanism == "login" else mechanism
     return Login(method, user, secret, tag=tag, salt=salt)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
+from mailproxy.log import Phase, SessionInfo
 from mailproxy.mail import proxy, realip, sasl
 from mailproxy.mail.auth.source import Granted, Refused
 from mailproxy.mail.client import Client, timed_out
@@ -16,7 +17,7 @@ from mailproxy.net import faults
 from mailproxy.net.lines import LineStream
 
 if TYPE_CHECKING:
-    from mailproxy.log import Logger, MailContext
+    from mailproxy.log import Logger
     from mailproxy.mail.listen import Listen
     from mailproxy.mail.server import Server
     from mailproxy.net.network import Network
@@ -30,26 +31,28 @@ async def run(
     listen: Listen,
     network: Network,
     log: Logger,
-    context: MailContext,
+    info: SessionInfo,
 ) -> None:
     """Serve one client until it leaves; never raises but for cancellation.
 
     Args:
       wire: the accepted connection; it is closed here.
       log: of the server.
-      context: who the client is; it changes as the session goes on.
+      info: who the client is; it changes as the session goes on, and is among the
+        live sessions of `network` until the end.
     """
-    log = log.bind(context=context)
+    log = log.bind(context=info)
     backend: Wire | None = None
     notify = True
+    info.client_wire = wire
+    network.sessions[info.connection] = info
     try:
         log.client_connected()
-        entered = await _log_in(
-            Client(wire, server, listen, network, context, log), log
-        )
+        entered = await _log_in(Client(wire, server, listen, network, info, log), log)
         if entered is not None:
             backend, to_client, to_backend = entered
-            context.action = None
+            info.action = None
+            info.phase = Phase.RELAYED
             log.info("client logged in")
             ended = await network.relay.carry(
                 wire,
@@ -60,7 +63,7 @@ async def run(
                 bound=server.proxy.proxy_buffer,
             )
             notify = ended.reason == "done"
-            _log_end(ended, context, log)
+            _log_end(ended, info, log)
     except SessionError as error:
         notify = error.error is None or error.error.errno != errno.ETIMEDOUT
         _log_error(error, log)
@@ -70,6 +73,7 @@ async def run(
         wire.close(notify=notify)
         if backend is not None:
             backend.close()
+        del network.sessions[info.connection]
 
 
 async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
@@ -90,27 +94,32 @@ async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | No
 async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
     """The phases of `_log_in`, each with its limit on the client's timer."""
     server = client.server
-    context = client.context
+    info = client.info
     limit = client.timer.limit
     timeout = server.core.timeout
     if client.listen.proxy_protocol:
-        context.action = "reading PROXY protocol"
+        info.action = "reading PROXY protocol"
+        info.phase = Phase.PROXY_HEADER
         limit(timeout)
         await realip.read_header(client)
     if client.listen.ssl:
         limit(timeout)
         await client.start_tls("SSL handshaking")
-    context.action = "sending client greeting line"
+    info.action = "sending client greeting line"
+    info.phase = Phase.GREETING
     limit(timeout)
     protocol = server.protocol
     await protocol.greet(client)
-    context.action = "in auth state"
+    info.action = "in auth state"
     while True:
+        info.phase = Phase.LOGIN
         login = await protocol.read_login(client)
         if login is None:
             return None
-        client.attempts += 1
-        context.action = "in http auth state"
+        info.method = login.method
+        info.attempts += 1
+        info.action = "in http auth state"
+        info.phase = Phase.AUTH
         verdict = await server.auth.check(login, client)
         if isinstance(verdict, Granted):
             return await _enter(client, login, verdict)
@@ -124,7 +133,7 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
             answer = await _explain(client, login, verdict)
             limit(timeout)
         await client.send(answer)
-        context.action = "in auth state"
+        info.action = "in auth state"
         if not verdict.wait:
             return None
 
@@ -151,11 +160,12 @@ async def _enter(
     Raises:
       BackendError: it cannot be reached or does not let the client in.
     """
-    context = client.context
-    context.login = granted.user
-    context.upstream = granted.name
-    context.action = "connecting to upstream"
-    backend = proxy.connect(client.network, granted)
+    info = client.info
+    info.login = granted.user
+    info.upstream = granted.name
+    info.action = "connecting to upstream"
+    info.phase = Phase.CONNECT
+    backend = info.upstream_wire = proxy.connect(client.network, granted)
     try:
         lines = LineStream(
             backend,
@@ -168,7 +178,8 @@ async def _enter(
 
         def sending(what: str) -> None:
             sent.append(what)
-            context.action = f"sending {what} to upstream"
+            info.action = f"sending {what} to upstream"
+            info.phase = Phase.BACKEND_LOGIN
 
         entering = Login(
             login.method,
@@ -182,7 +193,7 @@ async def _enter(
 
         def expired() -> BackendError:
             if lines.buffered:
-                context.action = "reading response from upstream"
+                info.action = "reading response from upstream"
             return BackendError(
                 "upstream timed out", error=timed_out(), level="info", action=None
             )
@@ -208,7 +219,7 @@ async def _fail(client: Client, error: AuthError | BackendError) -> None:
     answer = client.server.protocol.internal_error
     if isinstance(error, BackendError):
         if error.action is not None:
-            client.context.action = error.action
+            client.info.action = error.action
         if error.reply and client.server.proxy.proxy_pass_error_message:
             error.level = "info"
             answer = error.reply
@@ -226,11 +237,11 @@ def _log_error(error: SessionError, log: Logger) -> None:
         log.log(error.level, event, *error.values, error=error.error)
 
 
-def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:
+def _log_end(ended: Ended, info: SessionInfo, log: Logger) -> None:
     """The last line of a relayed session."""
-    context.action = "proxying"
+    info.action = "proxying"
     if ended.error is not None:
-        context.action = ended.action
+        info.action = ended.action
         found = faults.describe(
             "recv" if ended.reason == "done" else "send",
             ended.error,
@@ -239,7 +250,7 @@ def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:
         log.log(found.level, found.event, *found.values, error=found.error)
     match ended.reason:
         case "done":
-            context.action = None
+            info.action = None
             log.info("proxied session done")
         case "timeout":
             log.info("client timed out", error=timed_out())

@@ -131,7 +131,7 @@ class SmtpSettings(MailProtocol):
         if core.resolver is not None:
             client.timer.stop()  # lookups have limits of their own
             resolver = client.network.resolver(core.resolver, core.resolver_timeout)
-            client.host = await find_client_host(resolver, client.context, client.log)
+            client.host = await find_client_host(resolver, client.info, client.log)
         if self.smtp_greeting_delay:
             client.timer.stop()
             await self._delay(client)
@@ -144,7 +144,7 @@ class SmtpSettings(MailProtocol):
         Raises:
           ClientError: the client said something, and has been told.
         """
-        client.context.action = "in delay pipelining state"
+        client.info.action = "in delay pipelining state"
         early = b""
         with trio.move_on_after(self.smtp_greeting_delay):
             early = await client.lines.read_some()
@@ -192,7 +192,7 @@ class SmtpSettings(MailProtocol):
                     case b"STARTTLS" if client.may_start_tls:
                         await client.send(_START_TLS)
                         await client.start_tls("in starttls state")
-                        client.context.action = "in auth state"
+                        client.info.action = "in auth state"
                     case _:
                         raise BadCommand
             except BadCommand as bad:
@@ -202,7 +202,7 @@ class SmtpSettings(MailProtocol):
         if len(command.arguments) != 1:
             await client.send(_INVALID_ARGUMENT)
             return
-        client.helo = command.arguments[0]
+        client.info.helo = command.arguments[0]
         client.esmtp = command.name == b"EHLO"
         client.mail = b""
         lines = [client.server.core.server_name]
@@ -238,7 +238,7 @@ class SmtpSettings(MailProtocol):
             await client.send(_INVALID_ARGUMENT)
         else:
             client.mail = command.text
-            client.context.login = b""
+            client.info.login = b""
             await client.send(_OK)
 
     async def challenge(self, client: Client, text: bytes) -> list[bytes]:

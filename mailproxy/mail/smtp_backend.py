@@ -44,7 +44,7 @@ async def enter(
     reply = await _say_hello(backend, client)
     if proxy.xclient != "off":
         command = format_xclient(
-            client.address,
+            client.info.client,
             b"" if with_auth else login.user,
             client.host,
             offered_attributes(reply) if proxy.xclient == "auto" else None,
@@ -102,10 +102,10 @@ async def _introduce(
     sending("XCLIENT")
     await send_command(backend, command)
     await _expect(backend, b"220", b"250", command="XCLIENT", remedy="xclient off")
-    if client.helo:
+    if client.info.helo:
         sending("client HELO/EHLO")
         verb = b"EHLO" if client.esmtp else b"HELO"
-        await send_command(backend, b"%s %s\r\n" % (verb, client.helo))
+        await send_command(backend, b"%s %s\r\n" % (verb, client.info.helo))
         await _expect(backend, b"250", command=f"the client's {verb.decode()}")
 
 

@@ -34,15 +34,28 @@ class Wire:
     Attributes:
       socket: the socket, an `ssl.SSLSocket` after `start_tls`.
       tls: the same `ssl.SSLSocket`, or None while in clear text.
+      received: octets that were read from it; what is only looked at (`peek`) and
+        dropped does not count, nor does what TLS adds.
+      sent: octets that the kernel, or OpenSSL, has taken; the same holds.
     """
 
-    __slots__ = ("_readiness", "closed", "engine", "socket", "tls")
+    __slots__ = (
+        "_readiness",
+        "closed",
+        "engine",
+        "received",
+        "sent",
+        "socket",
+        "tls",
+    )
 
     def __init__(self, engine: Engine, connection: socket.socket) -> None:
         self.engine = engine
         self.socket = connection
         self.tls: ssl.SSLSocket | None = None
         self.closed = False
+        self.received = 0
+        self.sent = 0
         self._readiness = Readiness(engine)
         engine.register(connection.fileno(), self._readiness.ready)
 
@@ -92,6 +105,7 @@ class Wire:
                 if self.tls is not None and faults.is_end(error):
                     return b""
                 raise
+            self.received += len(data)
             if len(data) < size and self.tls is None and not readiness.hung_up:
                 readiness.readable = False  # less than asked for was all (epoll(7))
             return data
@@ -158,6 +172,7 @@ class Wire:
                     raise faults.under_tls(error) from error
                 raise
             else:
+                self.sent += sent
                 if sent == len(data):
                     return
                 data = memoryview(data)[sent:]

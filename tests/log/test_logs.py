@@ -16,7 +16,7 @@ from mailproxy.log import (
     ErrorLog,
     Logger,
     Logs,
-    MailContext,
+    SessionInfo,
     Workers,
     open_logs,
     open_startup_log,
@@ -24,7 +24,7 @@ from mailproxy.log import (
 from mailproxy.log.directive import File, Filter, Memory, Stderr, Syslog
 from tests.captured_log import CapturedLog
 
-CONTEXT = MailContext(5, "192.0.2.1", 99, "127.0.0.1:143", "in auth state")
+CONTEXT = SessionInfo(5, "192.0.2.1", 99, "127.0.0.1:143", "in auth state")
 
 
 class Clock:
@@ -87,7 +87,7 @@ class TestLogger:
 
     def test_context_is_shown_as_it_is_when_something_happens(self) -> None:
         captured = CapturedLog()
-        context = MailContext(5, "192.0.2.1", 99, "127.0.0.1:143", "in auth state")
+        context = SessionInfo(5, "192.0.2.1", 99, "127.0.0.1:143", "in auth state")
         log = captured.log.bind(context=context)
         log.client_connected()
         context.login = b"tim"
@@ -240,7 +240,7 @@ def test_filter_looks_where_it_is_told(
     tmp_path: Path, kind: str, pattern: str, matches: bool
 ) -> None:
     path = tmp_path / "a"
-    context = MailContext(
+    context = SessionInfo(
         5, "192.0.2.1", 99, "127.0.0.1:143", None, login=b"tim", tags=("srv1",)
     )
     directive = file(path, INFO, filters=(Filter(kind, pattern, "contains"),))

@@ -52,12 +52,12 @@ def _lines(settings: AuthHttpSettings, login: Login, client: Client) -> Iterator
         yield b"Auth-Salt: %s\r\n" % login.salt
     yield b"Auth-Protocol: %s\r\nAuth-Login-Attempt: %d\r\nClient-IP: %s\r\n" % (
         protocol.encode(),
-        client.attempts,
-        client.address.encode(),
+        client.info.attempts,
+        client.info.client.encode(),
     )
     if protocol == "smtp":
         yield b"Client-Host: %s\r\n" % client.host
-    header = client.header
+    header = client.info.header
     if header is not None and header.source is not None:
         yield b"Proxy-Protocol-Addr: %s\r\nProxy-Protocol-Port: %d\r\n" % (
             header.source.address.encode(),
@@ -70,7 +70,7 @@ def _lines(settings: AuthHttpSettings, login: Login, client: Client) -> Iterator
         )
     if login.envelope is not None:
         yield b"Auth-SMTP-Helo: %s\r\nAuth-SMTP-From: %s\r\nAuth-SMTP-To: %s\r\n" % (
-            client.helo,
+            client.info.helo,
             login.envelope.mail,
             login.envelope.rcpt,
         )
