@@ -31,7 +31,7 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.log import SessionInfo
+from mailproxy.log import INFO, SessionInfo
 from mailproxy.mail import session
 from mailproxy.net.dns import Resolver
 from mailproxy.process.configuration import Loader
@@ -132,6 +132,7 @@ class Stage:
       failing: see `MemoryNetwork`.
       client: address of the client.
       resolver: answers if the server asks for names.
+      level: the most verbose level of the log.
       requests: what the auth server was asked.
     """
 
@@ -139,9 +140,10 @@ class Stage:
     failing: Mapping[str, int] = field(default_factory=dict)
     client: str = CLIENT
     resolver: Resolver | None = None
+    level: int = INFO
 
     def __post_init__(self) -> None:
-        self.log = CapturedLog()
+        self.log = CapturedLog(self.level)
         self.signs = Signs({}, {})
         self.wire = MemoryWire(self._news)
         url = self.server.auth.auth_http

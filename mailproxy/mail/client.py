@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from mailproxy.errors import ClientError, SessionError
-from mailproxy.log import Phase
+from mailproxy.log import DEBUG, Phase
 from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
+from mailproxy.mail.trace import Trace, client_lines
 from mailproxy.net import faults, openssl
-from mailproxy.net.lines import LineStream, TooLong
+from mailproxy.net.lines import TooLong
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger, SessionInfo
@@ -93,6 +94,7 @@ class Client:
     Attributes:
       wire: its connection.
       lines: the same, line by line.
+      trace: logs the dialogue, if the log is at level debug.
       server, listen: who serves it, and which address it came to.
       info: who it is, and how far it has come.
       host: SMTP: its name in the DNS, or why there is none.
@@ -112,7 +114,9 @@ class Client:
         log: Logger,
     ) -> None:
         self.wire = wire
-        self.lines = LineStream(
+        self.trace = Trace(log, info, server.protocol) if log.level >= DEBUG else None
+        self.lines = client_lines(
+            self.trace,
             wire,
             server.protocol.client_buffer,
             ClientError,
@@ -274,6 +278,8 @@ class Client:
             await self.wire.start_tls(context)
         except OSError as error:
             raise faults.broken(ClientError, "handshake", error) from None
+        if self.trace is not None and self.wire.tls is not None:
+            self.trace.note_tls(self.wire.tls)
         info.phase = phase
         if self.server.ssl.ssl_verify_client != "off":
             await self._check_certificate()

@@ -36,6 +36,15 @@ class ImapSettings(MailProtocol):
 
     name: ClassVar[str] = "imap"
     ports: ClassVar[tuple[int, ...]] = (143, 993)
+    tagged: ClassVar[bool] = True
+    harmless: ClassVar[frozenset[bytes]] = frozenset(
+        (
+            b"NOOP CAPABILITY ID LOGOUT STARTTLS "
+            b"ENABLE NAMESPACE SELECT EXAMINE CREATE DELETE RENAME "
+            b"SUBSCRIBE UNSUBSCRIBE LIST LSUB STATUS CHECK CLOSE "
+            b"EXPUNGE SEARCH FETCH STORE COPY MOVE UID IDLE"
+        ).split()
+    )
 
     imap_client_buffer: int = directive(
         size, default=resource.getpagesize(), shown="4k | 8k"

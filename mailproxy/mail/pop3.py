@@ -65,6 +65,11 @@ class Pop3Settings(MailProtocol):
 
     name: ClassVar[str] = "pop3"
     ports: ClassVar[tuple[int, ...]] = (110, 995)
+    harmless: ClassVar[frozenset[bytes]] = frozenset(
+        (
+            b"USER QUIT CAPA NOOP STLS STAT LIST RETR DELE RSET TOP UIDL UTF8 LANG"
+        ).split()
+    )
 
     pop3_client_buffer: int = directive(
         size,

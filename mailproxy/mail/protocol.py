@@ -97,6 +97,11 @@ class MailProtocol(Settings, ABC):
     """What `protocol` calls it."""
     ports: ClassVar[tuple[int, ...]]
     """The ports that mean it where `protocol` is not written."""
+    harmless: ClassVar[frozenset[bytes]] = frozenset()
+    """Commands without secrets, in upper case: the debug log shows them whole, and of
+    all others no arguments."""
+    tagged: ClassVar[bool] = False
+    """Whether a command has a tag before its name."""
     certificate_error: ClassVar[bytes]
     """Sent, before closing, to a client whose certificate does not verify."""
     certificate_missing: ClassVar[bytes]

@@ -116,6 +116,8 @@ async def send_header(client: Client, backend: Wire) -> None:
         header = proxy_protocol.format_v2(source, destination, _tls(client))
     else:
         header = proxy_protocol.format_v1(source, destination)
+    if client.trace is not None:
+        client.trace.show("to upstream", header.removesuffix(b"\r\n"))
     try:
         await backend.send_all(header)
     except OSError as error:

@@ -94,6 +94,8 @@ async def read_header(client: Client) -> None:
             raise ClientError("client closed connection")
         seen = data
     client.wire.drop(header.size)
+    if client.trace is not None:
+        client.trace.show("from client", data[: header.size].removesuffix(b"\r\n"))
     info = client.info
     info.header = header
     if header.source is not None and client.server.realip.believes(info.client):

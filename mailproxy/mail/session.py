@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
-from mailproxy.log import Phase, SessionInfo
-from mailproxy.mail import proxy, realip, sasl
+from mailproxy.log import DEBUG, Phase, SessionInfo
+from mailproxy.mail import proxy, realip, sasl, trace
 from mailproxy.mail.auth.source import Granted, Refused
 from mailproxy.mail.client import Client, timed_out
 from mailproxy.mail.protocol import BadCommand, Login
 from mailproxy.net import faults
-from mailproxy.net.lines import LineStream
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger
@@ -74,6 +73,19 @@ async def run(
         if backend is not None:
             backend.close()
         del network.sessions[info.connection]
+        if log.level >= DEBUG:
+            _log_octets(info, log)
+
+
+def _log_octets(info: SessionInfo, log: Logger) -> None:
+    """Tell at level debug how much was said; what was relayed is not shown."""
+    log.debug("client sent %s and got %s octets", info.received, info.sent)
+    if info.upstream_wire is not None:
+        log.debug(
+            "upstream sent %s and got %s octets",
+            info.upstream_received,
+            info.upstream_sent,
+        )
 
 
 async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
@@ -120,6 +132,8 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
         info.attempts += 1
         info.action = "in http auth state"
         info.phase = Phase.AUTH
+        if client.trace is not None:
+            client.trace.hide(login)
         verdict = await server.auth.check(login, client)
         if isinstance(verdict, Granted):
             return await _enter(client, login, verdict)
@@ -165,9 +179,12 @@ async def _enter(
     info.upstream = granted.name
     info.action = "connecting to upstream"
     info.phase = Phase.CONNECT
+    if client.trace is not None:
+        client.trace.note('upstream is "%s"', granted.name)
     backend = info.upstream_wire = proxy.connect(client.network, granted)
     try:
-        lines = LineStream(
+        lines = trace.backend_lines(
+            client.trace,
             backend,
             client.server.proxy.reply_limit,
             BackendError,
@@ -190,6 +207,8 @@ async def _enter(
             login.envelope,
             granted.smtp_auth,
         )
+        if client.trace is not None:
+            client.trace.hide(entering)
 
         def expired() -> BackendError:
             if lines.buffered:

@@ -94,6 +94,12 @@ class SmtpSettings(MailProtocol):
 
     name: ClassVar[str] = "smtp"
     ports: ClassVar[tuple[int, ...]] = (25, 465, 587)
+    harmless: ClassVar[frozenset[bytes]] = frozenset(
+        (
+            b"HELO EHLO QUIT NOOP MAIL RCPT RSET VRFY EXPN HELP "
+            b"STARTTLS DATA BDAT ETRN XCLIENT"
+        ).split()
+    )
 
     smtp_client_buffer: int = directive(
         size, default=resource.getpagesize(), shown="4k | 8k"

@@ -70,9 +70,9 @@ class TestLogger:
             ("warn", "e"),
             ("notice", "f"),
             ("info", "g"),
-            ("debug", "h"),
             ("notice", "i"),
         ]
+        assert captured.debug == ["h"]
 
     def test_levels_beyond_the_wanted_one_do_nothing(self) -> None:
         captured = CapturedLog(NOTICE)

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from mailproxy.errors import AuthError, BackendError
+from mailproxy.log import DEBUG
 from mailproxy.mail.auth.answer import Unusable, parse
 from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.auth.source import Granted
@@ -30,7 +31,7 @@ def log_of(directives: str, script: str) -> str:
     dialogue = Dialogue("", directives, script)
     act = act_out(dialogue, len(dialogue.steps))  # looks for the secret itself
     assert act is not None
-    return "\n".join(text for _, text in act.log.events)
+    return "\n".join([text for _, text in act.log.events] + act.log.debug)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_answers_of_the_auth_server(answer: str) -> None:
 def test_tracebacks(dialogue: Dialogue) -> None:
     """A bug is logged with its traceback, to its last line."""
     server = load_server(dialogue.directives)
-    act = Act(dataclasses.replace(server, auth=Careless.of(server.auth)))
+    act = Act(dataclasses.replace(server, auth=Careless.of(server.auth)), level=DEBUG)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
@@ -166,7 +167,7 @@ def test_tracebacks(dialogue: Dialogue) -> None:
                 act.leave("C", "close")
 
     trio.run(run, clock=MockClock(autojump_threshold=0))
-    log = "\n".join(text for _, text in act.log.events)
+    log = "\n".join([text for _, text in act.log.events] + act.log.debug)
     assert "session failed, this is a bug" in log
     assert "RuntimeError: (Login(" in log
     for secret in ("SECRET", "TOKEN", b64("SECRET"), SECRET, "0123456789abcdef"):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import trio
 
-from mailproxy.log import SessionInfo
+from mailproxy.log import INFO, SessionInfo
 from mailproxy.mail import session
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
@@ -153,7 +153,7 @@ class World:
         self.server = load_server(directives)
         self.engine = Engine(limit)
         self.network = Network(self.engine)
-        self.log = CapturedLog()
+        self.log = CapturedLog(INFO)
         self.running = 0
         self.peers: list[Peer] = []
         self._ended = trio.Condition()

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from mailproxy.errors import AuthError
+from mailproxy.log import DEBUG
+from mailproxy.mail.auth import trace
 from mailproxy.mail.auth.answer import (
     Answer,
     Unusable,
@@ -62,7 +64,10 @@ async def check(
     """Ask until there is a decision; see `AuthSource.check`."""
     url = settings.auth_http
     assert url is not None, "every server has one"
-    question = _Question(request(settings, login, client), settings, client.log)
+    secrets = _secrets(settings, login)
+    question = _Question(
+        request(settings, login, client), settings, client.log, secrets
+    )
 
     def expired() -> AuthError:
         if not question.received:
@@ -128,6 +133,7 @@ class _Question:
     request: bytes = field(repr=False)
     settings: AuthHttpSettings
     log: Logger
+    secrets: tuple[bytes, ...] = field(repr=False)
     received: bytes = field(default=b"", repr=False)
 
     async def ask(self, network: Network) -> Answer:
@@ -200,6 +206,8 @@ class _Question:
 
     async def _begin(self, wire: Wire) -> None:
         """Send the request, and receive the first octets of the answer."""
+        if self.log.level >= DEBUG:
+            trace.show(self.log, "to", self.request, self.secrets)
         try:
             await wire.send_all(self.request)
             self.received = await wire.receive_some()
@@ -225,7 +233,10 @@ class _Question:
             if not data:
                 raise self.unusable("closed connection prematurely: ", _WHOLE)
             self.received += data
-        answer = parse(self.received[: end.start()])
+        header = self.received[: end.start()]
+        if self.log.level >= DEBUG:
+            trace.show(self.log, "from", header, self.secrets)
+        answer = parse(header)
         answer.body -= len(self.received) - end.end()
         return answer
 
