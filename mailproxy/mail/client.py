@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import math
-import os
 import secrets
 import time
-from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-import trio
-
-from mailproxy.errors import ClientError, SessionError
+from mailproxy.errors import ClientError
 from mailproxy.log import DEBUG, Phase
 from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
 from mailproxy.mail.trace import Trace, client_lines
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import TooLong
+from mailproxy.net.timer import Timer
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger, SessionInfo
@@ -34,58 +28,6 @@ the certificate may be good, but nobody that we know vouches for it."""
 
 _LOGGED_FIELDS = (b"name", b"version", b"vendor", b"os", b"os-version")
 """Fields of ID that the log shows (RFC 2971, section 3.3)."""
-
-
-class Timer:
-    """The one timer of a session until its login, and what it means when it goes off.
-
-    A phase begins with `limit`, which ends the phase before. That is one cancel scope
-    for all phases: three of them would be a tenth of what a login costs.
-    """
-
-    __slots__ = ("_expired", "_scope")
-
-    def __init__(self) -> None:
-        self._scope = trio.CancelScope()
-        self._expired: Callable[[], SessionError] = client_timed_out
-
-    def limit(
-        self, seconds: float, expired: Callable[[], SessionError] | None = None
-    ) -> None:
-        """Begin a phase of `seconds`; at its end, what `expired` returns is raised.
-
-        It is raised by the `with` statement of this timer. Without `expired`, the
-        client is to blame.
-        """
-        self._expired = expired or client_timed_out
-        self._scope.deadline = trio.current_time() + seconds
-
-    def stop(self) -> None:
-        """Begin a phase without limit, or one that limits itself."""
-        self._scope.deadline = math.inf
-
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._scope.__exit__(kind, error, traceback)
-        if self._scope.cancelled_caught:
-            raise self._expired()
-
-
-def timed_out() -> OSError:
-    """The system error of a timer that went off, as the log shows it."""
-    return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-
-
-def client_timed_out() -> ClientError:
-    """The client let `timeout` pass."""
-    return ClientError("client timed out", error=timed_out())
 
 
 class Client:

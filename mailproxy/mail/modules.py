@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Settings
-from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.imap import ImapSettings
 from mailproxy.mail.pop3 import Pop3Settings
@@ -20,11 +20,14 @@ PROTOCOLS: tuple[type[MailProtocol], ...] = (
 )
 """The mail protocols. To add one, write its file and add its settings class here."""
 
+SOURCES: tuple[type[Settings], ...] = (AuthHttpSettings,)
+"""The auth sources: settings classes that are a `Source`, too. A server needs one."""
+
 MODULES: tuple[type[Settings], ...] = (
     CoreSettings,
     SslSettings,
     *PROTOCOLS,
-    AuthHttpSettings,
+    *SOURCES,
     ProxySettings,
     RealipSettings,
 )

@@ -13,11 +13,9 @@ from mailproxy.mail.load_state import load_state
 from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
+    from mailproxy.auth.request import Envelope
     from mailproxy.mail.client import Client
 
-FORBIDDEN = frozenset(b"\r\n\0")
-"""Octets that no user name and no password may have: they end a line or a string
-in one of the protocols that carry them on."""
 KIB = 1024
 USUAL_BUFFER = 4 * KIB
 """Octets of the `*_client_buffer` that configurations without one have."""
@@ -26,19 +24,6 @@ MAX_ADVICE = 64 * KIB
 MAX_SHOWN = 400
 """Octets that the log shows of a command that is too long. Lines are cut at 2048, and
 each octet may become four; the advice behind it has to fit as well."""
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """The SMTP commands of a client that does not log in (`smtp_auth none`).
-
-    Attributes:
-      mail: the whole ``MAIL FROM:…`` line, without line end.
-      rcpt: the whole ``RCPT TO:…`` line.
-    """
-
-    mail: bytes
-    rcpt: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +82,10 @@ class MailProtocol(Settings, ABC):
     """What `protocol` calls it."""
     ports: ClassVar[tuple[int, ...]]
     """The ports that mean it where `protocol` is not written."""
+    needs_password: ClassVar[bool] = True
+    """Whether a client cannot be logged in at a backend without a password."""
+    names_clients: ClassVar[bool] = False
+    """Whether auth sources are told the client's name in the DNS."""
     harmless: ClassVar[frozenset[bytes]] = frozenset()
     """Commands without secrets, in upper case: the debug log shows them whole, and of
     all others no arguments."""

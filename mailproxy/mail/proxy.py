@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from mailproxy.net.network import connect_level
 from mailproxy.net.proxy_protocol import Endpoint, Tls
 
 if TYPE_CHECKING:
-    from mailproxy.mail.auth.source import Granted
+    from mailproxy.auth.verdict import Route
     from mailproxy.mail.client import Client
     from mailproxy.net.network import Network
     from mailproxy.net.wire import Wire
@@ -82,18 +83,19 @@ class ProxySettings(Settings):
         return self.proxy_buffer
 
 
-def connect(network: Network, granted: Granted) -> Wire:
+def connect(network: Network, route: Route) -> Wire:
     """Begin to connect to a backend.
 
     Raises:
       BackendError: connect() failed at once, or `worker_connections` are in use.
     """
     try:
-        return network.connect(granted.family, granted.address)
+        family = socket.AF_INET6 if ":" in route.server else socket.AF_INET
+        return network.connect(family, (route.server, route.port))
     except OSError as error:
         raise BackendError(
             "connect() to %s failed",
-            granted.name,
+            route.name,
             error=error,
             level=connect_level(error),
             action=None,

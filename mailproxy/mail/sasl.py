@@ -14,7 +14,8 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from mailproxy.mail.protocol import FORBIDDEN, BadCommand, Login
+from mailproxy.auth.verdict import FORBIDDEN
+from mailproxy.mail.protocol import BadCommand, Login
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client

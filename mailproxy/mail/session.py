@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mailproxy.auth.verdict import Granted, Refused, Unavailable
 from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
 from mailproxy.log import DEBUG, Phase, SessionInfo
 from mailproxy.mail import proxy, realip, sasl, trace
-from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.client import Client, timed_out
+from mailproxy.mail.auth_request import make_auth_request
+from mailproxy.mail.client import Client
 from mailproxy.mail.protocol import BadCommand, Login
 from mailproxy.net import faults
+from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger
@@ -134,10 +136,13 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
         info.phase = Phase.AUTH
         if client.trace is not None:
             client.trace.hide(login)
-        verdict = await server.auth.check(login, client)
+        request = make_auth_request(client, login)
+        verdict = await server.auth.check(request, client.network, client.timer, log)
         if isinstance(verdict, Granted):
             return await _enter(client, login, verdict)
-        log.info('client login failed: "%s"', verdict.text)
+        if isinstance(verdict, Unavailable):
+            raise verdict.exception()
+        _log_refusal(verdict, log)
         # nginx does not read the client meanwhile; neither do we.
         client.timer.stop()
         await trio.sleep(verdict.wait)
@@ -150,6 +155,13 @@ async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | Non
         info.action = "in auth state"
         if not verdict.wait:
             return None
+
+
+def _log_refusal(refused: Refused, log: Logger) -> None:
+    if refused.reason:
+        log.info('client login failed: "%s" (%s)', refused.text, refused.reason)
+    else:
+        log.info('client login failed: "%s"', refused.text)
 
 
 async def _explain(client: Client, login: Login, verdict: Refused) -> bytes:
@@ -175,13 +187,15 @@ async def _enter(
       BackendError: it cannot be reached or does not let the client in.
     """
     info = client.info
+    route = granted.route
+    assert route is not None, "the chain has looked"
     info.login = granted.user
-    info.upstream = granted.name
+    info.upstream = route.name
     info.action = "connecting to upstream"
     info.phase = Phase.CONNECT
     if client.trace is not None:
-        client.trace.note('upstream is "%s"', granted.name)
-    backend = info.upstream_wire = proxy.connect(client.network, granted)
+        client.trace.note('upstream is "%s"', route.name)
+    backend = info.upstream_wire = proxy.connect(client.network, route)
     try:
         lines = trace.backend_lines(
             client.trace,
@@ -205,7 +219,7 @@ async def _enter(
             login.tag,
             login.salt,
             login.envelope,
-            granted.smtp_auth,
+            route.smtp_auth,
         )
         if client.trace is not None:
             client.trace.hide(entering)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
+from mailproxy.auth.request import Envelope
 from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, duration, size, words
 from mailproxy.errors import ClientError
@@ -22,7 +23,6 @@ from mailproxy.mail import sasl, smtp_backend
 from mailproxy.mail.client_host import find_client_host
 from mailproxy.mail.protocol import (
     BadCommand,
-    Envelope,
     Login,
     MailProtocol,
     Naming,
@@ -94,6 +94,8 @@ class SmtpSettings(MailProtocol):
 
     name: ClassVar[str] = "smtp"
     ports: ClassVar[tuple[int, ...]] = (25, 465, 587)
+    needs_password: ClassVar[bool] = False
+    names_clients: ClassVar[bool] = True
     harmless: ClassVar[frozenset[bytes]] = frozenset(
         (
             b"HELO EHLO QUIT NOOP MAIL RCPT RSET VRFY EXPN HELP "

@@ -29,21 +29,27 @@ Use = tuple[str, re.Pattern[str] | re.Pattern[bytes], str]
 """Name, pattern, and the method by which it is used."""
 
 PEERS = {
-    "log.lines._UNSAFE": "client_buffer, proxy_buffer, HEADER_LIMIT: what they held",
+    "log.lines._UNSAFE": "client_buffer, proxy_buffer, MAX_HEADER: what they held",
     "log.lines._CONTROL": "the same",
     "log.lines._HALF_ESCAPE": "_PROPERTY_LIMIT",
     "log.lines._BROKEN_END": "LINE_LIMIT",
-    "mail.auth.exchange._UNSAFE": "client_buffer, or a certificate's 100 KB in OpenSSL",
-    "mail.auth.exchange._HEADERS": "HEADER_LIMIT",
-    "mail.auth.exchange._HEADER": "HEADER_LIMIT",
-    "mail.auth.exchange._END": "HEADER_LIMIT",
-    "mail.imap._TAG": "imap_client_buffer",
-    "mail.imap._COMMAND": "imap_client_buffer",
-    "mail.imap._ARGUMENT": "imap_client_buffer",
-    "mail.imap._BLANK": "imap_client_buffer",
-    "mail.imap._ESCAPED": "imap_client_buffer",
+    "auth.http_answer._HEADER": "MAX_HEADER",
+    "auth.http_answer._HEADERS": "MAX_HEADER",
+    "auth.http_answer._MUTE_STATUS": "MAX_HEADER",
+    "auth.http_answer._SECRET": "MAX_SHOWN, or MAX_HEADER",
+    "auth.http_answer._SUCCESS": "MAX_HEADER",
+    "auth.http_exchange._END": "MAX_HEADER",
+    "auth.http_request._UNSAFE": "client_buffer, or a certificate's 100 KB in OpenSSL",
+    "mail.imap._BYE": "proxy_buffer",
     "mail.imap._CAPABILITIES": "proxy_buffer",
-    "mail.pop3._COMMAND": "pop3's client buffer",
+    "mail.imap_commands._COMMAND": "imap_client_buffer",
+    "mail.imap_commands._TAG": "imap_client_buffer",
+    "mail.imap_syntax._ARGUMENT": "imap_client_buffer",
+    "mail.imap_syntax._BLANK": "imap_client_buffer",
+    "mail.imap_syntax._ESCAPED": "imap_client_buffer",
+    "mail.imap_syntax._STRING": "imap_client_buffer",
+    "mail.pop3._COMMAND": "pop3_client_buffer",
+    "mail.protocol._FAREWELL": "proxy_buffer",
     "mail.protocol._REVEALING": "client_buffer",
     "mail.trace._MECHANISM": "client_buffer",
     "mail.trace._NAME": "client_buffer",
@@ -54,13 +60,20 @@ PEERS = {
     "mail.sasl._STRAY": "client_buffer",
     "mail.sasl._XOAUTH2": "client_buffer",
     "mail.smtp._COMMAND": "smtp_client_buffer",
-    "mail.smtp._NOT_XTEXT": "smtp_client_buffer",
-    "net.dns:[A-Za-z0-9.-]+": "255, the length of a name (RFC 1035, 2.3.4)",
+    "mail.smtp_backend._NOT_XTEXT": "smtp_client_buffer",
+    "mail.smtp_backend._OFFER": "proxy_buffer",
+    "net.dns_messages._HOST_NAME": "255, the length of a name (RFC 1035, 2.3.4)",
+    "net.openssl.certificates._ESCAPED": "a certificate's 100 KB in OpenSSL",
+    "net.openssl.certificates._HEX": "a certificate's 100 KB in OpenSSL",
     "net.openssl.errors._TEXT": "256, of which OpenSSL makes a text",
 }
 """The patterns that see what a peer has sent, and what limits its length."""
 OWN = {
     "conf.words._LUA": "the operator's own file; an open [[ in Lua is looked for once each",
+    "conf.elsewhere:\\s+\\|": "a text in the same file",
+    "mail.ssl_context:(?i)(verify|requestca|clientca|chainca)": "the operator's own file",
+    "mail.ssl_context::?@SECLEVEL=\\d+": "the operator's own file",
+    "net.openssl.errors:(\\w+)=(\\d+)": "a text in the same file",
     "net.openssl.library:(\\w+)=(\\w+)": "a text in the same file",
 }
 """Patterns that are slow over texts that they never see."""
@@ -249,6 +262,6 @@ def test_slow_ones_are_found(pattern: str | bytes, method: str) -> None:
 
 
 def test_every_pattern_over_a_peers_octets_has_a_bound() -> None:
-    rooms = ("log.lines", "mail", "net")
+    rooms = ("auth", "log.lines", "mail", "net")
     found = {name for name, _, _ in uses() if name.startswith(rooms)}
     assert found - set(OWN) == set(PEERS)
