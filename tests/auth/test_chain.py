@@ -19,6 +19,7 @@ from mailproxy.auth.verdict import (
     Unknown,
     Verdict,
 )
+from mailproxy.mail.modules import SOURCES
 from mailproxy.net.proxy_protocol import Endpoint
 from mailproxy.net.timer import Timer
 from tests.auth.fake import FakeSource
@@ -107,6 +108,12 @@ async def test_nothing_granted_can_end_a_line(of_user: bool, octet: bytes) -> No
 async def test_granted_without_a_secret() -> None:
     granted = replace(GRANTED, secret=None)
     assert await ask(FakeSource(granted)) == granted
+
+
+def test_sources_of_a_server_are_those_of_the_modules() -> None:
+    server = load_server("protocol imap;")
+    assert [type(source) for source in server.auth.sources] == list(SOURCES)
+    assert all(issubclass(each, Source) for each in SOURCES)
 
 
 # What the client is told
