@@ -41,7 +41,7 @@ ALLOWED = {
 NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp", "auth"}
 """The files of `mail` that stand for an nginx mail module."""
 
-SEE_ALL_MODULES = {"modules", "server", "session"}
+SEE_ALL_MODULES = {"modules", "protocols", "server", "session"}
 """The files of `mail` that bring the modules together."""
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mailproxy.errors import ClientError, SessionError
-from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
+from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import LineStream, TooLong
 
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 UNTRUSTED = frozenset((18, 19, 20, 21, 27))
 """Results of OpenSSL's verification that `ssl_verify_client optional_no_ca` forgives:
 the certificate may be good, but nobody that we know vouches for it."""
-
-
-_LOGGED_FIELDS = (b"name", b"version", b"vendor", b"os", b"os-version")
-"""Fields of ID that the log shows (RFC 2971, section 3.3)."""
 
 
 class Timer:
@@ -99,9 +95,6 @@ class Client:
       header: the PROXY header it came with, if any.
       host: SMTP: its name in the DNS, or why there is none.
       helo: SMTP: what it called itself.
-      esmtp: SMTP: its last greeting was EHLO.
-      mail: SMTP: its MAIL command, if that is under way (`smtp_auth none`).
-      fields: IMAP: what it first called itself by ID, as (name, value); at most 30.
       attempts: how many logins it has tried.
       timer: limits what is going on.
     """
@@ -129,9 +122,6 @@ class Client:
         self.header: Header | None = None
         self.host = b"[UNAVAILABLE]"
         self.helo = b""
-        self.esmtp = False
-        self.mail = b""
-        self.fields: tuple[tuple[bytes, bytes | None], ...] = ()
         self.attempts = 0
         self.timer = Timer()
         self._errors = 0
@@ -220,23 +210,6 @@ class Client:
         if self._commands > self.server.core.max_commands:
             raise BadCommand("client sent too many commands", close=True)
 
-    def identify(self, fields: tuple[tuple[bytes, bytes | None], ...]) -> None:
-        """Keep what the client says of itself, and log what is of use in support.
-
-        Only the first word counts, so that a client cannot fill the log.
-
-        Args:
-          fields: names, of which no two are the same, and values.
-        """
-        if self.fields or not fields:
-            return
-        self.fields = fields
-        values = {name.lower(): value for name, value in fields}
-        shown = {name: values[name] for name in _LOGGED_FIELDS if values.get(name)}
-        if shown:
-            event = " ".join(f'{name.decode()}="%s"' for name in shown)
-            self.log.info(f"client id: {event}", *shown.values())
-
     async def answer_bad(self, bad: BadCommand, line: bytes) -> None:
         """Answer a bad command with `line`.
 
@@ -256,7 +229,7 @@ class Client:
     async def start_tls(self, action: str) -> None:
         """Do a TLS handshake, and check the client's certificate.
 
-        What arrived in clear text, and all that was said in it, is dropped.
+        What arrived in clear text and was not read is dropped.
 
         Args:
           action: the handshake in nginx's words, for the log.
@@ -267,10 +240,6 @@ class Client:
         context = self.server.ssl.context
         assert context is not None, "the configuration was checked for it"
         self.lines.take_rest()
-        self.helo = b""
-        self.esmtp = False
-        self.mail = b""
-        self.fields = ()
         self.context.login = b""
         self.context.starttls = not self.listen.ssl
         self.context.action = action

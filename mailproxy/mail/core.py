@@ -29,6 +29,7 @@ from mailproxy.log.directive import Address as LogAddress
 from mailproxy.log.directive import ErrorLog, ErrorLogError, parse_error_log
 from mailproxy.mail.listen import Listen, listen
 from mailproxy.mail.load_state import load_state
+from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.net.dns import ResolverSettings
 from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.listen_address import Keepalive
@@ -134,9 +135,8 @@ error_log: Value[tuple[ErrorLog, ...]] = Value(
     parameters=("stderr", "syslog:", "memory:", "rate=", "filter=", "format="),
     means_dollar=lambda word: word.startswith("filter="),
 )
-protocol: Value[str] = Value(
-    _parse_protocol, "imap | pop3 | smtp", parameters=("imap", "pop3", "smtp")
-)
+_names = tuple(sorted(each.name for each in PROTOCOLS))
+protocol: Value[str] = Value(_parse_protocol, " | ".join(_names), parameters=_names)
 resolver: Value[ResolverSettings | None] = Value(
     _parse_resolver,
     "address ... [conf[=file]] [valid=time] [ipv4=on | off] [ipv6=on | off] | off",

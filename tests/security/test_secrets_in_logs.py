@@ -11,12 +11,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mailproxy.errors import AuthError, BackendError
+from mailproxy.errors import AuthError, BackendError, LoginRefused
 from mailproxy.mail.auth.answer import Unusable, parse
 from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.auth.source import Granted
 from mailproxy.mail.client import Client
-from mailproxy.mail.protocol import Login, redacted, too_long_command
+from mailproxy.mail.commands import Command, redacted, too_long_command
+from mailproxy.mail.imap_syntax import split_arguments
+from mailproxy.mail.login import Login
+from mailproxy.mail.sasl.clients import Credentials
 from mailproxy.net.lines import TooLong
 from tests.play import load_server
 from tests.play import parse as parse_script
@@ -192,7 +195,10 @@ class Careless(AuthHttpSettings):
 
 def test_reprs() -> None:
     shown = [
-        Login("plain", b"u", b"SECRET"),
+        Login(method="plain", user=b"u", secret=b"SECRET"),
+        Credentials(b"u", b"SECRET"),
+        Command(b"PASS", [b"SECRET"]),
+        split_arguments(b" u SECRET", 2),
         Granted(2, ("127.0.0.1", 1), "x", b"u", b"SECRET"),
         parse(b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\nAuth-Pass: SECRET"),
         Unusable("sent invalid header: ", b"X_Y: SECRET", "something else"),
@@ -201,6 +207,7 @@ def test_reprs() -> None:
         BackendError(
             'upstream sent invalid response: "%s"', b"SECRET", reply=b"SECRET"
         ),
+        LoginRefused("%s", b"SECRET", reply=b"SECRET"),
         AuthError("%s", b"SECRET"),
     ]
     for each in shown:

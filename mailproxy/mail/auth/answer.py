@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.protocol import FORBIDDEN
+from mailproxy.mail.login import FORBIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mailproxy.mail.protocol import Login
+    from mailproxy.mail.login import Login
 
 SHOWN_LIMIT = 256
 """Octets of an answer that a log line shows."""

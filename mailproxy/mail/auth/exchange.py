@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mailproxy.mail.auth.http import AuthHttpSettings
     from mailproxy.mail.auth.source import Granted, Refused
     from mailproxy.mail.client import Client
-    from mailproxy.mail.protocol import Login
+    from mailproxy.mail.login import Login
     from mailproxy.net.network import Network
     from mailproxy.net.wire import Wire
 

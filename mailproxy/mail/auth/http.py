@@ -25,7 +25,7 @@ from mailproxy.net.idle import Reuse
 if TYPE_CHECKING:
     from mailproxy.mail.auth.source import Granted, Refused
     from mailproxy.mail.client import Client
-    from mailproxy.mail.protocol import Login
+    from mailproxy.mail.login import Login
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

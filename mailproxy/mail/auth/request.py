@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mailproxy.mail.auth.http import AuthHttpSettings
     from mailproxy.mail.client import Client
-    from mailproxy.mail.protocol import Login
+    from mailproxy.mail.login import Login
 
 _UNSAFE = re.compile(rb"[\x00-\x20%]")
 

@@ -9,7 +9,7 @@ from mailproxy.conf.addresses import SocketAddress
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
-    from mailproxy.mail.protocol import Login
+    from mailproxy.mail.login import Login
 
 
 @dataclass(frozen=True, slots=True)
