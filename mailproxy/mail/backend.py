@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from mailproxy.errors import READING, BackendError, LoginRefused, UpstreamError
@@ -22,9 +21,8 @@ from mailproxy.net.lines import LineStream, TooLong
 from mailproxy.net.network import connect_level
 
 if TYPE_CHECKING:
-    from mailproxy.conf.addresses import SocketAddress
     from mailproxy.log import MailContext
-    from mailproxy.mail.auth.source import Granted
+    from mailproxy.mail.candidates import Candidate
     from mailproxy.net.network import Network
     from mailproxy.net.wire import Wire
 
@@ -41,25 +39,6 @@ _FAREWELL = re.compile(
 )
 """Why a backend is about to close, complete. It may say so at any time (RFC 3501,
 section 7.1.5; RFC 5321, section 3.8), and lets no one in by that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A server that the client may be brought to.
-
-    Attributes:
-      family, address: where it is.
-      name: the same for the log, as the auth source wrote it.
-    """
-
-    family: int
-    address: SocketAddress
-    name: str
-
-
-def candidates(granted: Granted) -> tuple[Candidate, ...]:
-    """The servers that a client may be brought to, the first to try first; one today."""
-    return (Candidate(granted.family, granted.address, granted.name),)
 
 
 class Backend:
@@ -143,14 +122,7 @@ class Backend:
         try:
             await self.wire.connect_tls(context, server_name)
         except OSError as error:
-            found = faults.describe("handshake", error, BackendError.level)
-            raise BackendError(
-                found.event,
-                *found.values,
-                error=found.error,
-                level=found.level,
-                action=None,
-            ) from None
+            raise _failed_handshake(error) from None
 
     def sending(self, what: str) -> None:
         """Say what is sent from now on, in nginx's words: ``sending("user name")``."""
@@ -291,6 +263,18 @@ class Backend:
         return BackendError(
             "upstream timed out", error=timed_out(), level="info", action=None
         )
+
+
+def _failed_handshake(error: OSError) -> BackendError:
+    """The error for a handshake that failed so."""
+    found = faults.describe("handshake", error, BackendError.level)
+    return BackendError(
+        found.event,
+        *found.values,
+        error=found.error,
+        level=found.level,
+        action=None,
+    )
 
 
 def _last_words(said: bytes, gone: BackendError) -> BackendError:

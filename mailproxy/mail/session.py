@@ -11,7 +11,8 @@ import trio
 from mailproxy.errors import AuthError, ClientError, SessionError, UpstreamError
 from mailproxy.mail import proxy, realip
 from mailproxy.mail.auth.source import Granted
-from mailproxy.mail.backend import Backend, candidates
+from mailproxy.mail.backend import Backend
+from mailproxy.mail.candidates import candidates
 from mailproxy.mail.client import Client, timed_out
 from mailproxy.mail.commands import BadCommand
 from mailproxy.mail.sasl import clients as sasl

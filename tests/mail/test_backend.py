@@ -12,7 +12,8 @@ import trio
 
 from mailproxy.errors import BackendError, LoginRefused, SessionError, UpstreamError
 from mailproxy.log import MailContext
-from mailproxy.mail.backend import Backend, Candidate
+from mailproxy.mail.backend import Backend
+from mailproxy.mail.candidates import Candidate
 from mailproxy.mail.client import Client
 from mailproxy.mail.login import Login
 from mailproxy.net.engine import Engine

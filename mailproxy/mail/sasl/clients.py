@@ -140,26 +140,33 @@ async def authenticate(
     Raises:
       BadCommand: unknown or disabled mechanism, or an answer that cannot be read.
     """
-    mechanism = arguments[0].decode("latin-1").lower() if arguments else ""
-    initial = arguments[1:]
     client.context.login = b""
+    mechanism = _find_mechanism(arguments, enabled)
+    exchange = _Exchange(client, mechanism.upper(), arguments[1:], ask)
+    found = await _MECHANISMS[mechanism](exchange)
+    client.context.login = found.user
+    check_credentials(found.user, found.secret, f"AUTH {exchange.name}")
+    method = "plain" if mechanism == "login" else mechanism
+    salt = client.salt if mechanism == "cram-md5" else b""
+    return Login(
+        method=method, user=found.user, secret=found.secret, tag=tag, salt=salt
+    )
+
+
+def _find_mechanism(arguments: Sequence[bytes], enabled: Collection[str]) -> str:
+    """The mechanism that a command names, in lower case.
+
+    Raises:
+      BadCommand: it is unknown or disabled, or has an initial response and must not.
+    """
+    mechanism = arguments[0].decode("latin-1").lower() if arguments else ""
     if mechanism not in _MECHANISMS or (
         mechanism not in enabled and mechanism not in ALWAYS
     ):
         raise BadCommand
-    if len(initial) > (mechanism not in _WITHOUT_INITIAL_RESPONSE):
+    if len(arguments) - 1 > (mechanism not in _WITHOUT_INITIAL_RESPONSE):
         raise BadCommand
-    name = mechanism.upper()
-    found = await _MECHANISMS[mechanism](_Exchange(client, name, initial, ask))
-    client.context.login = found.user
-    check_credentials(found.user, found.secret, f"AUTH {name}")
-    return Login(
-        method="plain" if mechanism == "login" else mechanism,
-        user=found.user,
-        secret=found.secret,
-        tag=tag,
-        salt=client.salt if mechanism == "cram-md5" else b"",
-    )
+    return mechanism
 
 
 def announced(enabled: Collection[str]) -> list[bytes]:
