@@ -45,7 +45,7 @@ FOR_TYPES = {"log.session_info": {"net.proxy_protocol.Header", "net.wire.Wire"}}
 NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp"}
 """The files of `mail` that stand for an nginx mail module."""
 
-SEE_ALL_MODULES = {"modules", "server", "session"}
+SEE_ALL_MODULES = {"modules", "protocols", "server", "session"}
 """The files of `mail` that bring the modules together."""
 
 
@@ -89,6 +89,73 @@ def test_only_session_and_modules_see_several_mail_modules() -> None:
         if module and module[0] not in SEE_ALL_MODULES:
             seen = {name[1] for name in imported(path) if name[0] == "mail"}
             assert len((seen | set(module)) & NGINX_MODULES) <= 1, path
+
+
+LEAVES = {
+    "AuthHttpSettings",
+    "Backend",
+    "Client",
+    "Login",
+    "MailProtocol",
+    "Server",
+    "SslSettings",
+}
+"""What files of `mail` may import for the checking of types where that closes a circle."""
+
+
+def only_for_types(tree: ast.Module) -> set[ast.AST]:
+    """The parts of a file that stand under ``if TYPE_CHECKING:``."""
+    return {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in ast.walk(node)
+    }
+
+
+def needed(path: Path) -> set[str]:
+    """The files that a file imports, dotted, but for the checking of leaf types."""
+    tree = ast.parse(path.read_bytes())
+    for_types = only_for_types(tree)
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {alias.name for alias in node.names}
+            if node not in for_types or names - LEAVES:
+                found |= {node.module, *(f"{node.module}.{name}" for name in names)}
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """The ways that lead back to where they begin, one for each file where one ends."""
+    done: set[str] = set()
+    found = []
+
+    def visit(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append([*way[way.index(name) :], name])
+        elif name not in done:
+            for each in sorted(imports[name]):
+                visit(each, [*way, name])
+            done.add(name)
+
+    for name in imports:
+        visit(name, [])
+    return found
+
+
+def test_nothing_in_mail_imports_itself_by_way_of_others() -> None:
+    files = {".".join(["mailproxy", *names(path)]): path for path in FILES}
+    inside = {name for name in files if name.startswith("mailproxy.mail.")}
+    imports = {name: needed(files[name]) & inside - {name} for name in inside}
+    assert circles(imports) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
 
 
 def foreign(path: Path) -> Iterator[str]:

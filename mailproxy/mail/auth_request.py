@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import ssl
 
     from mailproxy.mail.client import Client
-    from mailproxy.mail.protocol import Login
+    from mailproxy.mail.login import Login
 
 
 def make_auth_request(client: Client, login: Login) -> AuthRequest:

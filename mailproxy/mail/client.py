@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy.errors import ClientError
 from mailproxy.log import DEBUG, Phase
-from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
+from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
 from mailproxy.mail.trace import Trace, client_lines
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import TooLong
@@ -26,10 +26,6 @@ UNTRUSTED = frozenset((18, 19, 20, 21, 27))
 the certificate may be good, but nobody that we know vouches for it."""
 
 
-_LOGGED_FIELDS = (b"name", b"version", b"vendor", b"os", b"os-version")
-"""Fields of ID that the log shows (RFC 2971, section 3.3)."""
-
-
 class Client:
     """One client, from accept to the end of its login: what dialogues know of it.
 
@@ -40,9 +36,6 @@ class Client:
       server, listen: who serves it, and which address it came to.
       info: who it is, and how far it has come.
       host: SMTP: its name in the DNS, or why there is none.
-      esmtp: SMTP: its last greeting was EHLO.
-      mail: SMTP: its MAIL command, if that is under way (`smtp_auth none`).
-      fields: IMAP: what it first called itself by ID, as (name, value); at most 30.
       timer: limits what is going on.
     """
 
@@ -70,9 +63,6 @@ class Client:
         self.info = info
         self.log = log
         self.host = b"[UNAVAILABLE]"
-        self.esmtp = False
-        self.mail = b""
-        self.fields: tuple[tuple[bytes, bytes | None], ...] = ()
         self.timer = Timer()
         self._errors = 0
         self._commands = 0
@@ -160,23 +150,6 @@ class Client:
         if self._commands > self.server.core.max_commands:
             raise BadCommand("client sent too many commands", close=True)
 
-    def identify(self, fields: tuple[tuple[bytes, bytes | None], ...]) -> None:
-        """Keep what the client says of itself, and log what is of use in support.
-
-        Only the first word counts, so that a client cannot fill the log.
-
-        Args:
-          fields: names, of which no two are the same, and values.
-        """
-        if self.fields or not fields:
-            return
-        self.fields = fields
-        values = {name.lower(): value for name, value in fields}
-        shown = {name: values[name] for name in _LOGGED_FIELDS if values.get(name)}
-        if shown:
-            event = " ".join(f'{name.decode()}="%s"' for name in shown)
-            self.log.info(f"client id: {event}", *shown.values())
-
     async def answer_bad(self, bad: BadCommand, line: bytes) -> None:
         """Answer a bad command with `line`.
 
@@ -196,7 +169,7 @@ class Client:
     async def start_tls(self, action: str) -> None:
         """Do a TLS handshake, and check the client's certificate.
 
-        What arrived in clear text, and all that was said in it, is dropped.
+        What arrived in clear text and was not read is dropped.
 
         Args:
           action: the handshake in nginx's words, for the log.
@@ -207,11 +180,7 @@ class Client:
         context = self.server.ssl.context
         assert context is not None, "the configuration was checked for it"
         self.lines.take_rest()
-        self.esmtp = False
-        self.mail = b""
-        self.fields = ()
         info = self.info
-        info.helo = b""
         info.login = b""
         phase, info.phase = info.phase, Phase.TLS
         info.starttls = not self.listen.ssl

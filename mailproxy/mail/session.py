@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
-from mailproxy.auth.verdict import Granted, Refused, Unavailable
-from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
-from mailproxy.log import DEBUG, Phase, SessionInfo
-from mailproxy.mail import proxy, realip, sasl, trace
+from mailproxy.auth.verdict import Granted, Unavailable
+from mailproxy.errors import AuthError, ClientError, SessionError, UpstreamError
+from mailproxy.log import DEBUG, Phase
+from mailproxy.mail import proxy, realip
 from mailproxy.mail.auth_request import make_auth_request
+from mailproxy.mail.backend import Backend
+from mailproxy.mail.candidates import candidates
 from mailproxy.mail.client import Client
-from mailproxy.mail.protocol import BadCommand, Login
+from mailproxy.mail.commands import BadCommand
+from mailproxy.mail.sasl import clients as sasl
 from mailproxy.net import faults
 from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
-    from mailproxy.log import Logger
+    from mailproxy.auth.verdict import Refused, Route
+    from mailproxy.log import Logger, SessionInfo
     from mailproxy.mail.listen import Listen
+    from mailproxy.mail.login import Login
+    from mailproxy.mail.protocol import Dialogue
     from mailproxy.mail.server import Server
     from mailproxy.net.network import Network
     from mailproxy.net.relay import Ended
     from mailproxy.net.wire import Wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entered:
+    """A client that is logged in at its backend.
+
+    Attributes:
+      backend: the connection to it.
+      to_client: what the client is to get first: the backend's answer to the login, and
+        what came behind it.
+      to_backend: what the client has sent behind its login.
+    """
+
+    backend: Backend
+    to_client: bytes
+    to_backend: bytes
 
 
 async def run(
@@ -43,28 +66,15 @@ async def run(
         live sessions of `network` until the end.
     """
     log = log.bind(context=info)
-    backend: Wire | None = None
     notify = True
     info.client_wire = wire
     network.sessions[info.connection] = info
     try:
         log.client_connected()
-        entered = await _log_in(Client(wire, server, listen, network, info, log), log)
+        client = Client(wire, server, listen, network, info, log)
+        entered = await _log_in(client)
         if entered is not None:
-            backend, to_client, to_backend = entered
-            info.action = None
-            info.phase = Phase.RELAYED
-            log.info("client logged in")
-            ended = await network.relay.carry(
-                wire,
-                backend,
-                to_client=to_client,
-                to_backend=to_backend,
-                idle_limit=server.proxy.proxy_timeout,
-                bound=server.proxy.proxy_buffer,
-            )
-            notify = ended.reason == "done"
-            _log_end(ended, info, log)
+            notify = await _relay(client, entered)
     except SessionError as error:
         notify = error.error is None or error.error.errno != errno.ETIMEDOUT
         _log_error(error, log)
@@ -72,8 +82,6 @@ async def run(
         log.exception("session failed, this is a bug", exception=error)
     finally:
         wire.close(notify=notify)
-        if backend is not None:
-            backend.close()
         del network.sessions[info.connection]
         if log.level >= DEBUG:
             _log_octets(info, log)
@@ -90,71 +98,100 @@ def _log_octets(info: SessionInfo, log: Logger) -> None:
         )
 
 
-async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
+async def _log_in(client: Client) -> Entered | None:
     """Bring a new client to its backend.
 
     Returns:
-      The backend, what the client is to get first, and what the backend is to get
-      first; None when the client said goodbye, was refused, or was told of a failure.
+      None when the client said goodbye, was refused, or was told of a failure.
     """
     try:
         with client.timer:
-            return await _serve(client, log)
-    except (AuthError, BackendError) as error:
-        await _fail(client, error)
+            return await _serve(client)
+    except (AuthError, UpstreamError) as error:
+        await _tell_failure(client, error)
         return None
 
 
-async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
+async def _serve(client: Client) -> Entered | None:
     """The phases of `_log_in`, each with its limit on the client's timer."""
-    server = client.server
-    info = client.info
-    limit = client.timer.limit
-    timeout = server.core.timeout
     if client.listen.proxy_protocol:
-        info.action = "reading PROXY protocol"
-        info.phase = Phase.PROXY_HEADER
-        limit(timeout)
-        await realip.read_header(client)
+        await _read_header(client)
     if client.listen.ssl:
-        limit(timeout)
-        await client.start_tls("SSL handshaking")
-    info.action = "sending client greeting line"
-    info.phase = Phase.GREETING
-    limit(timeout)
-    protocol = server.protocol
-    await protocol.greet(client)
-    info.action = "in auth state"
+        await _start_tls(client)
+    dialogue = client.server.protocol.dialogue(client)
+    await _greet(client, dialogue)
     while True:
-        info.phase = Phase.LOGIN
-        login = await protocol.read_login(client)
+        client.info.action = "in auth state"
+        client.info.phase = Phase.LOGIN
+        login = await dialogue.read_login()
         if login is None:
             return None
-        info.method = login.method
-        info.attempts += 1
-        info.action = "in http auth state"
-        info.phase = Phase.AUTH
-        if client.trace is not None:
-            client.trace.hide(login)
-        request = make_auth_request(client, login)
-        verdict = await server.auth.check(request, client.network, client.timer, log)
+        verdict = await _ask(client, login)
         if isinstance(verdict, Granted):
-            return await _enter(client, login, verdict)
-        if isinstance(verdict, Unavailable):
-            raise verdict.exception()
-        _log_refusal(verdict, log)
-        # nginx does not read the client meanwhile; neither do we.
-        client.timer.stop()
-        await trio.sleep(verdict.wait)
-        limit(timeout)
-        answer = protocol.refusal(login, verdict.text, verdict.code)
-        if verdict.sasl_error and login.method in sasl.OAUTH:
-            answer = await _explain(client, login, verdict)
-            limit(timeout)
-        await client.send(answer)
-        info.action = "in auth state"
+            return await _enter(client, dialogue, login, verdict)
+        await _refuse(client, dialogue, login, verdict)
         if not verdict.wait:
             return None
+
+
+async def _read_header(client: Client) -> None:
+    """Phase 1: the PROXY header."""
+    client.info.action = "reading PROXY protocol"
+    client.info.phase = Phase.PROXY_HEADER
+    client.timer.limit(client.server.core.timeout)
+    await realip.read_header(client)
+
+
+async def _start_tls(client: Client) -> None:
+    """Phase 2: TLS from the first octet on."""
+    client.timer.limit(client.server.core.timeout)
+    await client.start_tls("SSL handshaking")
+
+
+async def _greet(client: Client, dialogue: Dialogue) -> None:
+    """Phase 3: the greeting. Its limit is that of the first login, too."""
+    client.info.action = "sending client greeting line"
+    client.info.phase = Phase.GREETING
+    client.timer.limit(client.server.core.timeout)
+    await dialogue.greet()
+
+
+async def _ask(client: Client, login: Login) -> Granted | Refused:
+    """Phase 5: the auth sources.
+
+    Raises:
+      AuthError: they gave no usable answer.
+    """
+    info = client.info
+    info.method = login.method
+    info.attempts += 1
+    info.action = "in http auth state"
+    info.phase = Phase.AUTH
+    if client.trace is not None:
+        client.trace.hide(login)
+    verdict = await client.server.auth.check(
+        make_auth_request(client, login), client.network, client.timer, client.log
+    )
+    if isinstance(verdict, Unavailable):
+        raise verdict.exception()
+    return verdict
+
+
+async def _refuse(
+    client: Client, dialogue: Dialogue, login: Login, verdict: Refused
+) -> None:
+    """Tell the client that the auth service refuses its login, when that says so."""
+    _log_refusal(verdict, client.log)
+    # nginx does not read the client meanwhile; neither do we.
+    client.timer.stop()
+    await trio.sleep(verdict.wait)
+    timeout = client.server.core.timeout
+    client.timer.limit(timeout)
+    answer = dialogue.refusal(login, verdict.text, verdict.code)
+    if verdict.sasl_error and login.method in sasl.OAUTH:
+        answer = await _explain(client, dialogue, login, verdict)
+        client.timer.limit(timeout)
+    await client.send(answer)
 
 
 def _log_refusal(refused: Refused, log: Logger) -> None:
@@ -164,99 +201,102 @@ def _log_refusal(refused: Refused, log: Logger) -> None:
         log.info('client login failed: "%s"', refused.text)
 
 
-async def _explain(client: Client, login: Login, verdict: Refused) -> bytes:
+async def _explain(
+    client: Client, dialogue: Dialogue, login: Login, verdict: Refused
+) -> bytes:
     """Tell an OAuth client why, and return the final line (RFC 7628, section 3.2.3)."""
-    protocol = client.server.protocol
     try:
-        answer = await protocol.challenge(client, verdict.sasl_error)
+        answer = await dialogue.challenge(verdict.sasl_error)
     except BadCommand as bad:
         if bad.close:
-            await client.answer_bad(bad, protocol.invalid(login))
-        return protocol.invalid(login)
+            await client.answer_bad(bad, dialogue.invalid(login))
+        return dialogue.invalid(login)
     if sasl.accepts_failure(login.method, answer):
-        return protocol.refusal(login, verdict.text, verdict.code)
-    return protocol.invalid(login)
+        return dialogue.refusal(login, verdict.text, verdict.code)
+    return dialogue.invalid(login)
 
 
 async def _enter(
-    client: Client, login: Login, granted: Granted
-) -> tuple[Wire, bytes, bytes]:
-    """Connect to the backend and log in there.
+    client: Client, dialogue: Dialogue, login: Login, granted: Granted
+) -> Entered:
+    """Phases 6 and 7: connect to the backend and log in there.
 
     Raises:
-      BackendError: it cannot be reached or does not let the client in.
+      BackendError: it cannot be reached, or does not answer as it should.
+      LoginRefused: it does not let the client in.
     """
-    info = client.info
     route = granted.route
     assert route is not None, "the chain has looked"
-    info.login = granted.user
-    info.upstream = route.name
-    info.action = "connecting to upstream"
-    info.phase = Phase.CONNECT
-    if client.trace is not None:
-        client.trace.note('upstream is "%s"', route.name)
-    backend = info.upstream_wire = proxy.connect(client.network, route)
+    client.info.login = granted.user
+    backend = _connect(client, route)
     try:
-        lines = trace.backend_lines(
-            client.trace,
-            backend,
-            client.server.proxy.reply_limit,
-            BackendError,
-            "upstream closed connection prematurely",
-        )
-
-        sent: list[str] = []
-
-        def sending(what: str) -> None:
-            sent.append(what)
-            info.action = f"sending {what} to upstream"
-            info.phase = Phase.BACKEND_LOGIN
-
-        entering = Login(
-            login.method,
-            granted.user,
-            granted.secret,
-            login.tag,
-            login.salt,
-            login.envelope,
-            route.smtp_auth,
+        client.timer.limit(client.server.core.timeout, backend.expired)
+        if client.server.proxy.proxy_protocol != "off":
+            await backend.send_header(proxy.format_header(client))
+        login = login.at_backend(
+            user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
         )
         if client.trace is not None:
-            client.trace.hide(entering)
-
-        def expired() -> BackendError:
-            if lines.buffered:
-                info.action = "reading response from upstream"
-            return BackendError(
-                "upstream timed out", error=timed_out(), level="info", action=None
-            )
-
-        client.timer.limit(client.server.core.timeout, expired)
-        if client.server.proxy.proxy_protocol != "off":
-            sending("PROXY protocol header")
-            await proxy.send_header(client, backend)
-        answer = await client.server.protocol.enter(lines, entering, client, sending)
-    except BaseException as error:
+            client.trace.hide(login)
+        answer = await dialogue.enter(backend, login)
+    except BaseException:
         backend.close()
-        if isinstance(error, BackendError):
-            proxy.blame_header(client, error, sent)
         raise
-    return backend, answer + lines.take_rest(), client.lines.take_rest()
+    return Entered(
+        backend=backend,
+        to_client=answer + backend.lines.take_rest(),
+        to_backend=client.lines.take_rest(),
+    )
 
 
-async def _fail(client: Client, error: AuthError | BackendError) -> None:
+def _connect(client: Client, route: Route) -> Backend:
+    """Begin to connect to the first of the candidates, which is the only one.
+
+    Raises:
+      BackendError: connect() failed at once, or `worker_connections` are in use.
+    """
+    candidate, *_ = candidates(route)
+    limit = client.server.proxy.reply_limit
+    return Backend.connect(client.network, candidate, limit, client.info, client.trace)
+
+
+async def _relay(client: Client, entered: Entered) -> bool:
+    """Phase 8: pass on what both sides say, and close the backend.
+
+    Returns:
+      Whether the client may be said goodbye to, in TLS.
+    """
+    client.info.action = None
+    client.info.phase = Phase.RELAYED
+    client.log.info("client logged in")
+    settings = client.server.proxy
+    try:
+        ended = await client.network.relay.carry(
+            client.wire,
+            entered.backend.wire,
+            to_client=entered.to_client,
+            to_backend=entered.to_backend,
+            idle_limit=settings.proxy_timeout,
+            bound=settings.proxy_buffer,
+        )
+        _log_end(ended, client.info, client.log)
+        return ended.reason == "done"
+    finally:
+        entered.backend.close()
+
+
+async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> None:
     """Log what failed, and tell the client that it is not its fault.
 
     The caller ends the session.
     """
-    answer = client.server.protocol.internal_error
-    if isinstance(error, BackendError):
+    answer, level = client.server.protocol.internal_error, error.level
+    if isinstance(error, UpstreamError):
         if error.action is not None:
             client.info.action = error.action
         if error.reply and client.server.proxy.proxy_pass_error_message:
-            error.level = "info"
-            answer = error.reply
-    _log_error(error, client.log)
+            answer, level = error.reply, "info"
+    _log_error(error, client.log, level)
     try:
         with trio.move_on_after(client.server.core.timeout):
             await client.send(answer)
@@ -264,10 +304,11 @@ async def _fail(client: Client, error: AuthError | BackendError) -> None:
         _log_error(left, client.log)
 
 
-def _log_error(error: SessionError, log: Logger) -> None:
+def _log_error(error: SessionError, log: Logger, level: str | None = None) -> None:
+    """Log why a session ends, at another level than the error's own if one is given."""
     if error.event:
         event = error.event + error.advice
-        log.log(error.level, event, *error.values, error=error.error)
+        log.log(level or error.level, event, *error.values, error=error.error)
 
 
 def _log_end(ended: Ended, info: SessionInfo, log: Logger) -> None:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from mailproxy.errors import SessionError
     from mailproxy.log import Logger, SessionInfo
-    from mailproxy.mail.protocol import Login, MailProtocol
+    from mailproxy.mail.login import Login
+    from mailproxy.mail.protocol import MailProtocol
     from mailproxy.net.lines import Stream
 
 HIDDEN = b"..."

@@ -112,7 +112,8 @@ async def test_granted_without_a_secret() -> None:
 
 def test_sources_of_a_server_are_those_of_the_modules() -> None:
     server = load_server("protocol imap;")
-    assert [type(source) for source in server.auth.sources] == list(SOURCES)
+    found: list[object] = [type(source) for source in server.auth.sources]
+    assert found == list(SOURCES)
     assert all(issubclass(each, Source) for each in SOURCES)
 
 

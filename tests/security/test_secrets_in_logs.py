@@ -16,9 +16,12 @@ from mailproxy.auth.http_answer import Unusable, parse
 from mailproxy.auth.request import AuthRequest
 from mailproxy.auth.source import Chain
 from mailproxy.auth.verdict import Granted, Route, Unavailable
-from mailproxy.errors import AuthError, BackendError
+from mailproxy.errors import AuthError, BackendError, LoginRefused
 from mailproxy.log import DEBUG, Logger
-from mailproxy.mail.protocol import Login, redacted, too_long_command
+from mailproxy.mail.commands import Command, redacted, too_long_command
+from mailproxy.mail.imap_syntax import split_arguments
+from mailproxy.mail.login import Login
+from mailproxy.mail.sasl.clients import Credentials
 from mailproxy.net.lines import TooLong
 from mailproxy.net.network import Network
 from mailproxy.net.timer import Timer
@@ -200,7 +203,10 @@ class Careless(AuthHttpSettings):
 
 def test_reprs() -> None:
     shown = [
-        Login("plain", b"u", b"SECRET"),
+        Login(method="plain", user=b"u", secret=b"SECRET"),
+        Credentials(b"u", b"SECRET"),
+        Command(b"PASS", [b"SECRET"]),
+        split_arguments(b" u SECRET", 2),
         AuthRequest(
             protocol="imap", method="plain", user=b"u", secret=b"SECRET", client="::1"
         ),
@@ -213,6 +219,7 @@ def test_reprs() -> None:
         BackendError(
             'upstream sent invalid response: "%s"', b"SECRET", reply=b"SECRET"
         ),
+        LoginRefused("%s", b"SECRET", reply=b"SECRET"),
         AuthError("%s", b"SECRET"),
     ]
     for each in shown:
