@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from mailproxy.net.engine import Engine
+from mailproxy.net.relay import Relay
 from mailproxy.net.wire import Wire
 from tests.tls import Certificates
 
@@ -212,3 +213,26 @@ async def test_handshake_waits_for_the_connection(
         await wire.send_all(b"hello")
         assert await wire.receive_some() == b"you said hello"
     wire.close()
+
+
+async def test_octets_are_counted_inside_tls(
+    engine: Engine, files: Certificates, context: ssl.SSLContext
+) -> None:
+    """In the relay: what the server's TLS adds is not the session's."""
+    listening, address = await listen()
+    relay = Relay(engine)
+    ours, far = socket.socketpair()
+    ours.setblocking(False)
+    client, backend = Wire(engine, ours), Wire.connect(engine, socket.AF_INET, address)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, listening, echo(context))
+        await backend.connect_tls(files.client(), "localhost")
+        far.sendall(b"hello\r\n")
+        await relay.carry(client, backend, idle_limit=60)
+    assert far.recv(100) == b"you said hello\r\n"
+    assert (client.received, client.sent) == (7, 16)
+    assert (backend.received, backend.sent) == (16, 7)
+    for each in (client, backend, far):
+        each.close()
+    relay.close()
+    await listening.aclose()
