@@ -50,18 +50,25 @@ class _Report:
 
     Attributes:
       good: the configuration can be used.
-      lines: what there is to log: level, event, its arguments, system error.
+      lines: what there is to log: level, event, its arguments, system error, and
+        what stands behind that.
     """
 
     findings: Findings
     good: bool = False
-    lines: list[tuple[int, str, list[object], Fault | None]] = field(
+    lines: list[tuple[int, str, list[object], Fault | None, str]] = field(
         default_factory=list
     )
 
     def write(self, record: Record) -> None:
         arguments = [a if isinstance(a, bytes) else str(a) for a in record.args]
-        self.lines.append((record.level, record.event, [*arguments], record.error))
+        error = record.error
+        if isinstance(error, OSError):
+            # Its class may hold what cannot be written down; the log shows these two.
+            error = OSError(error.errno, error.strerror)
+        self.lines.append(
+            (record.level, record.event, [*arguments], error, record.suffix)
+        )
 
 
 class Reader:
@@ -117,8 +124,8 @@ class Reader:
         report: _Report = pickle.loads(content)  # noqa: S301
         if report.good:
             return report.findings
-        for level, event, arguments, error in report.lines:
-            log.log(LEVELS[level], event, *arguments, error=error)
+        for level, event, arguments, error, suffix in report.lines:
+            log.bind(suffix=suffix).log(LEVELS[level], event, *arguments, error=error)
         return None
 
     def abandon(self, log: Logger) -> None:

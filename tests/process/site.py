@@ -223,7 +223,8 @@ class Site:
     def no_complaints(self) -> None:
         """Nothing in the log is worse than a notice, or not a line of the log."""
         lines = self.log_path.read_text(errors="replace").splitlines()
-        assert [line for line in lines if not FINE.match(line)] == []
+        complaints = [line for line in lines if not FINE.match(line)]
+        assert not complaints, complaints
 
     def close(self) -> None:
         """End everything that was started here."""

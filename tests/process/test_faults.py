@@ -116,7 +116,7 @@ class TestExpiredCertificate:
     """It is used all the same, and whoever looks is told."""
 
     TEXT = "has expired on 2001-02-03"
-    REMEDY = "  = clients will refuse it: renew it, then reload\n"
+    REMEDY = "clients will refuse it: renew it, then reload\n"
 
     @pytest.fixture
     def site(self, site: Site) -> Site:
@@ -154,7 +154,10 @@ class TestExpiredCertificate:
         line = f'[warn] certificate "{site.directory / "old.pem"}" {self.TEXT}\n'
         tested = site.call("-tq")
         assert tested.returncode == 0
-        assert tested.stderr == f"mailproxy: {line}{self.REMEDY}"
+        said, *explanation = tested.stderr.splitlines(keepends=True)
+        assert said == f"mailproxy: {line}"
+        assert explanation[0] == f"  in {site.directory / 'nginx.conf'}:10\n"
+        assert explanation[-1].endswith(f"^^^^^^^ {self.REMEDY}")
         started = site.call()
         assert started.returncode == 0
         assert started.stderr == tested.stderr
@@ -171,7 +174,8 @@ class TestExpiredCertificate:
         site.wait_for_line("exited with code 0")
         assert self.is_old(site)
         assert site.log("warn") == [
-            f'certificate "{site.directory / "old.pem"}" {self.TEXT}'
+            f'certificate "{site.directory / "old.pem"}" {self.TEXT}',
+            f"the line before is about {site.directory / 'nginx.conf'}:10",
         ]
 
 
