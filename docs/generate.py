@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Declaration, Settings, declarations
-from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.modules import MODULES
 from mailproxy.mail.protocols import PROTOCOLS

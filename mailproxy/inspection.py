@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from mailproxy.auth.source import Chain
 from mailproxy.conf.directive import (
     Block,
     Declaration,
@@ -49,6 +50,13 @@ def _server(server: Server, block: Block) -> dict[str, object]:
     explained: dict[str, object] = {"where": str(server.position)}
     for field in dataclasses.fields(server):
         settings = getattr(server, field.name)
+        if isinstance(settings, Chain):
+            explained[field.name] = {
+                name: value
+                for source in settings.sources
+                if isinstance(source, Settings)
+                for name, value in _explain(source, block).items()
+            }
         if isinstance(settings, Settings):
             name = getattr(settings, "name", field.name)
             explained[str(name)] = _explain(settings, block)

@@ -31,6 +31,7 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from mailproxy.auth.http import AuthHttpSettings, AuthUrl
 from mailproxy.log import MailContext
 from mailproxy.mail import session
 from mailproxy.net.dns import Resolver
@@ -42,6 +43,7 @@ from tests.differential.signs import Signs
 from tests.memory import MemoryNetwork, MemoryWire
 
 if TYPE_CHECKING:
+    from mailproxy.conf.addresses import SocketAddress
     from mailproxy.mail.server import Server
 
 CLIENT = "127.0.0.1"
@@ -91,6 +93,20 @@ def load_server(directives: str) -> Server:
     loader = Loader(prefix="/", path=str(path), name="mailproxy")
     (server,) = loader.load().servers
     return server
+
+
+def auth_http(server: Server) -> AuthHttpSettings:
+    """The auth source of a server that has no other one."""
+    (source,) = server.auth.sources
+    assert isinstance(source, AuthHttpSettings)
+    return source
+
+
+def auth_url(server: Server) -> AuthUrl:
+    """The auth server of such a server."""
+    url = auth_http(server).auth_http
+    assert url is not None
+    return url
 
 
 @dataclass(frozen=True)
@@ -144,15 +160,20 @@ class Stage:
         self.log = CapturedLog()
         self.signs = Signs({}, {})
         self.wire = MemoryWire(self._news)
-        url = self.server.auth.auth_http
-        assert url is not None
-        self.network = MemoryNetwork(url.sockaddr, self._news)
+        self.network = MemoryNetwork(self._auth_address(), self._news)
         self.network.failing.update(self.failing)
         self.network.known = self.resolver
         self.requests: list[bytes] = []
         self._changed: trio.Event | None = None
         self._logged = 0
         self._strict = False
+
+    def _auth_address(self) -> SocketAddress | None:
+        """Where the auth server is, if the sources are not of another kind."""
+        for source in self.server.auth.sources:
+            if isinstance(source, AuthHttpSettings):
+                return auth_url(self.server).sockaddr
+        return None
 
     def _news(self) -> None:
         if self._changed is not None:
@@ -320,7 +341,7 @@ class Stage:
             return
         lines = requests.expand(step.text, self.server.protocol.name)
         lines += step.texts[1:]
-        if self.server.auth.auth_http_keepalive is not None:
+        if auth_http(self.server).auth_http_keepalive is not None:
             assert b"\r\nConnection: keep-alive\r\n" in got
             got = got.replace(b"Connection: keep-alive\r\n", b"", 1)
         got = self.signs.put(got)

@@ -19,7 +19,8 @@ ALLOWED = {
     "log": {"errors"},
     "conf": {"outside"},
     "net": {"conf", "errors", "log", "outside"},
-    "mail": {"conf", "errors", "log", "net", "outside"},
+    "auth": {"conf", "errors", "log", "net"},
+    "mail": {"auth", "conf", "errors", "log", "net", "outside"},
     "process": {"conf", "errors", "log", "mail", "net", "outside"},
     "arguments": {"conf", "process"},
     "cli": {
@@ -32,13 +33,13 @@ ALLOWED = {
         "mail",
         "process",
     },
-    "inspection": {"conf", "mail", "process"},
-    "demo": {"errors", "log", "mail", "net", "process"},
+    "inspection": {"auth", "conf", "mail", "process"},
+    "demo": {"auth", "errors", "log", "mail", "net", "process"},
     "__main__": {"cli"},
 }
 """Each room (or single file) and what it may import besides itself."""
 
-NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp", "auth"}
+NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp"}
 """The files of `mail` that stand for an nginx mail module."""
 
 SEE_ALL_MODULES = {"modules", "protocols", "server", "session"}
@@ -46,7 +47,7 @@ SEE_ALL_MODULES = {"modules", "protocols", "server", "session"}
 
 
 def names(path: Path) -> list[str]:
-    """The dotted name of a file below the package: ["mail", "auth", "http"]."""
+    """The dotted name of a file below the package: ["net", "openssl", "errors"]."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     return parts[:-1] if parts[-1] == "__init__" else parts
 
@@ -81,22 +82,17 @@ def test_only_session_and_modules_see_several_mail_modules() -> None:
     for path in (ROOT / "mail").rglob("*.py"):
         module = names(path)[1:2]
         if module and module[0] not in SEE_ALL_MODULES:
-            seen = {
-                name[1]
-                for name in imported(path)
-                # What an auth source is and answers belongs to all modules.
-                if name[0] == "mail" and name[1:3] != ["auth", "source"]
-            }
+            seen = {name[1] for name in imported(path) if name[0] == "mail"}
             assert len((seen | set(module)) & NGINX_MODULES) <= 1, path
 
 
 LEAVES = {
-    "AuthHttpSettings",
     "Backend",
     "Client",
     "Login",
     "MailProtocol",
     "Server",
+    "SmtpDialogue",
     "SslSettings",
 }
 """What files of `mail` may import for the checking of types where that closes a circle."""

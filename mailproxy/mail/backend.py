@@ -15,10 +15,10 @@ import ssl
 from typing import TYPE_CHECKING, TypeVar
 
 from mailproxy.errors import READING, BackendError, LoginRefused, UpstreamError
-from mailproxy.mail.client import timed_out
 from mailproxy.net import faults
 from mailproxy.net.lines import LineStream, TooLong
 from mailproxy.net.network import connect_level
+from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
     from mailproxy.log import MailContext

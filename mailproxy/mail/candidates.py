@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mailproxy.auth.verdict import Route
     from mailproxy.conf.addresses import SocketAddress
-    from mailproxy.mail.auth.source import Granted
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Candidate:
     name: str
 
 
-def candidates(granted: Granted) -> tuple[Candidate, ...]:
-    """The servers that a client may be brought to, the first to try first; one today."""
-    return (Candidate(granted.family, granted.address, granted.name),)
+def candidates(route: Route) -> tuple[Candidate, ...]:
+    """The servers that a route leads to, the first to try first; one today."""
+    family = socket.AF_INET6 if ":" in route.server else socket.AF_INET
+    return (Candidate(family, (route.server, route.port), route.name),)

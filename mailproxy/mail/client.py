@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import math
-import os
 import secrets
 import time
-from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-import trio
-
-from mailproxy.errors import ClientError, SessionError
+from mailproxy.errors import ClientError
 from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import LineStream, TooLong
+from mailproxy.net.timer import Timer
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger, MailContext
@@ -31,58 +25,6 @@ UNTRUSTED = frozenset((18, 19, 20, 21, 27))
 the certificate may be good, but nobody that we know vouches for it."""
 
 
-class Timer:
-    """The one timer of a session until its login, and what it means when it goes off.
-
-    A phase begins with `limit`, which ends the phase before. That is one cancel scope
-    for all phases: three of them would be a tenth of what a login costs.
-    """
-
-    __slots__ = ("_expired", "_scope")
-
-    def __init__(self) -> None:
-        self._scope = trio.CancelScope()
-        self._expired: Callable[[], SessionError] = client_timed_out
-
-    def limit(
-        self, seconds: float, expired: Callable[[], SessionError] | None = None
-    ) -> None:
-        """Begin a phase of `seconds`; at its end, what `expired` returns is raised.
-
-        It is raised by the `with` statement of this timer. Without `expired`, the
-        client is to blame.
-        """
-        self._expired = expired or client_timed_out
-        self._scope.deadline = trio.current_time() + seconds
-
-    def stop(self) -> None:
-        """Begin a phase without limit, or one that limits itself."""
-        self._scope.deadline = math.inf
-
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._scope.__exit__(kind, error, traceback)
-        if self._scope.cancelled_caught:
-            raise self._expired()
-
-
-def timed_out() -> OSError:
-    """The system error of a timer that went off, as the log shows it."""
-    return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-
-
-def client_timed_out() -> ClientError:
-    """The client let `timeout` pass."""
-    return ClientError("client timed out", error=timed_out())
-
-
 class Client:
     """One client, from accept to the end of its login: what dialogues know of it.
 
@@ -93,7 +35,6 @@ class Client:
       address, port: where it comes from, after `set_real_ip_from`; a client of a
         unix socket has the address "unix:" and no port.
       header: the PROXY header it came with, if any.
-      host: SMTP: its name in the DNS, or why there is none.
       helo: SMTP: what it called itself.
       attempts: how many logins it has tried.
       timer: limits what is going on.
@@ -120,7 +61,6 @@ class Client:
         self.address = context.client
         self.port = context.client_port
         self.header: Header | None = None
-        self.host = b"[UNAVAILABLE]"
         self.helo = b""
         self.attempts = 0
         self.timer = Timer()

@@ -1,25 +1,12 @@
-"""What a client logs in with, and what secrets may not hold."""
+"""What a client logs in with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-FORBIDDEN = frozenset(b"\r\n\0")
-"""Octets that no user name and no password may have: they end a line or a string
-in one of the protocols that carry them on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
-    """The SMTP commands of a client that does not log in (`smtp_auth none`).
-
-    Attributes:
-      mail: the whole ``MAIL FROM:…`` line, without line end.
-      rcpt: the whole ``RCPT TO:…`` line.
-    """
-
-    mail: bytes
-    rcpt: bytes
+if TYPE_CHECKING:
+    from mailproxy.auth.request import Envelope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

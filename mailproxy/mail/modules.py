@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Settings
-from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 
+SOURCES: tuple[type[Settings], ...] = (AuthHttpSettings,)
+"""The auth sources: settings classes that are a `Source`, too. A server needs one."""
+
 MODULES: tuple[type[Settings], ...] = (
     CoreSettings,
     SslSettings,
     *PROTOCOLS,
-    AuthHttpSettings,
+    *SOURCES,
     ProxySettings,
     RealipSettings,
 )

@@ -27,6 +27,8 @@ class MailProtocol(Settings, ABC):
     """What `protocol` calls it."""
     ports: ClassVar[tuple[int, ...]]
     """The ports that mean it where `protocol` is not written."""
+    needs_password: ClassVar[bool] = True
+    """Whether a client cannot be logged in at a backend without a password."""
     certificate_error: ClassVar[bytes]
     """Sent, before closing, to a client whose certificate does not verify."""
     certificate_missing: ClassVar[bytes]
@@ -54,7 +56,11 @@ class Dialogue(ABC):
 
     Attributes:
       client: who it is with.
+      host: the client's name in the DNS, or ``[UNAVAILABLE]`` or ``[TEMPUNAVAIL]``, for
+        auth sources and backends; None if the protocol does not look for it.
     """
+
+    host: bytes | None = None
 
     def __init__(self, client: Client) -> None:
         self.client = client

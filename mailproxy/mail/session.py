@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mailproxy.auth.verdict import Granted, Refused, Unavailable
 from mailproxy.errors import AuthError, ClientError, SessionError, UpstreamError
 from mailproxy.mail import proxy, realip
-from mailproxy.mail.auth.source import Granted
+from mailproxy.mail.auth_request import make_auth_request
 from mailproxy.mail.backend import Backend
 from mailproxy.mail.candidates import candidates
-from mailproxy.mail.client import Client, timed_out
+from mailproxy.mail.client import Client
 from mailproxy.mail.commands import BadCommand
 from mailproxy.mail.sasl import clients as sasl
 from mailproxy.net import faults
+from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
+    from mailproxy.auth.verdict import Route
     from mailproxy.log import Logger, MailContext
-    from mailproxy.mail.auth.source import Refused
     from mailproxy.mail.listen import Listen
     from mailproxy.mail.login import Login
     from mailproxy.mail.protocol import Dialogue
@@ -105,7 +107,7 @@ async def _serve(client: Client) -> Entered | None:
         login = await dialogue.read_login()
         if login is None:
             return None
-        verdict = await _ask(client, login)
+        verdict = await _ask(client, dialogue, login)
         if isinstance(verdict, Granted):
             return await _enter(client, dialogue, login, verdict)
         await _refuse(client, dialogue, login, verdict)
@@ -133,22 +135,27 @@ async def _greet(client: Client, dialogue: Dialogue) -> None:
     await dialogue.greet()
 
 
-async def _ask(client: Client, login: Login) -> Granted | Refused:
-    """Phase 5: the auth service.
+async def _ask(client: Client, dialogue: Dialogue, login: Login) -> Granted | Refused:
+    """Phase 5: the auth sources.
 
     Raises:
-      AuthError: it gave no usable answer.
+      AuthError: they gave no usable answer.
     """
     client.attempts += 1
     client.context.action = "in http auth state"
-    return await client.server.auth.check(login, client)
+    request = make_auth_request(dialogue, login)
+    sources = client.server.auth
+    verdict = await sources.check(request, client.network, client.timer, client.log)
+    if isinstance(verdict, Unavailable):
+        raise verdict.exception()
+    return verdict
 
 
 async def _refuse(
     client: Client, dialogue: Dialogue, login: Login, verdict: Refused
 ) -> None:
-    """Tell the client that the auth service refuses its login, when that says so."""
-    client.log.info('client login failed: "%s"', verdict.text)
+    """Tell the client that its login is refused, when the auth source says so."""
+    _log_refusal(verdict, client.log)
     # nginx does not read the client meanwhile; neither do we.
     client.timer.stop()
     await trio.sleep(verdict.wait)
@@ -159,6 +166,13 @@ async def _refuse(
         answer = await _explain(client, dialogue, login, verdict)
         client.timer.limit(timeout)
     await client.send(answer)
+
+
+def _log_refusal(refused: Refused, log: Logger) -> None:
+    if refused.reason:
+        log.info('client login failed: "%s" (%s)', refused.text, refused.reason)
+    else:
+        log.info('client login failed: "%s"', refused.text)
 
 
 async def _explain(
@@ -185,14 +199,16 @@ async def _enter(
       BackendError: it cannot be reached, or does not answer as it should.
       LoginRefused: it does not let the client in.
     """
+    route = granted.route
+    assert route is not None, "the chain has looked"
     client.context.login = granted.user
-    backend = _connect(client, granted)
+    backend = _connect(client, route)
     try:
         client.timer.limit(client.server.core.timeout, backend.expired)
         if client.server.proxy.proxy_protocol != "off":
             await backend.send_header(proxy.format_header(client))
         login = login.at_backend(
-            user=granted.user, secret=granted.secret, smtp_auth=granted.smtp_auth
+            user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
         )
         answer = await dialogue.enter(backend, login)
     except BaseException:
@@ -205,13 +221,13 @@ async def _enter(
     )
 
 
-def _connect(client: Client, granted: Granted) -> Backend:
+def _connect(client: Client, route: Route) -> Backend:
     """Begin to connect to the first of the candidates, which is the only one.
 
     Raises:
       BackendError: connect() failed at once, or `worker_connections` are in use.
     """
-    candidate, *_ = candidates(granted)
+    candidate, *_ = candidates(route)
     limit = client.server.proxy.reply_limit
     return Backend.connect(client.network, candidate, limit, client.context)
 

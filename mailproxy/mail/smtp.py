@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
+from mailproxy.auth.request import Envelope
 from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, duration, size, words
 from mailproxy.errors import ClientError
 from mailproxy.mail import smtp_backend
-from mailproxy.mail.client_host import find_client_host
+from mailproxy.mail.client_host import UNAVAILABLE, find_client_host
 from mailproxy.mail.commands import BadCommand, redacted, split_words
-from mailproxy.mail.login import Envelope, Login
+from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue, MailProtocol
 from mailproxy.mail.sasl import clients as sasl
 
@@ -88,6 +89,7 @@ class SmtpSettings(MailProtocol):
 
     name: ClassVar[str] = "smtp"
     ports: ClassVar[tuple[int, ...]] = (25, 465, 587)
+    needs_password: ClassVar[bool] = False
 
     smtp_client_buffer: int = directive(
         size, default=resource.getpagesize(), shown="4k | 8k"
@@ -134,6 +136,7 @@ class SmtpDialogue(Dialogue):
 
     def __init__(self, client: Client, settings: SmtpSettings) -> None:
         super().__init__(client)
+        self.host: bytes = UNAVAILABLE
         self.esmtp = False
         self.mail = b""
         self._settings = settings
@@ -149,7 +152,7 @@ class SmtpDialogue(Dialogue):
         if core.resolver is not None:
             client.timer.stop()  # lookups have limits of their own
             resolver = client.network.resolver(core.resolver, core.resolver_timeout)
-            client.host = await find_client_host(resolver, client.context, client.log)
+            self.host = await find_client_host(resolver, client.context, client.log)
         if self._settings.smtp_greeting_delay:
             client.timer.stop()
             await self._delay()
@@ -277,7 +280,7 @@ class SmtpDialogue(Dialogue):
         return b"%s %s\r\n" % (code or b"535 5.7.0", text)
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        return await smtp_backend.enter(backend, login, self.client, esmtp=self.esmtp)
+        return await smtp_backend.enter(backend, login, self)
 
 
 def _one_line(text: bytes) -> bytes:

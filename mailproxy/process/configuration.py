@@ -136,7 +136,7 @@ class Assembly:
                     yield error
         for made in blocks:
             try:
-                check_server(made.block)
+                check_server(made.block, scope)
             except ConfigError as error:
                 made.complete = False
                 yield error

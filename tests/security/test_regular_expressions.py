@@ -29,17 +29,17 @@ Use = tuple[str, re.Pattern[str] | re.Pattern[bytes], str]
 """Name, pattern, and the method by which it is used."""
 
 PEERS = {
-    "log.lines._UNSAFE": "client_buffer, proxy_buffer, HEADER_LIMIT: what they held",
+    "log.lines._UNSAFE": "client_buffer, proxy_buffer, MAX_HEADER: what they held",
     "log.lines._CONTROL": "the same",
     "log.lines._HALF_ESCAPE": "_PROPERTY_LIMIT",
     "log.lines._BROKEN_END": "LINE_LIMIT",
-    "mail.auth.answer._HEADER": "HEADER_LIMIT",
-    "mail.auth.answer._HEADERS": "HEADER_LIMIT",
-    "mail.auth.answer._MUTE_STATUS": "HEADER_LIMIT",
-    "mail.auth.answer._SECRET": "SHOWN_LIMIT, or HEADER_LIMIT",
-    "mail.auth.answer._SUCCESS": "HEADER_LIMIT",
-    "mail.auth.exchange._END": "HEADER_LIMIT",
-    "mail.auth.request._UNSAFE": "client_buffer, or a certificate's 100 KB in OpenSSL",
+    "auth.http_answer._HEADER": "MAX_HEADER",
+    "auth.http_answer._HEADERS": "MAX_HEADER",
+    "auth.http_answer._MUTE_STATUS": "MAX_HEADER",
+    "auth.http_answer._SECRET": "MAX_SHOWN, or MAX_HEADER",
+    "auth.http_answer._SUCCESS": "MAX_HEADER",
+    "auth.http_exchange._END": "MAX_HEADER",
+    "auth.http_request._UNSAFE": "client_buffer, or a certificate's 100 KB in OpenSSL",
     "mail.imap._BYE": "proxy_buffer",
     "mail.imap._CAPABILITIES": "proxy_buffer",
     "mail.imap_commands._COMMAND": "imap_client_buffer",
@@ -258,6 +258,6 @@ def test_slow_ones_are_found(pattern: str | bytes, method: str) -> None:
 
 
 def test_every_pattern_over_a_peers_octets_has_a_bound() -> None:
-    rooms = ("log.lines", "mail", "net")
+    rooms = ("auth", "log.lines", "mail", "net")
     found = {name for name, _, _ in uses() if name.startswith(rooms)}
     assert found - set(OWN) == set(PEERS)

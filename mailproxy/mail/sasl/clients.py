@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mailproxy.auth.verdict import FORBIDDEN
 from mailproxy.mail.commands import BadCommand
-from mailproxy.mail.login import FORBIDDEN, Login
+from mailproxy.mail.login import Login
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client

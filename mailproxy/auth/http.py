@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from mailproxy.auth import http_exchange
+from mailproxy.auth.source import Source
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
 from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive, Word
@@ -19,13 +21,14 @@ from mailproxy.conf.values import (
     parse_milliseconds,
     parse_number,
 )
-from mailproxy.mail.auth import exchange
 from mailproxy.net.idle import Reuse
 
 if TYPE_CHECKING:
-    from mailproxy.mail.auth.source import Granted, Refused
-    from mailproxy.mail.client import Client
-    from mailproxy.mail.login import Login
+    from mailproxy.auth.request import AuthRequest
+    from mailproxy.auth.verdict import Verdict
+    from mailproxy.log import Logger
+    from mailproxy.net.network import Network
+    from mailproxy.net.timer import Timer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,8 +135,10 @@ keepalive: Value[Reuse | None] = Value(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuthHttpSettings(Settings):
+class AuthHttpSettings(Settings, Source):
     """The auth server: who may log in, and where to."""
+
+    name: ClassVar[str] = "auth_http"
 
     auth_http: AuthUrl | None = directive(url, default=None, repeats="last", shown="")
     """The auth server; every server needs one, so it is never None once loaded."""
@@ -162,10 +167,7 @@ class AuthHttpSettings(Settings):
         """Whether the server asks an auth server."""
         return block.written("auth_http")
 
-    async def check(self, login: Login, client: Client) -> Granted | Refused:
-        """Ask the auth server.
-
-        Raises:
-          AuthError: it cannot be reached, or its answer is not a decision.
-        """
-        return await exchange.check(self, login, client)
+    async def check(
+        self, request: AuthRequest, network: Network, timer: Timer, log: Logger
+    ) -> Verdict:
+        return await http_exchange.check(self, request, network, timer, log)
