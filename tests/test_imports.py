@@ -92,12 +92,12 @@ def test_only_session_and_modules_see_several_mail_modules() -> None:
 
 
 LEAVES = {
-    "AuthHttpSettings",
     "Backend",
     "Client",
     "Login",
     "MailProtocol",
     "Server",
+    "SmtpDialogue",
     "SslSettings",
 }
 """What files of `mail` may import for the checking of types where that closes a circle."""

@@ -227,10 +227,11 @@ def _granted(answer: Answer, request: AuthRequest) -> Granted:
             "did not send server or port: ", f"{' and '.join(missing)} as well"
         )
     user, secret = _credentials(answer, request)
+    address, number = _address(host), _port(port)
     route = Route(
-        server=_address(host),
-        port=_port(port),
-        text=f"{host.decode('latin-1')}:{port.decode('latin-1')}",
+        server=address,
+        port=number,
+        text=f"{address}:{port.decode()}",
         smtp_auth=None if request.needs_password else _smtp_auth(fields),
     )
     return Granted(user=user, secret=secret, route=route)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mailproxy.auth.http import AuthHttpSettings
-    from mailproxy.auth.request import AuthRequest
+    from mailproxy.auth.request import AuthRequest, ClientTls
     from mailproxy.net.proxy_protocol import Header
 
 _UNSAFE = re.compile(rb"[\x00-\x20%]")
@@ -62,8 +62,8 @@ def _lines(settings: AuthHttpSettings, request: AuthRequest) -> Iterator[bytes]:
             request.envelope.mail,
             request.envelope.rcpt,
         )
-    if request.tls:
-        yield from _tls_lines(settings, request)
+    if request.tls is not None:
+        yield from _tls_lines(settings, request.tls)
     for name, value in settings.auth_http_header:
         yield b"%s: %s\r\n" % (name, value)
     if settings.auth_http_keepalive is not None:
@@ -87,15 +87,15 @@ def _proxy_lines(header: Header) -> bytes:
     )
 
 
-def _tls_lines(settings: AuthHttpSettings, request: AuthRequest) -> Iterator[bytes]:
+def _tls_lines(settings: AuthHttpSettings, tls: ClientTls) -> Iterator[bytes]:
     """What the auth server is told about TLS and the client's certificate."""
     yield b"Auth-SSL: on\r\nAuth-SSL-Protocol: %s\r\nAuth-SSL-Cipher: %s\r\n" % (
-        request.tls.encode(),
-        request.cipher.encode(),
+        tls.version.encode(),
+        tls.cipher.encode(),
     )
-    if request.verify:
-        yield b"Auth-SSL-Verify: %s\r\n" % request.verify.encode()
-    certificate = request.certificate
+    if tls.verify:
+        yield b"Auth-SSL-Verify: %s\r\n" % tls.verify.encode()
+    certificate = tls.certificate
     if certificate is None:
         return
     yield (

@@ -38,6 +38,21 @@ class ClientCertificate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTls:
+    """What was agreed with a client, and who it has shown to be."""
+
+    version: str
+    """As "TLSv1.3"."""
+    cipher: str
+    """The cipher suite, as OpenSSL calls it."""
+    verify: str = ""
+    """What became of the client's certificate: "SUCCESS", "NONE" (it sent none) or
+    "FAILED:" with OpenSSL's reason; empty where none is asked for."""
+    certificate: ClientCertificate | None = None
+    """None as well where no certificate is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuthRequest:
     """One login, and who tries it.
 
@@ -79,12 +94,5 @@ class AuthRequest:
     server_name: bytes = b""
     """`server_name` of the server."""
 
-    tls: str = ""
-    """The version of TLS, as "TLSv1.3"; empty in clear text."""
-    cipher: str = ""
-    """The cipher suite, as OpenSSL calls it."""
-    verify: str = ""
-    """What became of the client's certificate: "SUCCESS", "NONE" (it sent none) or
-    "FAILED:" with OpenSSL's reason; empty where none is asked for."""
-    certificate: ClientCertificate | None = None
-    """None as well where no certificate is asked for."""
+    tls: ClientTls | None = None
+    """None in clear text."""

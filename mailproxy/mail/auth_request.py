@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mailproxy.auth.request import AuthRequest, ClientCertificate
+from mailproxy.auth.request import AuthRequest, ClientCertificate, ClientTls
 from mailproxy.net import openssl
 
 if TYPE_CHECKING:
     import ssl
 
-    from mailproxy.mail.client import Client
     from mailproxy.mail.login import Login
+    from mailproxy.mail.protocol import Dialogue
+    from mailproxy.mail.server import Server
 
 
-def make_auth_request(client: Client, login: Login) -> AuthRequest:
+def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
     """Put together what auth sources are told about a login."""
-    server, protocol = client.server, client.server.protocol
-    version = cipher = verify = ""
-    certificate = None
-    tls = client.wire.tls
-    if tls is not None:
-        version = tls.version() or ""
-        suite = tls.cipher()
-        cipher = suite[0] if suite else ""
-        if server.ssl.ssl_verify_client != "off":
-            verify, certificate = _find_certificate(tls)
+    client = dialogue.client
+    server, protocol, tls = client.server, client.server.protocol, client.wire.tls
     return AuthRequest(
         protocol=protocol.name,
         method=login.method,
@@ -37,13 +30,25 @@ def make_auth_request(client: Client, login: Login) -> AuthRequest:
         attempt=client.info.attempts,
         client=client.info.client,
         client_port=client.info.client_port,
-        client_host=client.host if protocol.names_clients else None,
+        client_host=dialogue.host,
         helo=client.info.helo,
         proxy_header=client.info.header,
         listen=client.listen.address,
         server_name=server.core.server_name,
-        tls=version,
-        cipher=cipher,
+        tls=None if tls is None else _describe(tls, server),
+    )
+
+
+def _describe(tls: ssl.SSLSocket, server: Server) -> ClientTls:
+    """What auth sources are told about the client's TLS."""
+    cipher = tls.cipher()
+    verify = ""
+    certificate = None
+    if server.ssl.ssl_verify_client != "off":
+        verify, certificate = _find_certificate(tls)
+    return ClientTls(
+        version=tls.version() or "",
+        cipher=cipher[0] if cipher else "",
         verify=verify,
         certificate=certificate,
     )

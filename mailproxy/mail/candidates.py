@@ -26,6 +26,6 @@ class Candidate:
 
 
 def candidates(route: Route) -> tuple[Candidate, ...]:
-    """The servers that a client may be brought to, the first to try first; one today."""
+    """The servers that a route leads to, the first to try first; one today."""
     family = socket.AF_INET6 if ":" in route.server else socket.AF_INET
     return (Candidate(family, (route.server, route.port), route.name),)

@@ -35,7 +35,6 @@ class Client:
       trace: logs the dialogue, if the log is at level debug.
       server, listen: who serves it, and which address it came to.
       info: who it is, and how far it has come.
-      host: SMTP: its name in the DNS, or why there is none.
       timer: limits what is going on.
     """
 
@@ -62,7 +61,6 @@ class Client:
         self.network = network
         self.info = info
         self.log = log
-        self.host = b"[UNAVAILABLE]"
         self.timer = Timer()
         self._errors = 0
         self._commands = 0

@@ -29,8 +29,6 @@ class MailProtocol(Settings, ABC):
     """The ports that mean it where `protocol` is not written."""
     needs_password: ClassVar[bool] = True
     """Whether a client cannot be logged in at a backend without a password."""
-    names_clients: ClassVar[bool] = False
-    """Whether auth sources are told the client's name in the DNS."""
     harmless: ClassVar[frozenset[bytes]] = frozenset()
     """Commands without secrets, in upper case: the debug log shows them whole, and of
     all others no arguments."""
@@ -63,7 +61,11 @@ class Dialogue(ABC):
 
     Attributes:
       client: who it is with.
+      host: the client's name in the DNS, or ``[UNAVAILABLE]`` or ``[TEMPUNAVAIL]``, for
+        auth sources and backends; None if the protocol does not look for it.
     """
+
+    host: bytes | None = None
 
     def __init__(self, client: Client) -> None:
         self.client = client

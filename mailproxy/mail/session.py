@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mailproxy.auth.verdict import Granted, Unavailable
+from mailproxy.auth.verdict import Granted, Refused, Unavailable
 from mailproxy.errors import AuthError, ClientError, SessionError, UpstreamError
 from mailproxy.log import DEBUG, Phase
 from mailproxy.mail import proxy, realip
@@ -22,7 +22,7 @@ from mailproxy.net import faults
 from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
-    from mailproxy.auth.verdict import Refused, Route
+    from mailproxy.auth.verdict import Route
     from mailproxy.log import Logger, SessionInfo
     from mailproxy.mail.listen import Listen
     from mailproxy.mail.login import Login
@@ -126,7 +126,7 @@ async def _serve(client: Client) -> Entered | None:
         login = await dialogue.read_login()
         if login is None:
             return None
-        verdict = await _ask(client, login)
+        verdict = await _ask(client, dialogue, login)
         if isinstance(verdict, Granted):
             return await _enter(client, dialogue, login, verdict)
         await _refuse(client, dialogue, login, verdict)
@@ -156,7 +156,7 @@ async def _greet(client: Client, dialogue: Dialogue) -> None:
     await dialogue.greet()
 
 
-async def _ask(client: Client, login: Login) -> Granted | Refused:
+async def _ask(client: Client, dialogue: Dialogue, login: Login) -> Granted | Refused:
     """Phase 5: the auth sources.
 
     Raises:
@@ -169,9 +169,9 @@ async def _ask(client: Client, login: Login) -> Granted | Refused:
     info.phase = Phase.AUTH
     if client.trace is not None:
         client.trace.hide(login)
-    verdict = await client.server.auth.check(
-        make_auth_request(client, login), client.network, client.timer, client.log
-    )
+    request = make_auth_request(dialogue, login)
+    sources = client.server.auth
+    verdict = await sources.check(request, client.network, client.timer, client.log)
     if isinstance(verdict, Unavailable):
         raise verdict.exception()
     return verdict
@@ -180,7 +180,7 @@ async def _ask(client: Client, login: Login) -> Granted | Refused:
 async def _refuse(
     client: Client, dialogue: Dialogue, login: Login, verdict: Refused
 ) -> None:
-    """Tell the client that the auth service refuses its login, when that says so."""
+    """Tell the client that its login is refused, when the auth source says so."""
     _log_refusal(verdict, client.log)
     # nginx does not read the client meanwhile; neither do we.
     client.timer.stop()

@@ -19,7 +19,7 @@ from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, duration, size, words
 from mailproxy.errors import ClientError
 from mailproxy.mail import smtp_backend
-from mailproxy.mail.client_host import find_client_host
+from mailproxy.mail.client_host import UNAVAILABLE, find_client_host
 from mailproxy.mail.commands import BadCommand, redacted, split_words
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue, MailProtocol
@@ -90,7 +90,6 @@ class SmtpSettings(MailProtocol):
     name: ClassVar[str] = "smtp"
     ports: ClassVar[tuple[int, ...]] = (25, 465, 587)
     needs_password: ClassVar[bool] = False
-    names_clients: ClassVar[bool] = True
     harmless: ClassVar[frozenset[bytes]] = frozenset(
         (
             b"HELO EHLO QUIT NOOP MAIL RCPT RSET VRFY EXPN HELP "
@@ -143,6 +142,7 @@ class SmtpDialogue(Dialogue):
 
     def __init__(self, client: Client, settings: SmtpSettings) -> None:
         super().__init__(client)
+        self.host: bytes = UNAVAILABLE
         self.esmtp = False
         self.mail = b""
         self._settings = settings
@@ -158,7 +158,7 @@ class SmtpDialogue(Dialogue):
         if core.resolver is not None:
             client.timer.stop()  # lookups have limits of their own
             resolver = client.network.resolver(core.resolver, core.resolver_timeout)
-            client.host = await find_client_host(resolver, client.info, client.log)
+            self.host = await find_client_host(resolver, client.info, client.log)
         if self._settings.smtp_greeting_delay:
             client.timer.stop()
             await self._delay()
@@ -286,7 +286,7 @@ class SmtpDialogue(Dialogue):
         return b"%s %s\r\n" % (code or b"535 5.7.0", text)
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        return await smtp_backend.enter(backend, login, self.client, esmtp=self.esmtp)
+        return await smtp_backend.enter(backend, login, self)
 
 
 def _one_line(text: bytes) -> bytes:

@@ -16,8 +16,8 @@ from mailproxy.mail.sasl.backends import format_plain
 if TYPE_CHECKING:
     from mailproxy.auth.request import Envelope
     from mailproxy.mail.backend import Backend
-    from mailproxy.mail.client import Client
-from mailproxy.mail.login import Login
+    from mailproxy.mail.login import Login
+    from mailproxy.mail.smtp import SmtpDialogue
 
 _LOGGED_IN = b"235 2.0.0 OK\r\n"
 _NO_EHLO = frozenset((b"500", b"501", b"502", b"504", b"550"))
@@ -28,24 +28,21 @@ _NOT_UNDERSTOOD = _NO_AUTH | {b"501"}
 """Refusals that are about the command, and not about the login (RFC 5321, 4.2.3)."""
 
 
-async def enter(
-    backend: Backend, login: Login, client: Client, *, esmtp: bool
-) -> bytes:
+async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes:
     """Bring a client to its backend; see `Dialogue.enter`.
 
     Args:
-      client: whom the backend is told about.
-      esmtp: whether the client's last greeting was EHLO.
+      dialogue: that with the client, whom the backend is told about.
     """
     with_auth = login.smtp_auth
     if with_auth is None:
-        with_auth = client.server.proxy.proxy_smtp_auth
+        with_auth = dialogue.client.server.proxy.proxy_smtp_auth
     await _expect(backend, b"220")
     backend.sending("HELO/EHLO")
-    reply = await _say_hello(backend, client, esmtp=esmtp)
-    command = _xclient(client, b"" if with_auth else login.user, reply)
+    reply = await _say_hello(backend, dialogue)
+    command = _xclient(dialogue, b"" if with_auth else login.user, reply)
     if command:
-        await _introduce(backend, client, command, esmtp=esmtp)
+        await _introduce(backend, dialogue, command)
     if login.envelope is not None:
         return await _pass_on(backend, login.envelope)
     if with_auth:
@@ -54,7 +51,7 @@ async def enter(
     return _LOGGED_IN
 
 
-async def _say_hello(backend: Backend, client: Client, *, esmtp: bool) -> bytes:
+async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> bytes:
     """Say EHLO or HELO in the name of this server; returns the answer.
 
     It is the client's own verb, but that XCLIENT needs EHLO. With `xclient auto` a
@@ -64,9 +61,10 @@ async def _say_hello(backend: Backend, client: Client, *, esmtp: bool) -> bytes:
     Raises:
       BackendError: the backend refuses it.
     """
-    proxy, name = client.server.proxy, client.server.core.server_name
-    ours = proxy.xclient != "off" and not esmtp
-    verb = b"EHLO" if esmtp or ours else b"HELO"
+    server = dialogue.client.server
+    proxy, name = server.proxy, server.core.server_name
+    ours = proxy.xclient != "off" and not dialogue.esmtp
+    verb = b"EHLO" if dialogue.esmtp or ours else b"HELO"
     await backend.send_command(b"%s %s\r\n" % (verb, name))
     # Behind a PROXY header, the first refusal may be meant for that.
     if ours and proxy.xclient == "auto" and proxy.proxy_protocol == "off":
@@ -81,22 +79,21 @@ async def _say_hello(backend: Backend, client: Client, *, esmtp: bool) -> bytes:
     return await _expect(backend, b"250", command=verb.decode(), remedy=remedy)
 
 
-def _xclient(client: Client, login: bytes, hello: bytes) -> bytes:
+def _xclient(dialogue: SmtpDialogue, login: bytes, hello: bytes) -> bytes:
     """The XCLIENT command for a client, or nothing, as `xclient` says.
 
     Args:
       hello: the backend's answer to EHLO.
     """
+    client = dialogue.client
     mode = client.server.proxy.xclient
     if mode == "off":
         return b""
     offered = offered_attributes(hello) if mode == "auto" else None
-    return format_xclient(client.info.client, login, client.host, offered)
+    return format_xclient(client.info.client, login, dialogue.host, offered)
 
 
-async def _introduce(
-    backend: Backend, client: Client, command: bytes, *, esmtp: bool
-) -> None:
+async def _introduce(backend: Backend, dialogue: SmtpDialogue, command: bytes) -> None:
     """Send an XCLIENT command, then what the client called itself.
 
     Raises:
@@ -105,10 +102,11 @@ async def _introduce(
     backend.sending("XCLIENT")
     await backend.send_command(command)
     await _expect(backend, b"220", b"250", command="XCLIENT", remedy="xclient off")
-    if client.info.helo:
+    helo = dialogue.client.info.helo
+    if helo:
         backend.sending("client HELO/EHLO")
-        verb = b"EHLO" if esmtp else b"HELO"
-        await backend.send_command(b"%s %s\r\n" % (verb, client.info.helo))
+        verb = b"EHLO" if dialogue.esmtp else b"HELO"
+        await backend.send_command(b"%s %s\r\n" % (verb, helo))
         await _expect(backend, b"250", command=f"the client's {verb.decode()}")
 
 
