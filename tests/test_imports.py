@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import mailproxy
+from mailproxy.mail.protocols import PROTOCOLS
 
 ROOT = Path(mailproxy.__file__).parent
 
@@ -156,6 +157,30 @@ def test_nothing_in_mail_imports_itself_by_way_of_others() -> None:
 def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
+
+
+def asked_by_name(path: Path) -> Iterator[str]:
+    """Where a file compares something with the name of a protocol."""
+    protocols = {each.name for each in PROTOCOLS}
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            texts = {
+                each.value for each in ast.walk(node) if isinstance(each, ast.Constant)
+            }
+            if not protocols.isdisjoint(texts):
+                yield f"{path}:{node.lineno}"
+
+
+def test_nothing_asks_for_the_name_of_a_protocol() -> None:
+    """What differs between protocols is a field, a method or a file of theirs."""
+    rooms = ("auth", "log", "mail", "net", "process")
+    found = [
+        place
+        for path in FILES
+        if (names(path) or [""])[0] in rooms
+        for place in asked_by_name(path)
+    ]
+    assert found == []
 
 
 def foreign(path: Path) -> Iterator[str]:
