@@ -44,15 +44,19 @@ class ClientTimeoutError(ClientError):
     """The client let a time limit of ours pass; nobody says goodbye to it in TLS."""
 
 
-class BackendError(SessionError):
-    """The mail server cannot be reached, or does not let the client in.
+READING = "reading response from upstream"
+"""What a session does while it waits for its backend, in nginx's words."""
+
+
+class UpstreamError(SessionError):
+    """The client cannot be brought to its mail server: `BackendError` or `LoginRefused`.
 
     Attributes:
       reply: what the backend answered, whole lines, if that is the reason; it may
         be passed on to the client (`proxy_pass_error_message`).
-      action: what was done, in nginx's words, as it happened.
-      command: which command `reply` answers, as the log names it; empty where the
-        log does not, None if the backend did not answer.
+      action: what was done, in nginx's words, as it happened; None: what the log says
+        already.
+      command: which command `reply` answers, as the log names it, or empty.
       remedy: the setting with which the backend is spared that command.
     """
 
@@ -65,8 +69,8 @@ class BackendError(SessionError):
         error: OSError | None = None,
         level: str = "",
         reply: bytes = b"",
-        action: str | None = "reading response from upstream",
-        command: str | None = None,
+        action: str | None = READING,
+        command: str = "",
         remedy: str = "",
     ) -> None:
         super().__init__(event, *values, error=error, level=level)
@@ -80,6 +84,14 @@ class BackendError(SessionError):
         """``to XCLIENT, try "xclient off"``: what was refused, and what to do."""
         refused = f" to {self.command}" if self.command else ""
         return f'{refused}, try "{self.remedy}"' if self.remedy else refused
+
+
+class BackendError(UpstreamError):
+    """The mail server cannot be reached, or does not answer as its protocol says."""
+
+
+class LoginRefused(UpstreamError):  # noqa: N818 - an answer, not a fault
+    """The mail server does not accept the user name and the secret."""
 
 
 class AuthError(SessionError):

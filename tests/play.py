@@ -32,7 +32,7 @@ import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mailproxy.auth.http import AuthHttpSettings, AuthUrl
-from mailproxy.log import MailContext
+from mailproxy.log import INFO, SessionInfo
 from mailproxy.mail import session
 from mailproxy.net.dns import Resolver
 from mailproxy.process.configuration import Loader
@@ -148,6 +148,7 @@ class Stage:
       failing: see `MemoryNetwork`.
       client: address of the client.
       resolver: answers if the server asks for names.
+      level: the most verbose level of the log.
       requests: what the auth server was asked.
     """
 
@@ -155,9 +156,10 @@ class Stage:
     failing: Mapping[str, int] = field(default_factory=dict)
     client: str = CLIENT
     resolver: Resolver | None = None
+    level: int = INFO
 
     def __post_init__(self) -> None:
-        self.log = CapturedLog()
+        self.log = CapturedLog(self.level)
         self.signs = Signs({}, {})
         self.wire = MemoryWire(self._news)
         self.network = MemoryNetwork(self._auth_address(), self._news)
@@ -183,10 +185,11 @@ class Stage:
         """The session, from accept to close."""
         listen = self.server.core.listen[0]
         port = None if self.client == "unix:" else 40000
-        context = MailContext(1, self.client, port, server=listen.address)
-        context.tags = self.server.core.error_log_user_tag
+        self.info = SessionInfo(1, self.client, port, server=listen.address)
+        self.info.tags = self.server.core.error_log_user_tag
+        self.info.protocol = self.server.protocol.name
         await session.run(
-            self.wire, self.server, listen, self.network, self.log.log, context
+            self.wire, self.server, listen, self.network, self.log.log, self.info
         )
 
     async def _run_worker(self) -> None:
@@ -218,6 +221,7 @@ class Stage:
             raise failure
         assert not patience.cancelled_caught, "the session does not end"
         self.network.close()
+        assert not self.network.sessions
         assert all(wire.closed for wire in everyone)
         self.check_sanity()
 
@@ -262,7 +266,6 @@ class Stage:
         lines = [
             f"[{level}] {text.replace(_USUAL, ', …')}"
             for level, text in self.log.events[1:]
-            if level != "debug"
         ]
         return lines[self._logged :]
 

@@ -20,7 +20,7 @@ from mailproxy.errors import BackendError, SessionError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLogError
 from mailproxy.log.files import RefusedError
-from mailproxy.mail.protocol import BadCommand
+from mailproxy.mail.commands import BadCommand
 from mailproxy.net.faults import UnderTlsError
 from mailproxy.net.lines import TooLong
 from mailproxy.net.openssl import NeedsOpenSSLError, OpenSSLError

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mailproxy
+from mailproxy.mail.protocols import PROTOCOLS
 
 ROOT = Path(mailproxy.__file__).parent
 
@@ -51,13 +52,16 @@ LIBRARIES = {
 }
 """Libraries that one room (or file) knows, and which that is."""
 
-NET_SEES_OF_LOG = {"Logger"}
-"""`net` may write to a log; it does not know what a session is."""
+NET_SEES_OF_LOG = {"Logger", "SessionInfo"}
+"""`net` may write to a log, and keeps the list of live sessions; it looks into none."""
+
+FOR_TYPES = {"log.session_info": {"net.proxy_protocol.Header", "net.wire.Wire"}}
+"""What a file may name besides, as types of values that it only carries."""
 
 NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp"}
 """The files of `mail` that stand for an nginx mail module."""
 
-SEE_ALL_MODULES = {"modules", "server", "session"}
+SEE_ALL_MODULES = {"modules", "protocols", "server", "session"}
 """The files of `mail` that bring the modules together."""
 
 
@@ -126,7 +130,9 @@ def loads(path: Path) -> set[str]:
 def test_file_imports_only_what_its_room_may(path: Path) -> None:
     room = (names(path) or ["__init__"])[0]
     allowed = ALLOWED.get(room, set()) | {room, "frozen"}
-    assert {name[0] for name in imported(path)} <= allowed
+    for_types = FOR_TYPES.get(".".join(names(path)), set())
+    seen = {tuple(name) for name in imported(path) if ".".join(name) not in for_types}
+    assert {name[0] for name in seen} <= allowed
 
 
 def test_no_module_waits_for_itself() -> None:
@@ -156,6 +162,97 @@ def test_only_session_and_modules_see_several_mail_modules() -> None:
         if module and module[0] not in SEE_ALL_MODULES:
             seen = {name[1] for name in imported(path) if name[0] == "mail"}
             assert len((seen | set(module)) & NGINX_MODULES) <= 1, path
+
+
+LEAVES = {
+    "Backend",
+    "Client",
+    "Login",
+    "MailProtocol",
+    "Server",
+    "SmtpDialogue",
+    "SslSettings",
+}
+"""What files of `mail` may import for the checking of types where that closes a circle."""
+
+
+def only_for_types(tree: ast.Module) -> set[ast.AST]:
+    """The parts of a file that stand under ``if TYPE_CHECKING:``."""
+    return {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in ast.walk(node)
+    }
+
+
+def needed(path: Path) -> set[str]:
+    """The files that a file imports, dotted, but for the checking of leaf types."""
+    tree = ast.parse(path.read_bytes())
+    for_types = only_for_types(tree)
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {alias.name for alias in node.names}
+            if node not in for_types or names - LEAVES:
+                found |= {node.module, *(f"{node.module}.{name}" for name in names)}
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """The ways that lead back to where they begin, one for each file where one ends."""
+    done: set[str] = set()
+    found = []
+
+    def visit(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append([*way[way.index(name) :], name])
+        elif name not in done:
+            for each in sorted(imports[name]):
+                visit(each, [*way, name])
+            done.add(name)
+
+    for name in imports:
+        visit(name, [])
+    return found
+
+
+def test_nothing_in_mail_imports_itself_by_way_of_others() -> None:
+    files = {".".join(["mailproxy", *names(path)]): path for path in FILES}
+    inside = {name for name in files if name.startswith("mailproxy.mail.")}
+    imports = {name: needed(files[name]) & inside - {name} for name in inside}
+    assert circles(imports) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
+
+
+def asked_by_name(path: Path) -> Iterator[str]:
+    """Where a file compares something with the name of a protocol."""
+    protocols = {each.name for each in PROTOCOLS}
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            texts = {
+                each.value for each in ast.walk(node) if isinstance(each, ast.Constant)
+            }
+            if not protocols.isdisjoint(texts):
+                yield f"{path}:{node.lineno}"
+
+
+def test_nothing_asks_for_the_name_of_a_protocol() -> None:
+    """What differs between protocols is a field, a method or a file of theirs."""
+    rooms = ("auth", "log", "mail", "net", "process")
+    found = [
+        place
+        for path in FILES
+        if (names(path) or [""])[0] in rooms
+        for place in asked_by_name(path)
+    ]
+    assert found == []
 
 
 WAITING = {

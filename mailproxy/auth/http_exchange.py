@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mailproxy.auth import trace
 from mailproxy.auth.http_answer import (
     Answer,
     Unusable,
@@ -26,6 +27,7 @@ from mailproxy.auth.http_answer import (
 from mailproxy.auth.http_request import escape, format_request
 from mailproxy.auth.verdict import Granted, Refused, Unavailable
 from mailproxy.frozen import Frozen
+from mailproxy.log import DEBUG
 from mailproxy.net.idle import Connection
 from mailproxy.net.network import connect_level
 from mailproxy.net.timer import timed_out
@@ -67,7 +69,9 @@ async def check(
     """Ask until there is a decision; see `Source.check`."""
     url = settings.auth_http
     assert url is not None, "every server has one"
-    question = _Question(format_request(settings, request), settings, log)
+    question = _Question(
+        format_request(settings, request), settings, log, _secrets(settings, request)
+    )
 
     def expired() -> AuthError:
         if question.received:
@@ -150,6 +154,7 @@ class _Question:
     request: bytes = field(repr=False)
     settings: AuthHttpSettings
     log: Logger
+    secrets: tuple[bytes, ...] = field(repr=False)
     received: bytes = field(default=b"", repr=False)
 
     async def ask(self, network: Network) -> Answer:
@@ -213,6 +218,8 @@ class _Question:
 
     async def _begin(self, wire: Wire) -> None:
         """Send the request, and receive the first octets of the answer."""
+        if self.log.level >= DEBUG:
+            trace.show(self.log, "to", self.request, self.secrets)
         try:
             await wire.send_all(self.request)
             self.received = await wire.receive_some()
@@ -238,7 +245,10 @@ class _Question:
             if not data:
                 raise self.unusable("closed connection prematurely: ", _WHOLE)
             self.received += data
-        answer = parse(self.received[: end.start()])
+        header = self.received[: end.start()]
+        if self.log.level >= DEBUG:
+            trace.show(self.log, "from", header, self.secrets)
+        answer = parse(header)
         answer.body -= len(self.received) - end.end()
         return answer
 

@@ -1,10 +1,11 @@
 """The error log: structlog underneath, nginx's levels, lines and targets on top.
 
-`record`     one event as a line of text or JSON; `MailContext`
-`logger`     `Logger`: what the rest of the program calls
-`directive`  `ErrorLog`: the arguments of `error_log`
-`targets`    files, stderr, syslog, memory; rate limits
-`files`      opening files that others may want to be other files
+`record`        one event as a line of text or JSON
+`session_info`  `SessionInfo`: the session that an event is about
+`logger`        `Logger`: what the rest of the program calls
+`directive`     `ErrorLog`: the arguments of `error_log`
+`targets`       files, stderr, syslog, memory; rate limits
+`files`         opening files that others may want to be other files
 
 Here: which logger writes to which targets, and what happens to all of them.
 """
@@ -39,10 +40,10 @@ from mailproxy.log.record import (
     NOTICE,
     WARN,
     Fault,
-    MailContext,
     Record,
     escape,
 )
+from mailproxy.log.session_info import Phase, SessionInfo
 from mailproxy.log.targets import (
     FileSink,
     MemorySink,
@@ -67,9 +68,10 @@ __all__ = [
     "Fault",
     "Logger",
     "Logs",
-    "MailContext",
     "Outlet",
+    "Phase",
     "Record",
+    "SessionInfo",
     "WorkerAccount",
     "escape",
     "log_unopened",

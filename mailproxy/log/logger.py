@@ -41,7 +41,7 @@ class Logger(structlog.BoundLoggerBase):
     argument: it is escaped as the line's format needs it, and only if the line is
     written at all. `error` is the system error behind an event, shown as
     ``(110: Connection timed out)``. What is bound with ``bind(context=…)``, a
-    `MailContext`, is shown as it is when the event happens; ``bind(connection=…)``
+    `SessionInfo`, is shown as it is when the event happens; ``bind(connection=…)``
     shows only the number of a connection.
     """
 

@@ -10,13 +10,14 @@ from mailproxy.net import openssl
 if TYPE_CHECKING:
     import ssl
 
-    from mailproxy.mail.client import Client
-    from mailproxy.mail.protocol import Login
+    from mailproxy.mail.login import Login
+    from mailproxy.mail.protocol import Dialogue
     from mailproxy.mail.server import Server
 
 
-def make_auth_request(client: Client, login: Login) -> AuthRequest:
+def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
     """Put together what auth sources are told about a login."""
+    client = dialogue.client
     server, protocol, tls = client.server, client.server.protocol, client.wire.tls
     return AuthRequest(
         protocol=protocol.name,
@@ -26,12 +27,12 @@ def make_auth_request(client: Client, login: Login) -> AuthRequest:
         salt=login.salt,
         envelope=login.envelope,
         needs_password=protocol.needs_password,
-        attempt=client.attempts,
-        client=client.address,
-        client_port=client.port,
-        client_host=client.host if protocol.names_clients else None,
-        helo=client.helo,
-        proxy_header=client.header,
+        attempt=client.info.attempts,
+        client=client.info.client,
+        client_port=client.info.client_port,
+        client_host=dialogue.host,
+        helo=client.info.helo,
+        proxy_header=client.info.header,
         listen=client.listen.address,
         server_name=server.core.server_name,
         tls=None if tls is None else _describe(tls, server),

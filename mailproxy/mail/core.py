@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -28,6 +29,7 @@ from mailproxy.conf.values import (
 from mailproxy.log.directive import ErrorLog, ErrorLogError, parse_error_log
 from mailproxy.mail.listen import Listen, listen
 from mailproxy.mail.load_state import load_state
+from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.net.dns import ResolverSettings
 from mailproxy.net.listen_address import Keepalive
 
@@ -53,10 +55,7 @@ def _parse_resolver(found: Directive, _: Reading) -> ResolverSettings | None:
     for word in found.args:
         name, equals, value = word.value.partition("=")
         if name == "valid" and equals:
-            try:
-                valid = float(parse_seconds(value))
-            except ValueError:
-                raise ConfigError(f"invalid parameter: {word.value}", word) from None
+            valid = _parse_valid(value, word)
         elif name in families and equals:
             if value not in ("on", "off"):
                 raise ConfigError(f"invalid parameter: {word.value}", word)
@@ -66,17 +65,28 @@ def _parse_resolver(found: Directive, _: Reading) -> ResolverSettings | None:
         elif name == "conf":
             servers += _system_servers(value or "/etc/resolv.conf", word)
         else:
-            try:
-                servers += parse_url(word.value, 53).addresses
-            except AddressError as error:
-                raise ConfigError(
-                    f'{error} in resolver "{word.value}"', word, error.remedy
-                ) from None
+            servers += _parse_name_server(word)
     if not any(families.values()):
         raise ConfigError('"ipv4" and "ipv6" cannot both be "off"', found)
     if not servers:
         raise ConfigError("no name servers defined", found)
     return ResolverSettings(servers=tuple(servers), valid=valid, **families)
+
+
+def _parse_valid(value: str, word: Word) -> float:
+    try:
+        return float(parse_seconds(value))
+    except ValueError:
+        raise ConfigError(f"invalid parameter: {word.value}", word) from None
+
+
+def _parse_name_server(word: Word) -> Sequence[Address]:
+    try:
+        return parse_url(word.value, 53).addresses
+    except AddressError as error:
+        raise ConfigError(
+            f'{error} in resolver "{word.value}"', word, error.remedy
+        ) from None
 
 
 def _system_servers(path: str, word: Word) -> list[Address]:
@@ -131,9 +141,8 @@ error_log: Value[tuple[ErrorLog, ...]] = Value(
     parameters=("stderr", "syslog:", "memory:", "rate=", "filter=", "format="),
     means_dollar=lambda word: word.startswith("filter="),
 )
-protocol: Value[str] = Value(
-    _parse_protocol, "imap | pop3 | smtp", parameters=("imap", "pop3", "smtp")
-)
+_names = tuple(sorted(each.name for each in PROTOCOLS))
+protocol: Value[str] = Value(_parse_protocol, " | ".join(_names), parameters=_names)
 resolver: Value[ResolverSettings | None] = Value(
     _parse_resolver,
     "address ... [conf[=file]] [valid=time] [ipv4=on | off] [ipv6=on | off] | off",

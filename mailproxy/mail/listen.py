@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailproxy.conf.addresses import AddressError, parse_url
+from mailproxy.conf.addresses import Address, AddressError, parse_url
 from mailproxy.conf.directive import Reading, Value
 from mailproxy.conf.tree import ConfigError, Directive, Position, Word
 from mailproxy.conf.values import c_string, parse_number, parse_seconds, parse_size
-from mailproxy.mail.load_state import load_state
+from mailproxy.mail.load_state import LoadState, load_state
 from mailproxy.net.listen_address import Keepalive, ListenAddress
 
 
@@ -45,23 +45,37 @@ def _parse_listen(found: Directive, reading: Reading) -> tuple[Listen, ...]:
         parameters[name] = value
         if name not in ("ssl", "proxy_protocol"):
             parameters["bind"] = True
-    listens = []
-    for address in url.addresses:
-        key = address.family, address.sockaddr
-        if key in state.taken:
-            raise ConfigError(f'duplicate "{address.text}" address and port pair', word)
-        state.taken.add(key)
-        listens.append(
-            Listen(
-                address=address.text,
-                family=address.family,
-                sockaddr=address.sockaddr,
-                wildcard=address.sockaddr[0] in ("0.0.0.0", "::"),  # noqa: S104 - a comparison
-                position=found.position,
-                **parameters,  # type: ignore[arg-type] # _parse_parameter knows the fields
-            )
+    return tuple(_take(each, found, parameters, state) for each in url.addresses)
+
+
+def _take(
+    address: Address,
+    found: Directive,
+    parameters: dict[str, object],
+    state: LoadState,
+) -> Listen:
+    """Take an address for this server.
+
+    Args:
+      parameters: fields of `Listen`, as `_parse_parameter` names them.
+
+    Raises:
+      ConfigError: another server has it.
+    """
+    key = address.family, address.sockaddr
+    if key in state.taken:
+        raise ConfigError(
+            f'duplicate "{address.text}" address and port pair', found.words[1]
         )
-    return tuple(listens)
+    state.taken.add(key)
+    return Listen(
+        address=address.text,
+        family=address.family,
+        sockaddr=address.sockaddr,
+        wildcard=address.sockaddr[0] in ("0.0.0.0", "::"),  # noqa: S104 - a comparison
+        position=found.position,
+        **parameters,  # type: ignore[arg-type] # _parse_parameter knows the fields
+    )
 
 
 _PLAIN_PARAMETERS = frozenset({"bind", "ssl", "proxy_protocol", "multipath"})

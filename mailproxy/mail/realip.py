@@ -94,7 +94,10 @@ async def read_header(client: Client) -> None:
             raise ClientError("client closed connection")
         seen = data
     client.wire.drop(header.size)
-    client.header = header
-    if header.source is not None and client.server.realip.believes(client.address):
-        client.address = client.context.client = header.source.text
-        client.port = client.context.client_port = header.source.port
+    if client.trace is not None:
+        client.trace.show("from client", data[: header.size].removesuffix(b"\r\n"))
+    info = client.info
+    info.header = header
+    if header.source is not None and client.server.realip.believes(info.client):
+        info.client = header.source.text
+        info.client_port = header.source.port

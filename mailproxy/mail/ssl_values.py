@@ -8,7 +8,7 @@ from typing import cast
 
 from mailproxy import outside
 from mailproxy.conf.directive import Reading, Value
-from mailproxy.conf.tree import ConfigError, Directive
+from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import KIB, c_string, choice, flag, parse_number, parse_size
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.openssl import shown
@@ -82,19 +82,27 @@ def _parse_session_cache(found: Directive, reading: Reading) -> SessionCache:
             ) from None
         if kind != "shared" or cache.shared is None:
             continue
-        name, size = cache.shared
-        if size < _LEAST_PAGES * mmap.PAGESIZE:
-            raise ConfigError(f'session cache "{word.value}" is too small', word)
-        declared = load_state(reading).zone_sizes.setdefault(name, size)
-        if size != declared:
-            raise ConfigError(
-                f'the size {size} of shared memory zone "{name}" '
-                f"conflicts with already declared size {declared}",
-                word,
-            )
+        _declare_zone(*cache.shared, word, reading)
     if cache.shared is not None and cache.mode is None:
         cache = replace(cache, mode="on")
     return cache
+
+
+def _declare_zone(name: str, size: int, word: Word, reading: Reading) -> None:
+    """Note the size of a zone, which is the same wherever its name is written.
+
+    Raises:
+      ConfigError: it is not, or too small.
+    """
+    if size < _LEAST_PAGES * mmap.PAGESIZE:
+        raise ConfigError(f'session cache "{word.value}" is too small', word)
+    declared = load_state(reading).zone_sizes.setdefault(name, size)
+    if size != declared:
+        raise ConfigError(
+            f'the size {size} of shared memory zone "{name}" '
+            f"conflicts with already declared size {declared}",
+            word,
+        )
 
 
 def _parse_zone(name_and_size: str) -> tuple[str, int]:

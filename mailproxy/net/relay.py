@@ -108,12 +108,15 @@ class _End:
         "side",
         "socket",
         "tls",
+        "wire",
     )
 
     peer: _End
 
     def __init__(self, session: _Session, wire: Wire, side: Side, pending: bytes):
         self.session = session
+        self.wire = wire
+        """Where the octets of this end are counted."""
         self.socket = wire.socket
         self.fd = wire.socket.fileno()
         self.tls = wire.tls is not None
@@ -166,6 +169,7 @@ class _End:
         except OSError as error:
             self.session.broken(self, error)
             return False
+        self.wire.sent += sent
         self.pending = self.pending[sent:]
         return not self.pending
 
@@ -202,6 +206,7 @@ class _End:
             if not size:
                 self.session.end_of(self, error)
                 return
+            self.wire.received += size
             try:
                 sent = peer.socket.send(view[:size])
             except _WOULD_BLOCK:
@@ -209,6 +214,7 @@ class _End:
             except OSError as raised:
                 self.session.broken(peer, raised)
                 return
+            peer.wire.sent += sent
             if sent < size:
                 peer.pending = bytes(view[sent:size])
                 return
@@ -262,15 +268,16 @@ class _End:
                 if not self.in_pipe:
                     self.session.end_of(self, None)
                     return
+                self.wire.received += self.in_pipe
             try:
-                self.in_pipe -= os.splice(
-                    pipe.read_end, peer.fd, self.in_pipe, flags=_SPLICE
-                )
+                sent = os.splice(pipe.read_end, peer.fd, self.in_pipe, flags=_SPLICE)
             except BlockingIOError:
                 return
             except OSError as error:
                 self.session.broken(peer, error)
                 return
+            self.in_pipe -= sent
+            peer.wire.sent += sent
         self._later()
 
     def _later(self) -> None:

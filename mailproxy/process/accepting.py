@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import trio
 
-from mailproxy.log import Logger, Logs, MailContext
+from mailproxy.log import Logger, Logs, SessionInfo
 from mailproxy.mail import session
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.server import Server
@@ -71,16 +71,18 @@ class Admission:
         if listener.specific:
             listen = listener.choose(connection.getsockname())
         server, log = self._served[id(listen)]
-        context = MailContext(
+        info = SessionInfo(
             network.next_number(),
             "unix:",
             server=listen.address,
             tags=server.core.error_log_user_tag,
+            protocol=server.protocol.name,
+            accepted=trio.current_time(),
         )
         if isinstance(address, tuple):
-            context.client, context.client_port = address[:2]
-        context.peer = context.client_address
-        if self._events.debug_connection and self._is_debugged(context.client):
+            info.client, info.client_port = address[:2]
+        info.peer = info.client_address
+        if self._events.debug_connection and self._is_debugged(info.client):
             log = log.at_debug()
         try:
             wire = Wire(network.engine, connection)
@@ -88,7 +90,7 @@ class Admission:
             connection.close()
             self.log.alert("epoll_ctl() failed", error=error)
             return
-        sessions.start_soon(session.run, wire, server, listen, network, log, context)
+        sessions.start_soon(session.run, wire, server, listen, network, log, info)
 
     def _is_debugged(self, client: str) -> bool:
         networks = self._events.debug_connection

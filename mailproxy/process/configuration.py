@@ -20,7 +20,8 @@ from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState
-from mailproxy.mail.modules import MODULES, PROTOCOLS
+from mailproxy.mail.modules import MODULES
+from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
 from mailproxy.process.options import Options
 from mailproxy.process.settings import EventsSettings, MainSettings

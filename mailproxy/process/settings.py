@@ -420,7 +420,7 @@ class EventsSettings(Settings):
     debug_connection: tuple[IPNetwork | str, ...] = directive(
         clients, default=(), contexts="events", repeats="add", shown=""
     )
-    """Clients that are logged at level debug, whatever the level of the log."""
+    """Clients whose dialogue is logged, at level debug, whatever the level of the log."""
 
     epoll_events: int = directive(number, default=512, contexts="events", accepted=True)
     """Accepted."""

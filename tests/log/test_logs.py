@@ -17,7 +17,7 @@ from mailproxy.log import (
     ErrorLog,
     Logger,
     Logs,
-    MailContext,
+    SessionInfo,
     WorkerAccount,
     open_logs,
     open_startup_log,
@@ -25,7 +25,7 @@ from mailproxy.log import (
 from mailproxy.log.directive import File, Filter, Memory, Stderr, Syslog
 from tests.captured_log import CapturedLog
 
-CONTEXT = MailContext(5, "192.0.2.1", 99, "127.0.0.1:143", "in auth state")
+CONTEXT = SessionInfo(5, "192.0.2.1", 99, "127.0.0.1:143", "in auth state")
 
 
 class Clock:
@@ -71,9 +71,9 @@ class TestLogger:
             ("warn", "e"),
             ("notice", "f"),
             ("info", "g"),
-            ("debug", "h"),
             ("notice", "i"),
         ]
+        assert captured.debug == ["h"]
 
     def test_levels_beyond_the_wanted_one_do_nothing(self) -> None:
         captured = CapturedLog(NOTICE)
@@ -88,7 +88,7 @@ class TestLogger:
 
     def test_context_is_shown_as_it_is_when_something_happens(self) -> None:
         captured = CapturedLog()
-        context = MailContext(5, "192.0.2.1", 99, "127.0.0.1:143", "in auth state")
+        context = SessionInfo(5, "192.0.2.1", 99, "127.0.0.1:143", "in auth state")
         log = captured.log.bind(context=context)
         log.client_connected()
         context.login = b"tim"
@@ -222,7 +222,7 @@ def test_filter_looks_where_it_is_told(
     tmp_path: Path, kind: str, pattern: str, matches: bool
 ) -> None:
     path = tmp_path / "a"
-    context = MailContext(
+    context = SessionInfo(
         5, "192.0.2.1", 99, "127.0.0.1:143", None, login=b"tim", tags=("srv1",)
     )
     directive = file(path, INFO, filters=(Filter(kind, pattern, "contains"),))

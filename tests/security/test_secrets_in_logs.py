@@ -16,9 +16,12 @@ from mailproxy.auth.http_answer import Unusable, parse
 from mailproxy.auth.request import AuthRequest
 from mailproxy.auth.source import Chain
 from mailproxy.auth.verdict import Granted, Route, Unavailable
-from mailproxy.errors import AuthError, BackendError
-from mailproxy.log import Logger
-from mailproxy.mail.protocol import Login, redacted, too_long_command
+from mailproxy.errors import AuthError, BackendError, LoginRefused
+from mailproxy.log import DEBUG, Logger
+from mailproxy.mail.commands import Command, redacted, too_long_command
+from mailproxy.mail.imap_syntax import split_arguments
+from mailproxy.mail.login import Login
+from mailproxy.mail.sasl.clients import Credentials
 from mailproxy.net.lines import TooLong
 from mailproxy.net.network import Network
 from mailproxy.net.timer import Timer
@@ -35,7 +38,7 @@ def log_of(directives: str, script: str) -> str:
     dialogue = Dialogue("", directives, script)
     act = act_out(dialogue, len(dialogue.steps))  # looks for the secret itself
     assert act is not None
-    return "\n".join(text for _, text in act.log.events)
+    return "\n".join([text for _, text in act.log.events] + act.log.debug)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_tracebacks(dialogue: Dialogue) -> None:
     """A bug is logged with its traceback, to its last line."""
     server = load_server(dialogue.directives)
     careless = Chain((Careless.of(auth_http(server)),))
-    act = Act(dataclasses.replace(server, auth=careless))
+    act = Act(dataclasses.replace(server, auth=careless), level=DEBUG)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
@@ -172,7 +175,7 @@ def test_tracebacks(dialogue: Dialogue) -> None:
                 act.leave("C", "close")
 
     trio.run(run, clock=MockClock(autojump_threshold=0))
-    log = "\n".join(text for _, text in act.log.events)
+    log = "\n".join([text for _, text in act.log.events] + act.log.debug)
     assert "session failed, this is a bug" in log
     assert "RuntimeError: (AuthRequest(" in log
     for secret in ("SECRET", "TOKEN", b64("SECRET"), SECRET, "0123456789abcdef"):
@@ -200,7 +203,10 @@ class Careless(AuthHttpSettings):
 
 def test_reprs() -> None:
     shown = [
-        Login("plain", b"u", b"SECRET"),
+        Login(method="plain", user=b"u", secret=b"SECRET"),
+        Credentials(b"u", b"SECRET"),
+        Command(b"PASS", [b"SECRET"]),
+        split_arguments(b" u SECRET", 2),
         AuthRequest(
             protocol="imap", method="plain", user=b"u", secret=b"SECRET", client="::1"
         ),
@@ -213,6 +219,7 @@ def test_reprs() -> None:
         BackendError(
             'upstream sent invalid response: "%s"', b"SECRET", reply=b"SECRET"
         ),
+        LoginRefused("%s", b"SECRET", reply=b"SECRET"),
         AuthError("%s", b"SECRET"),
     ]
     for each in shown:
