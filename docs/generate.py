@@ -24,7 +24,7 @@ from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- made by `make docs`, do not edit -->\n"

@@ -22,7 +22,7 @@ from mailproxy.conf.tree import Position, encode
 from mailproxy.mail.modules import MODULES
 from mailproxy.mail.server import Server
 from mailproxy.process.configuration import Configuration, Loader
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 def dump_json(configuration: Configuration, loader: Loader) -> bytes:

@@ -178,6 +178,45 @@ def test_nothing_asks_for_the_name_of_a_protocol() -> None:
     assert found == []
 
 
+WAITING = {
+    "socket",
+    "SocketStream",
+    "SocketListener",
+    "open_tcp_stream",
+    "open_unix_socket",
+    "open_signal_receiver",
+    "run_process",
+    "to_thread",
+    "lowlevel.FdStream",
+    "lowlevel.open_process",
+    "lowlevel.wait_readable",
+    "lowlevel.wait_writable",
+}
+"""What trio waits for by itself, or with threads."""
+
+
+def used_of_trio(path: Path) -> Iterator[str]:
+    """The dotted names that a file uses of trio, as in "lowlevel.checkpoint"."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trio"):
+            above = (node.module or "").removeprefix("trio").lstrip(".")
+            yield from (f"{above}.{each.name}".lstrip(".") for each in node.names)
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if name.startswith("trio."):
+                yield name.removeprefix("trio.")
+
+
+def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
+    """Anything else would take the fast path away from all sessions."""
+    waiting = {
+        "/".join(names(path))
+        for path in FILES
+        if names(path)[:1] != ["demo"] and WAITING & set(used_of_trio(path))
+    }
+    assert waiting == {"net/engine"}
+
+
 def foreign(path: Path) -> Iterator[str]:
     """What a file imports that is neither Python's nor ours."""
     for node in ast.walk(ast.parse(path.read_bytes())):

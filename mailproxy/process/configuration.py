@@ -1,6 +1,6 @@
 """The whole configuration: read, checked, and put together.
 
-`conf` reads blocks, `mail` and `process.core` say what may stand in them; here both
+`conf` reads blocks, `mail` and `process.settings` say what may stand in them; here both
 become one value, of which a generation of workers is born.
 """
 
@@ -22,8 +22,8 @@ from mailproxy.mail.load_state import LoadState
 from mailproxy.mail.modules import MODULES
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
-from mailproxy.process.core import EventsSettings, MainSettings
 from mailproxy.process.options import Options
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from mailproxy.net import listening
 from mailproxy.net.listening import Held, Key, Listener, ListenError
 from mailproxy.process import pidfile
 from mailproxy.process.configuration import Configuration
-from mailproxy.process.core import MainSettings
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
+from mailproxy.process.settings import MainSettings
 
 
 class GenerationError(Exception):
@@ -76,7 +76,7 @@ def first(
 
     Args:
       log: the start-up log; when the configured logs are open, they are used.
-      held: inherited sockets; those that nobody wants are closed.
+      held: inherited sockets; those that are not wanted are closed.
 
     Raises:
       GenerationError: a log cannot be opened, or an address not be listened at.
@@ -144,7 +144,7 @@ def test(configuration: Configuration, options: Options, log: Logger) -> bool:
     try:
         if pid is not None:
             pidfile.test(pid)
-        # What is said to nobody but a person goes to no log.
+        # What is for a person at a terminal goes to no log.
         quiet = replace(options, error_log=options.error_log or os.devnull)
         logs = _open_logs(configuration, quiet, log, copy_as=options.name)
     except PidError as failure:

@@ -21,7 +21,7 @@ from mailproxy.conf.syntax import parse
 from mailproxy.conf.tree import Directive, Source, Word
 from mailproxy.conf.values import HOUR, choices, duration, flag, words
 from mailproxy.mail.modules import MODULES
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
