@@ -51,6 +51,38 @@ def need_program(name: str) -> str:
     return path
 
 
+def as_user(uid: int, gid: int, action: Callable[[], object]) -> None:
+    """Do `action` as another user, in a process of its own.
+
+    Nothing is executed: the Python that runs the tests may lie where only root is let in.
+
+    Raises:
+      AssertionError: it failed.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.chdir("/")
+            os.setgroups([])
+            os.setgid(gid)
+            os.setuid(uid)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, "what another user does has failed"
+
+
+def need_python_for_all() -> None:
+    """Skip a test that starts a program as another user who cannot get to Python."""
+    path = Path(sys.executable).resolve()
+    closed = [each for each in (path, *path.parents) if not each.stat().st_mode & 0o001]
+    if closed:
+        pytest.skip(f"other users may not run Python: {closed[-1]} is closed to them")
+
+
 def wait_for(
     condition: Callable[[], bool], what: str, process: "Process | None" = None
 ) -> None:

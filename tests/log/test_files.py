@@ -6,8 +6,6 @@ import os
 import select
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from mailproxy.log import ERROR, ErrorLog, Logs, WorkerAccount, open_logs
 from mailproxy.log import files as under_test
 from mailproxy.log.directive import File
 from mailproxy.log.files import Opened, RefusedError, open_for_appending
+from tests.processes import as_user
 
 UID = 33
 WORKERS = WorkerAccount(UID, frozenset({33, 4}))
@@ -62,16 +61,9 @@ def is_untouched(precious: Path) -> bool:
 
 
 def by_attacker(code: str, *arguments: Path) -> None:
-    """Run a line of Python as the workers' user."""
-    subprocess.run(
-        [sys.executable, "-c", f"import os, sys; a, b = sys.argv[1:3]; {code}"]
-        + [str(argument) for argument in arguments],
-        user=UID,
-        group=UID,
-        extra_groups=[],
-        check=True,
-        cwd="/",
-    )
+    """Run a line of Python as the workers' user; it names the arguments a, b."""
+    values = dict(zip("ab", map(str, arguments), strict=False))
+    as_user(UID, UID, lambda: exec(code, {"os": os, **values}))  # of ours
 
 
 def symbolic_link(path: Path, precious: Path) -> None:

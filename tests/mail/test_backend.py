@@ -155,7 +155,7 @@ async def test_certificate_that_does_not_verify(
         await talk_to(network, echo(server), files.client(), name="other.test")
     error = caught.value
     assert error.event == "SSL_do_handshake() failed (SSL: %s)"
-    assert "certificate verify failed: Hostname mismatch" in str(error.values)
+    assert "certificate verify failed" in str(error.values)
     assert error.action is None
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
-import subprocess
-import sys
 from pathlib import Path
 from signal import SIGHUP, SIGUSR1
 
 import pytest
 
 from tests.process.site import Site
+from tests.processes import as_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
 USER = pwd.getpwnam("daemon")
@@ -37,15 +36,7 @@ def precious(site: Site) -> Path:
 
 def plant(link: Path, target: Path) -> None:
     """Make a link, as the workers' user."""
-    command = [sys.executable, "-c", "import os, sys; os.symlink(*sys.argv[1:])"]
-    subprocess.run(
-        [*command, str(target), str(link)],
-        user=USER.pw_uid,
-        group=USER.pw_gid,
-        extra_groups=[],
-        check=True,
-        cwd="/",
-    )
+    as_user(USER.pw_uid, USER.pw_gid, lambda: os.symlink(target, link))
 
 
 def refusal(logs: Path) -> str:

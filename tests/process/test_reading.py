@@ -10,7 +10,6 @@ import resource
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from mailproxy.process.reader import NAME
 from tests.fakes import FakeAuth, FakeImap, granted
 from tests.process.site import Client, Site, children, title
 from tests.process.test_systemd import Manager
-from tests.processes import PATIENCE, answers, need
+from tests.processes import PATIENCE, answers, as_user, need, need_python_for_all
 from tests.tls import Certificates
 
 UNREAD = "the configuration could not be read, nothing is changed"
@@ -343,20 +342,19 @@ class TestProcesses:
 
     def limit(self, process: subprocess.Popen[str], user: int, count: int) -> None:
         """Change the limit of a process; only its own user may do that to others."""
-        text = (
-            "import sys; from resource import *;"
-            "pid, count = map(int, sys.argv[1:]);"
-            "_, most = prlimit(pid, RLIMIT_NPROC);"
-            "prlimit(pid, RLIMIT_NPROC, (count, most))"
-        )
-        command = [sys.executable, "-c", text, str(process.pid), str(count)]
-        subprocess.run(command, user=user, group=user, extra_groups=(), check=True)
+
+        def change() -> None:
+            _, most = resource.prlimit(process.pid, resource.RLIMIT_NPROC)
+            resource.prlimit(process.pid, resource.RLIMIT_NPROC, (count, most))
+
+        as_user(user, user, change)
 
     @pytest.fixture
     def process(
         self, site: Site, manager: Manager, user: int
     ) -> Iterator[subprocess.Popen[str]]:
         need(os.geteuid() == 0, "root, to be another user")
+        need_python_for_all()
         site.directory.chmod(0o777)
         with subprocess.Popen(
             site.command("-g", "daemon off;"),
