@@ -16,17 +16,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Declaration, Settings, declarations
-from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings
-from mailproxy.mail.imap import ImapSettings
 from mailproxy.mail.modules import MODULES
-from mailproxy.mail.pop3 import Pop3Settings
+from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
-from mailproxy.mail.smtp import SmtpSettings
 from mailproxy.mail.ssl import SslSettings
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- made by `make docs`, do not edit -->\n"
@@ -35,9 +33,7 @@ END = "<!-- end -->\n"
 ROWS: dict[str, tuple[type[Settings], ...]] = {
     "core: processes, logs, events": (MainSettings, EventsSettings),
     "mail core: listeners, limits, resolver": (CoreSettings,),
-    "IMAP": (ImapSettings,),
-    "POP3": (Pop3Settings,),
-    "SMTP": (SmtpSettings,),
+    **{each.name.upper(): (each,) for each in sorted(PROTOCOLS, key=lambda p: p.name)},
     "auth_http": (AuthHttpSettings,),
     "proxy: backends, XCLIENT, PROXY protocol out": (ProxySettings,),
     "realip: PROXY protocol in": (RealipSettings,),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mailproxy.conf.hints import nearest
+from mailproxy.frozen import Frozen
 from mailproxy.process.control import SIGNALS
 
 _USAGE = """\
@@ -64,7 +65,7 @@ def usage(name: str, prefix: str, conf: str) -> str:
     return text + _OWN_USAGE.format(commands=commands)
 
 
-class UsageError(Exception):
+class UsageError(Frozen, Exception):
     """The command line is wrong; the text says how, without the program's name.
 
     Attributes:

@@ -13,7 +13,8 @@ from functools import partial
 from mailproxy import __version__
 from mailproxy.arguments import Arguments, UsageError, parse, usage
 from mailproxy.conf.report import explanation, headline, printable
-from mailproxy.conf.tree import COMMAND_LINE, ConfigError, Source, decode, encode
+from mailproxy.conf.tree import COMMAND_LINE, ConfigError, SourceText, decode, encode
+from mailproxy.frozen import Frozen
 from mailproxy.log import INFO, NOTICE, Logger, Logs, open_startup_log
 from mailproxy.process import control, generation
 from mailproxy.process.configuration import ConfigErrors, Configuration, make_loader
@@ -32,7 +33,7 @@ CONFIGURE_ARGUMENTS = "--with-mail --with-mail_ssl_module"
 _TO_HELP = '"{name} --help" lists what there is'
 
 
-class _OutputError(Exception):
+class _OutputError(Frozen, Exception):
     """Standard output does not take what it is to get."""
 
     def __init__(self, error: OSError) -> None:
@@ -117,7 +118,7 @@ class _Voice:
         )
 
     def say(
-        self, messages: Iterable[ConfigError], sources: Mapping[str, Source]
+        self, messages: Iterable[ConfigError], sources: Mapping[str, SourceText]
     ) -> None:
         """Say what nginx says; under an error, for people, what helps them."""
         startup = self.startup
@@ -127,7 +128,7 @@ class _Voice:
             startup.copy_as = copy
             if copy is not None:
                 _tell(headline(message, self._name, colours=self._colours) + "\n")
-            if message.level != "warn" or message.remedy:
+            if not message.is_warning or message.remedy:
                 _tell(explanation(message, sources, colours=self._colours))
 
     def line(self, text: str) -> None:
@@ -216,7 +217,7 @@ def _show(found: Arguments, name: str) -> None:
 def _test(found: Arguments, options: Options, voice: _Voice) -> int:
     """-t, -T, --dump-json."""
     loader = make_loader(options)
-    sources = loader.reader.files
+    sources = loader.interpreter.files
     configuration: Configuration | None = None
     try:
         configuration = loader.load(options.globals_text)
@@ -262,7 +263,7 @@ def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:
     except ConfigErrors as errors:
         failure, messages = errors, errors.messages
     if log is voice.startup.main:
-        voice.say(messages, loader.reader.files)
+        voice.say(messages, loader.interpreter.files)
     else:
         for message in messages:
             log.log(message.level, message.text)

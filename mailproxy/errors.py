@@ -1,7 +1,9 @@
 """Who ended a session: raised where it happens, caught in `mail.session`."""
 
+from mailproxy.frozen import Frozen
 
-class SessionError(Exception):
+
+class SessionError(Frozen, Exception):
     """Why a session cannot go on.
 
     Attributes:
@@ -12,7 +14,7 @@ class SessionError(Exception):
       level: nginx's name of the log level.
     """
 
-    level = "info"
+    level: str = "info"
 
     def __init__(
         self,
@@ -26,8 +28,7 @@ class SessionError(Exception):
         self.event = event
         self.values = values
         self.error = error
-        if level:
-            self.level = level
+        self.level = level or type(self).level
 
     @property
     def advice(self) -> str:
@@ -39,15 +40,23 @@ class ClientError(SessionError):
     """The client left, was silent for too long, or broke a limit."""
 
 
-class BackendError(SessionError):
-    """The mail server cannot be reached, or does not let the client in.
+class ClientTimeoutError(ClientError):
+    """The client let a time limit of ours pass; nobody says goodbye to it in TLS."""
+
+
+READING = "reading response from upstream"
+"""What a session does while it waits for its backend, in nginx's words."""
+
+
+class UpstreamError(SessionError):
+    """The client cannot be brought to its mail server: `BackendError` or `LoginRefused`.
 
     Attributes:
       reply: what the backend answered, whole lines, if that is the reason; it may
         be passed on to the client (`proxy_pass_error_message`).
-      action: what was done, in nginx's words, as it happened.
-      command: which command `reply` answers, as the log names it; empty where the
-        log does not, None if the backend did not answer.
+      action: what was done, in nginx's words, as it happened; None: what the log says
+        already.
+      command: which command `reply` answers, as the log names it, or empty.
       remedy: the setting with which the backend is spared that command.
     """
 
@@ -60,8 +69,8 @@ class BackendError(SessionError):
         error: OSError | None = None,
         level: str = "",
         reply: bytes = b"",
-        action: str | None = "reading response from upstream",
-        command: str | None = None,
+        action: str | None = READING,
+        command: str = "",
         remedy: str = "",
     ) -> None:
         super().__init__(event, *values, error=error, level=level)
@@ -75,6 +84,14 @@ class BackendError(SessionError):
         """``to XCLIENT, try "xclient off"``: what was refused, and what to do."""
         refused = f" to {self.command}" if self.command else ""
         return f'{refused}, try "{self.remedy}"' if self.remedy else refused
+
+
+class BackendError(UpstreamError):
+    """The mail server cannot be reached, or does not answer as its protocol says."""
+
+
+class LoginRefused(UpstreamError):  # noqa: N818 - an answer, not a fault
+    """The mail server does not accept the user name and the secret."""
 
 
 class AuthError(SessionError):

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from mailproxy.auth.source import Chain
 from mailproxy.conf.directive import (
     Block,
     Declaration,
@@ -21,7 +22,7 @@ from mailproxy.conf.tree import Position, encode
 from mailproxy.mail.modules import MODULES
 from mailproxy.mail.server import Server
 from mailproxy.process.configuration import Configuration, Loader
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 def dump_json(configuration: Configuration, loader: Loader) -> bytes:
@@ -29,7 +30,7 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
 
     For each directive ``{"value": …, "set": CONTEXT or "default", "where": FILE:LINE}``.
     """
-    top = loader.reader.main
+    top = loader.interpreter.main
     events = next(block for block in top.blocks if block.context == "events")
     servers = {block.position: block for block in loader.assembly.blocks}
     tree = {
@@ -49,6 +50,13 @@ def _server(server: Server, block: Block) -> dict[str, object]:
     explained: dict[str, object] = {"where": str(server.position)}
     for field in dataclasses.fields(server):
         settings = getattr(server, field.name)
+        if isinstance(settings, Chain):
+            explained[field.name] = {
+                name: value
+                for source in settings.sources
+                if isinstance(source, Settings)
+                for name, value in _explain(source, block).items()
+            }
         if isinstance(settings, Settings):
             name = getattr(settings, "name", field.name)
             explained[str(name)] = _explain(settings, block)

@@ -26,7 +26,9 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
+
+from mailproxy.frozen import Frozen
 
 PATIENCE = 10.0
 """Seconds for what is no regular file: until it is written, and read to its end."""
@@ -40,23 +42,36 @@ _SIZED = (stat.S_IFREG, stat.S_IFDIR)
 T = TypeVar("T")
 Account = tuple[str, int, int]
 """Name, uid and gid of a user."""
+Limit = Literal["size", "time", "kind"]
+"""Too large, too slow, no regular file."""
 
 
-class FileError(OSError):
-    """A file cannot be read; EFBIG: it is too large, ETIMEDOUT: it took too long.
+class FileError(Frozen, OSError):
+    """A file cannot be read.
 
     Attributes:
       call: the system call that failed, or would have: "open" or "read".
+      limit: the limit that the file does not keep; None: the system said the error.
     """
 
-    call: str = "read"
+    def __init__(self, call: str, number: int, limit: Limit | None = None) -> None:
+        """Describe an error.
 
-    @classmethod
-    def of(cls, call: str, number: int) -> FileError:
-        """The error with this number, at a call."""
-        error = cls(number, os.strerror(number))
-        error.call = call
-        return error
+        Args:
+          number: of the system's error; for a limit, the one that says it best.
+        """
+        super().__init__(number, os.strerror(number))
+        self.call = call
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type[FileError], tuple[object, ...]]:
+        """Be copied into another process."""
+        return FileError, (self.call, self.errno, self.limit)
+
+
+def too_large() -> FileError:
+    """The error of a file that is larger than it may be."""
+    return FileError("read", errno.EFBIG, "size")
 
 
 @dataclass
@@ -125,7 +140,7 @@ def read(path: str, limit: int) -> bytes:
     """
     content = begin(path, limit + 1)
     if len(content) > limit:
-        raise FileError.of("read", errno.EFBIG)
+        raise too_large()
     return content
 
 
@@ -158,7 +173,7 @@ def _read_sized(path: str, limit: int) -> tuple[bytes, int]:
     with _opened(path) as descriptor:
         found = os.fstat(descriptor)
         if found.st_size > limit:
-            raise FileError.of("read", errno.EFBIG)
+            raise too_large()
         # A directory is read so that the system says what is wrong with that.
         size = max(found.st_size, int(stat.S_ISDIR(found.st_mode)))
         return (_read(descriptor, size) if size else b""), size
@@ -168,8 +183,7 @@ def check_regular(path: str, limit: int) -> None:
     """See that others can read a file, by its name, without end or waiting.
 
     Raises:
-      FileError: it is missing, larger than `limit` octets, or (EINVAL) no regular
-        file.
+      FileError: it is missing, larger than `limit` octets, or no regular file.
     """
     _fetch(_check_regular, path, limit)
 
@@ -178,9 +192,9 @@ def _check_regular(path: str, limit: int) -> None:
     with _opened(path) as descriptor:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise FileError.of("open", errno.EINVAL)
+            raise FileError("open", errno.EINVAL, "kind")
         if found.st_size > limit:
-            raise FileError.of("read", errno.EFBIG)
+            raise too_large()
 
 
 def matching(pattern: bytes) -> list[bytes]:
@@ -206,7 +220,7 @@ def _opened(path: str) -> Iterator[int]:
     except FileError:
         raise
     except OSError as error:
-        raise FileError.of(call, error.errno or errno.EIO) from error
+        raise FileError(call, error.errno or errno.EIO) from error
 
 
 def _read(descriptor: int, size: int) -> bytes:
@@ -220,7 +234,7 @@ def _read(descriptor: int, size: int) -> bytes:
     while len(content) < size:
         left = deadline - time.monotonic()
         if not sized and (left <= 0 or not ready.poll(left * 1000)):
-            raise FileError.of("read", errno.ETIMEDOUT)
+            raise FileError("read", errno.ETIMEDOUT, "time")
         try:
             piece = os.read(descriptor, min(size - len(content), _PIECE))
         except BlockingIOError:

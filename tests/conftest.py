@@ -7,7 +7,13 @@ import pytest
 hypothesis.settings.register_profile("mailproxy", deadline=None)
 hypothesis.settings.load_profile("mailproxy")
 
-FORK = ("test_children.py", "test_control.py", "test_signals.py", "test_engine.py")
+FORK = (
+    "test_children.py",
+    "test_control.py",
+    "test_signals.py",
+    "test_engine.py",
+    "test_watched.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Fake neighbours for tests with real processes: an auth server and mail servers.
+"""Fake neighbours for tests with real processes: an auth server and a mail server.
 
 Each runs in threads between `with` and the end of the block, listens on `port`
 of the loopback, and keeps what it was told:
@@ -136,12 +136,14 @@ class FakeAuth(_Fake):
         return raw
 
 
-class FakeBackend(_Fake):
+class FakeImap(_Fake):
     """A mail server that takes any login, and then answers lines.
 
-    After the login, `PING` is answered by `PONG`, `SEND n` by n bytes and CR LF,
-    `BYE` by closing; every other line is echoed.
+    A login has literals of both kinds, or atoms. Behind it, `PING` is answered by
+    `PONG`, `SEND n` by n bytes and CR LF, `BYE` by closing; every other line is echoed.
     """
+
+    greeting = b"* OK IMAP4rev1 ready\r\n"
 
     def __init__(self, port: int = 0, address: str = "127.0.0.1") -> None:
         super().__init__(port, address)
@@ -155,7 +157,17 @@ class FakeBackend(_Fake):
 
     def let_in(self, connection: _Handler) -> bool:
         """The login dialogue; False when the peer left in it."""
-        raise AssertionError("each protocol has its own")
+        connection.wfile.write(self.greeting)
+        line = self.read(connection)
+        tag = line.split(b" ")[0]
+        while line.endswith(b"}"):
+            if not line.endswith(b"+}"):
+                connection.wfile.write(b"+ go on\r\n")
+            size = int(line[line.rindex(b"{") + 1 : -1].rstrip(b"+"))
+            connection.rfile.read(size)
+            line = self.read(connection)
+        connection.wfile.write(tag + b" OK logged in\r\n")
+        return bool(tag)
 
     def read(self, connection: _Handler) -> bytes:
         """The next line without its end; b"" at the end of the connection."""
@@ -175,63 +187,3 @@ class FakeBackend(_Fake):
                 return
             else:
                 connection.wfile.write(line + b"\r\n")
-
-
-class FakeImap(FakeBackend):
-    """LOGIN by literals of both kinds, or by atoms."""
-
-    greeting = b"* OK IMAP4rev1 ready\r\n"
-
-    def let_in(self, connection: _Handler) -> bool:
-        connection.wfile.write(self.greeting)
-        line = self.read(connection)
-        tag = line.split(b" ")[0]
-        while line.endswith(b"}"):
-            if not line.endswith(b"+}"):
-                connection.wfile.write(b"+ go on\r\n")
-            size = int(line[line.rindex(b"{") + 1 : -1].rstrip(b"+"))
-            connection.rfile.read(size)
-            line = self.read(connection)
-        connection.wfile.write(tag + b" OK logged in\r\n")
-        return bool(tag)
-
-
-class FakePop3(FakeBackend):
-    """USER and PASS."""
-
-    def let_in(self, connection: _Handler) -> bool:
-        connection.wfile.write(b"+OK ready\r\n")
-        for _ in range(2):
-            if not self.read(connection):
-                return False
-            connection.wfile.write(b"+OK go on\r\n")
-        return True
-
-
-class FakeSmtp(FakeBackend):
-    """An ESMTP server that takes every command; a mail's text ends in `messages`."""
-
-    def __init__(self, port: int = 0, address: str = "127.0.0.1") -> None:
-        super().__init__(port, address)
-        self.messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def let_in(self, connection: _Handler) -> bool:
-        connection.wfile.write(b"220 backend ESMTP ready\r\n")
-        return True
-
-    def talk(self, connection: _Handler) -> None:
-        while line := self.read(connection):
-            verb = line[:4].upper()
-            if verb == b"AUTH":
-                connection.wfile.write(b"235 2.7.0 welcome\r\n")
-            elif verb == b"DATA":
-                connection.wfile.write(b"354 go on\r\n")
-                self.messages.put(b"".join(iter(connection.rfile.readline, b".\r\n")))
-                connection.wfile.write(b"250 2.0.0 queued\r\n")
-            elif verb == b"QUIT":
-                connection.wfile.write(b"221 2.0.0 bye\r\n")
-                return
-            elif line == b"PING":
-                connection.wfile.write(b"PONG\r\n")
-            else:
-                connection.wfile.write(b"250 2.0.0 OK\r\n")

@@ -14,7 +14,7 @@ from mailproxy.net.dns import Resolver, ResolverSettings
 from mailproxy.net.engine import READABLE, Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.network import Network
-from mailproxy.net.relay import Ended, Relay
+from mailproxy.net.relay import Ended, Relay, Side
 from mailproxy.net.wire import Wire
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class MemoryWire(Wire):
     Attributes:
       incoming: sent by the peer, not yet received.
       outgoing: sent to the peer, not yet looked at.
-      received: how many octets were received.
+      received, sent: how many octets the proxy has received and sent, as in `Wire`.
       ended: the peer has closed, or, with `fault`, something worse.
       shaken: the peer does its part of a TLS handshake.
       room: octets that can be sent before somebody has to look at them.
@@ -58,6 +58,7 @@ class MemoryWire(Wire):
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.received = 0
+        self.sent = 0
         self.ended = False
         self.fault: int | None = None
         self.shaken = False
@@ -92,6 +93,7 @@ class MemoryWire(Wire):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         data = await self.peek(max_bytes or 16384, 0)
         self.drop(len(data))
+        self.received += len(data)
         return data
 
     async def peek(self, size: int, seen: int) -> bytes:
@@ -103,7 +105,6 @@ class MemoryWire(Wire):
         return bytes(self.incoming[:size])
 
     def drop(self, size: int) -> None:
-        self.received += size
         del self.incoming[:size]
 
     async def send_all(self, data: bytes | memoryview) -> None:
@@ -112,6 +113,7 @@ class MemoryWire(Wire):
             await self._parking.park()
         if self.fault:
             raise OSError(self.fault, os.strerror(self.fault))
+        self.sent += len(data)
         if self.listener is not None:
             self.listener(self, bytes(data))
         else:
@@ -169,7 +171,7 @@ class MemoryRelay(Relay):
         ended = Ended("timeout")
         async with trio.open_nursery() as nursery:
 
-            async def move(source: Wire, sink: Wire, data: bytes, name: str) -> None:
+            async def move(source: Wire, sink: Wire, data: bytes, side: Side) -> None:
                 nonlocal ended
                 error = None
                 try:
@@ -182,11 +184,11 @@ class MemoryRelay(Relay):
                             break
                 except OSError as raised:
                     error = raised
-                ended = Ended("done", error, f"proxying and reading from {name}")
+                ended = Ended("done", error, side)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(move, client, backend, to_backend, "client")
-            nursery.start_soon(move, backend, client, to_client, "upstream")
+            nursery.start_soon(move, backend, client, to_client, "backend")
         return ended
 
     def close(self) -> None:
@@ -205,6 +207,7 @@ class MemoryNetwork(Network):
     def __init__(self, auth: object, news: Callable[[], None] = lambda: None) -> None:
         self.relay = MemoryRelay()
         self.idle = IdleConnections()
+        self.sessions = {}
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
         self.known: Resolver | None = None

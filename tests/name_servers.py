@@ -10,6 +10,7 @@ import dns.rcode
 import dns.rrset
 import trio
 
+from mailproxy.conf.addresses import Address
 from mailproxy.net.dns import ResolverSettings
 from mailproxy.net.dns_messages import (
     Answer,
@@ -17,7 +18,6 @@ from mailproxy.net.dns_messages import (
     read_answer,
     write_query,
 )
-from mailproxy.net.dns_port import ServerAddress
 
 NEVER = "never"
 NUMBER = b"\x12\x34"
@@ -27,9 +27,9 @@ Zone = dict[str, str | list[str]]
 """For "NAME TYPE": records as text ("TTL TYPE DATA"), an rcode, or NEVER."""
 
 
-def server_address(host: str, port: int = 53) -> ServerAddress:
+def server_address(host: str, port: int = 53) -> Address:
     """A name server with an IPv4 address."""
-    return ServerAddress(socket.AF_INET, (host, port), f"{host}:{port}")
+    return Address(socket.AF_INET, (host, port), f"{host}:{port}")
 
 
 FIRST = server_address("127.0.0.1")
@@ -37,7 +37,7 @@ SECOND = server_address("127.0.0.2")
 
 
 def resolver_settings(
-    *servers: ServerAddress,
+    *servers: Address,
     valid: float | None = None,
     ipv4: bool = True,
     ipv6: bool = True,
@@ -80,11 +80,11 @@ class FakeServers:
 
     zone: Zone
     asked: list[str] = field(default_factory=list)
-    servers: list[tuple[ServerAddress, float]] = field(default_factory=list)
-    dead: dict[ServerAddress, OSError] = field(default_factory=dict)
-    silent: set[ServerAddress] = field(default_factory=set)
+    servers: list[tuple[Address, float]] = field(default_factory=list)
+    dead: dict[Address, OSError] = field(default_factory=dict)
+    silent: set[Address] = field(default_factory=set)
 
-    async def __call__(self, server: ServerAddress, question: Question) -> Answer:
+    async def __call__(self, server: Address, question: Question) -> Answer:
         query = write_query(NUMBER, question)
         asked = dns.message.from_wire(query).question[0]
         self.asked.append(asked.to_text().replace(" IN", ""))

@@ -31,7 +31,8 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.log import MailContext
+from mailproxy.auth.http import AuthHttpSettings, AuthUrl
+from mailproxy.log import INFO, SessionInfo
 from mailproxy.mail import session
 from mailproxy.net.dns import Resolver
 from mailproxy.process.configuration import Loader
@@ -42,6 +43,7 @@ from tests.differential.signs import Signs
 from tests.memory import MemoryNetwork, MemoryWire
 
 if TYPE_CHECKING:
+    from mailproxy.conf.addresses import SocketAddress
     from mailproxy.mail.server import Server
 
 CLIENT = "127.0.0.1"
@@ -93,6 +95,20 @@ def load_server(directives: str) -> Server:
     return server
 
 
+def auth_http(server: Server) -> AuthHttpSettings:
+    """The auth source of a server that has no other one."""
+    (source,) = server.auth.sources
+    assert isinstance(source, AuthHttpSettings)
+    return source
+
+
+def auth_url(server: Server) -> AuthUrl:
+    """The auth server of such a server."""
+    url = auth_http(server).auth_http
+    assert url is not None
+    return url
+
+
 @dataclass(frozen=True)
 class Step:
     """A line of a script, with those that continue it."""
@@ -132,6 +148,7 @@ class Stage:
       failing: see `MemoryNetwork`.
       client: address of the client.
       resolver: answers if the server asks for names.
+      level: the most verbose level of the log.
       requests: what the auth server was asked.
     """
 
@@ -139,20 +156,26 @@ class Stage:
     failing: Mapping[str, int] = field(default_factory=dict)
     client: str = CLIENT
     resolver: Resolver | None = None
+    level: int = INFO
 
     def __post_init__(self) -> None:
-        self.log = CapturedLog()
+        self.log = CapturedLog(self.level)
         self.signs = Signs({}, {})
         self.wire = MemoryWire(self._news)
-        url = self.server.auth.auth_http
-        assert url is not None
-        self.network = MemoryNetwork(url.sockaddr, self._news)
+        self.network = MemoryNetwork(self._auth_address(), self._news)
         self.network.failing.update(self.failing)
         self.network.known = self.resolver
         self.requests: list[bytes] = []
         self._changed: trio.Event | None = None
         self._logged = 0
         self._strict = False
+
+    def _auth_address(self) -> SocketAddress | None:
+        """Where the auth server is, if the sources are not of another kind."""
+        for source in self.server.auth.sources:
+            if isinstance(source, AuthHttpSettings):
+                return auth_url(self.server).sockaddr
+        return None
 
     def _news(self) -> None:
         if self._changed is not None:
@@ -162,10 +185,11 @@ class Stage:
         """The session, from accept to close."""
         listen = self.server.core.listen[0]
         port = None if self.client == "unix:" else 40000
-        context = MailContext(1, self.client, port, server=listen.address)
-        context.tags = self.server.core.error_log_user_tag
+        self.info = SessionInfo(1, self.client, port, server=listen.address)
+        self.info.tags = self.server.core.error_log_user_tag
+        self.info.protocol = self.server.protocol.name
         await session.run(
-            self.wire, self.server, listen, self.network, self.log.log, context
+            self.wire, self.server, listen, self.network, self.log.log, self.info
         )
 
     async def _run_worker(self) -> None:
@@ -197,6 +221,7 @@ class Stage:
             raise failure
         assert not patience.cancelled_caught, "the session does not end"
         self.network.close()
+        assert not self.network.sessions
         assert all(wire.closed for wire in everyone)
         self.check_sanity()
 
@@ -241,7 +266,6 @@ class Stage:
         lines = [
             f"[{level}] {text.replace(_USUAL, ', …')}"
             for level, text in self.log.events[1:]
-            if level != "debug"
         ]
         return lines[self._logged :]
 
@@ -320,7 +344,7 @@ class Stage:
             return
         lines = requests.expand(step.text, self.server.protocol.name)
         lines += step.texts[1:]
-        if self.server.auth.auth_http_keepalive is not None:
+        if auth_http(self.server).auth_http_keepalive is not None:
             assert b"\r\nConnection: keep-alive\r\n" in got
             got = got.replace(b"Connection: keep-alive\r\n", b"", 1)
         got = self.signs.put(got)

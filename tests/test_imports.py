@@ -1,6 +1,7 @@
 """The borders between the rooms: who may import whom, read from the source."""
 
 import ast
+import graphlib
 import re
 import sys
 import tomllib
@@ -10,16 +11,19 @@ from pathlib import Path
 import pytest
 
 import mailproxy
+from mailproxy.mail.protocols import PROTOCOLS
 
 ROOT = Path(mailproxy.__file__).parent
 
 ALLOWED = {
     "errors": set(),
     "outside": set(),
-    "log": {"errors"},
+    "frozen": set(),
     "conf": {"outside"},
+    "log": {"conf", "errors"},
     "net": {"conf", "errors", "log", "outside"},
-    "mail": {"conf", "errors", "log", "net", "outside"},
+    "auth": {"conf", "errors", "log", "net"},
+    "mail": {"auth", "conf", "errors", "log", "net", "outside"},
     "process": {"conf", "errors", "log", "mail", "net", "outside"},
     "arguments": {"conf", "process"},
     "cli": {
@@ -32,21 +36,37 @@ ALLOWED = {
         "mail",
         "process",
     },
-    "inspection": {"conf", "mail", "process"},
-    "demo": {"errors", "log", "mail", "net", "process"},
+    "inspection": {"auth", "conf", "mail", "process"},
+    "demo": {"auth", "errors", "log", "mail", "net", "process"},
     "__main__": {"cli"},
 }
 """Each room (or single file) and what it may import besides itself."""
 
-NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp", "auth"}
+LIBRARIES = {
+    "ctypes": ("net/openssl/", "process/"),
+    "cryptography": ("net/openssl/",),
+    "lark": ("conf/syntax.py",),
+    "setproctitle": ("process/title.py",),
+    "structlog": ("log/",),
+    "trustme": ("demo/",),
+}
+"""Libraries that one room (or file) knows, and which that is."""
+
+NET_SEES_OF_LOG = {"Logger", "SessionInfo"}
+"""`net` may write to a log, and keeps the list of live sessions; it looks into none."""
+
+FOR_TYPES = {"log.session_info": {"net.proxy_protocol.Header", "net.wire.Wire"}}
+"""What a file may name besides, as types of values that it only carries."""
+
+NGINX_MODULES = {"core", "ssl", "proxy", "realip", "imap", "pop3", "smtp"}
 """The files of `mail` that stand for an nginx mail module."""
 
-SEE_ALL_MODULES = {"modules", "server", "session"}
+SEE_ALL_MODULES = {"modules", "protocols", "server", "session"}
 """The files of `mail` that bring the modules together."""
 
 
 def names(path: Path) -> list[str]:
-    """The dotted name of a file below the package: ["mail", "auth", "http"]."""
+    """The dotted name of a file below the package: ["net", "openssl", "errors"]."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     return parts[:-1] if parts[-1] == "__init__" else parts
 
@@ -68,40 +88,221 @@ def imported(path: Path) -> Iterator[list[str]]:
 
 
 FILES = sorted(ROOT.rglob("*.py"))
+MODULES = {".".join(names(path)): path for path in FILES}
+
+
+class _AtImport(ast.NodeVisitor):
+    """Finds what is imported when a module is: not in functions, not for types."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        pass
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        pass
+
+    def visit_If(self, node: ast.If) -> None:
+        if ast.unparse(node.test) != "TYPE_CHECKING":
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.found |= {f"{node.module}.{alias.name}" for alias in node.names}
+
+
+def loads(path: Path) -> set[str]:
+    """The modules of mailproxy whose import a file waits for, without their packages."""
+    visitor = _AtImport()
+    visitor.visit(ast.parse(path.read_bytes()))
+    found = {name.removeprefix("mailproxy.") for name in visitor.found}
+    return {
+        name if name in MODULES else name.rpartition(".")[0]
+        for name in found
+        if name in MODULES or name.rpartition(".")[0] in MODULES
+    } - {""}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(names(path)))
 def test_file_imports_only_what_its_room_may(path: Path) -> None:
     room = (names(path) or ["__init__"])[0]
-    allowed = ALLOWED.get(room, set()) | {room}
-    assert {name[0] for name in imported(path)} <= allowed
+    allowed = ALLOWED.get(room, set()) | {room, "frozen"}
+    for_types = FOR_TYPES.get(".".join(names(path)), set())
+    seen = {tuple(name) for name in imported(path) if ".".join(name) not in for_types}
+    assert {name[0] for name in seen} <= allowed
+
+
+def test_no_module_waits_for_itself() -> None:
+    """Only types may refer to each other, for the checker (`if TYPE_CHECKING`)."""
+    graph = {name: loads(path) for name, path in MODULES.items()}
+    assert "net.wire" in graph["net.network"]
+    assert "demo" not in graph["cli"]
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+
+
+def test_net_does_not_know_what_a_session_is() -> None:
+    for path in (ROOT / "net").rglob("*.py"):
+        seen = {name[-1] for name in imported(path) if name[0] == "log"}
+        assert seen <= NET_SEES_OF_LOG, path
+
+
+def test_a_library_has_its_room() -> None:
+    for path in FILES:
+        place = path.relative_to(ROOT).as_posix()
+        for name in packages(path) & LIBRARIES.keys():
+            assert place.startswith(LIBRARIES[name]), f"{place} imports {name}"
 
 
 def test_only_session_and_modules_see_several_mail_modules() -> None:
     for path in (ROOT / "mail").rglob("*.py"):
         module = names(path)[1:2]
         if module and module[0] not in SEE_ALL_MODULES:
-            seen = {
-                name[1]
-                for name in imported(path)
-                # What an auth source is and answers belongs to all modules.
-                if name[0] == "mail" and name[1:3] != ["auth", "source"]
-            }
+            seen = {name[1] for name in imported(path) if name[0] == "mail"}
             assert len((seen | set(module)) & NGINX_MODULES) <= 1, path
 
 
-def foreign(path: Path) -> Iterator[str]:
-    """What a file imports that is neither Python's nor ours."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        names = []
+LEAVES = {
+    "Backend",
+    "Client",
+    "Login",
+    "MailProtocol",
+    "Server",
+    "SmtpDialogue",
+    "SslSettings",
+}
+"""What files of `mail` may import for the checking of types where that closes a circle."""
+
+
+def only_for_types(tree: ast.Module) -> set[ast.AST]:
+    """The parts of a file that stand under ``if TYPE_CHECKING:``."""
+    return {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in ast.walk(node)
+    }
+
+
+def needed(path: Path) -> set[str]:
+    """The files that a file imports, dotted, but for the checking of leaf types."""
+    tree = ast.parse(path.read_bytes())
+    for_types = only_for_types(tree)
+    found = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        for name in names:
-            top = name.partition(".")[0]
-            if top != "mailproxy" and top not in sys.stdlib_module_names:
-                yield top
+            names = {alias.name for alias in node.names}
+            if node not in for_types or names - LEAVES:
+                found |= {node.module, *(f"{node.module}.{name}" for name in names)}
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """The ways that lead back to where they begin, one for each file where one ends."""
+    done: set[str] = set()
+    found = []
+
+    def visit(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append([*way[way.index(name) :], name])
+        elif name not in done:
+            for each in sorted(imports[name]):
+                visit(each, [*way, name])
+            done.add(name)
+
+    for name in imports:
+        visit(name, [])
+    return found
+
+
+def test_nothing_in_mail_imports_itself_by_way_of_others() -> None:
+    files = {".".join(["mailproxy", *names(path)]): path for path in FILES}
+    inside = {name for name in files if name.startswith("mailproxy.mail.")}
+    imports = {name: needed(files[name]) & inside - {name} for name in inside}
+    assert circles(imports) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
+
+
+def asked_by_name(path: Path) -> Iterator[str]:
+    """Where a file compares something with the name of a protocol."""
+    protocols = {each.name for each in PROTOCOLS}
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            texts = {
+                each.value for each in ast.walk(node) if isinstance(each, ast.Constant)
+            }
+            if not protocols.isdisjoint(texts):
+                yield f"{path}:{node.lineno}"
+
+
+def test_nothing_asks_for_the_name_of_a_protocol() -> None:
+    """What differs between protocols is a field, a method or a file of theirs."""
+    rooms = ("auth", "log", "mail", "net", "process")
+    found = [
+        place
+        for path in FILES
+        if (names(path) or [""])[0] in rooms
+        for place in asked_by_name(path)
+    ]
+    assert found == []
+
+
+WAITING = {
+    "socket",
+    "SocketStream",
+    "SocketListener",
+    "open_tcp_stream",
+    "open_unix_socket",
+    "open_signal_receiver",
+    "run_process",
+    "to_thread",
+    "lowlevel.FdStream",
+    "lowlevel.open_process",
+    "lowlevel.wait_readable",
+    "lowlevel.wait_writable",
+}
+"""What trio waits for by itself, or with threads."""
+
+
+def used_of_trio(path: Path) -> Iterator[str]:
+    """The dotted names that a file uses of trio, as in "lowlevel.checkpoint"."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trio"):
+            above = (node.module or "").removeprefix("trio").lstrip(".")
+            yield from (f"{above}.{each.name}".lstrip(".") for each in node.names)
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if name.startswith("trio."):
+                yield name.removeprefix("trio.")
+
+
+def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
+    """Anything else would take the fast path away from all sessions."""
+    waiting = {
+        "/".join(names(path))
+        for path in FILES
+        if names(path)[:1] != ["demo"] and WAITING & set(used_of_trio(path))
+    }
+    assert waiting == {"net/engine"}
+
+
+def packages(path: Path) -> set[str]:
+    """The top names of what a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def test_product_needs_no_more_than_its_dependencies() -> None:
@@ -110,7 +311,8 @@ def test_product_needs_no_more_than_its_dependencies() -> None:
     dependencies = tomllib.loads(text)["project"]["dependencies"]
     needed = {re.split("[^a-z]", each)[0] for each in dependencies}
     of_trio = {"outcome"}  # a part of trio's interface for instruments and tasks
-    assert {name for path in FILES for name in foreign(path)} - of_trio == needed
+    ours = {"mailproxy", *sys.stdlib_module_names, *of_trio}
+    assert {name for path in FILES for name in packages(path)} - ours == needed
 
 
 def test_every_room_is_in_the_table() -> None:

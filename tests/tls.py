@@ -7,11 +7,26 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from trustme import KeyType
+
+from mailproxy.net.openssl.headers import crypto_h, pem_h, ssl_h, store_h, x509_h
+from mailproxy.net.openssl.headers.prototype import Absent
+
+HEADERS = (crypto_h, pem_h, ssl_h, store_h, x509_h)
+
+
+def declared(header: ModuleType) -> list[str]:
+    """The functions of OpenSSL that a module of headers has prototypes of."""
+    return [
+        name
+        for name, value in vars(header).items()
+        if isinstance(value, Absent) or hasattr(value, "argtypes")
+    ]
 
 
 @dataclass

@@ -12,13 +12,15 @@ import socket
 from dataclasses import dataclass
 
 from mailproxy import outside
-from mailproxy.conf.directive import Scope
+from mailproxy.conf.directive import Reading
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import c_string, lower, parse_number
+from mailproxy.frozen import Frozen
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 """What bind() and connect() take; a path for unix sockets."""
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _UNIX_PATH_LIMIT = 107
 
@@ -41,13 +43,12 @@ class Url:
     """As written, IPv6 in brackets; the path of a unix socket."""
     port: int
     """The first of a range, or the default."""
-    last_port: int
     uri: str
     addresses: tuple[Address, ...]
     """At least one; the first port's come before the second's."""
 
 
-class AddressError(ValueError):
+class AddressError(Frozen, ValueError):
     """nginx's reason: "no host", "invalid port", "host not found" …
 
     Attributes:
@@ -180,7 +181,7 @@ def _parse_unix(path: str, *, uri: bool) -> Url:
             f"the system takes {_UNIX_PATH_LIMIT} bytes",
         )
     address = Address(socket.AF_UNIX, path, f"unix:{path}")
-    return Url(path, 0, 0, rest, (address,))
+    return Url(path, 0, rest, (address,))
 
 
 def _parse_ports(text: str, *, listen: bool) -> tuple[int, int]:
@@ -256,12 +257,12 @@ def _url(
         for port in range(first, last + 1)
         for family, address in found
     )
-    return Url(host, first, last, uri, addresses)
+    return Url(host, first, uri, addresses)
 
 
 def cidr(
-    found: Directive, scope: Scope, *, unix: bool = True
-) -> tuple[Network | str, ...]:
+    found: Directive, reading: Reading, *, unix: bool = True
+) -> tuple[IPNetwork | str, ...]:
     """The networks that one argument means: CIDR, address, name, or ``unix:``.
 
     Raises:
@@ -270,7 +271,7 @@ def cidr(
     word = found.words[1]
     if unix and c_string(word.value) == "unix:":
         return ("unix:",)
-    network = _network(word, scope)
+    network = _network(word, reading)
     if network is not None:
         return (network,)
     try:
@@ -283,7 +284,7 @@ def cidr(
         ) from None
 
 
-def _network(word: Word, scope: Scope) -> Network | None:
+def _network(word: Word, reading: Reading) -> IPNetwork | None:
     host, slash, mask = word.value.partition("/")
     address = ipv4(host) or ipv6(host)
     if address is None:
@@ -298,7 +299,7 @@ def _network(word: Word, scope: Scope) -> Network | None:
         return None
     network = ipaddress.ip_network(f"{address}/{bits}", strict=False)
     if network.network_address != ipaddress.ip_address(address):
-        scope.warn(
+        reading.warn(
             f"low address bits of {word.value} are meaningless", word, f"{network}"
         )
     return network

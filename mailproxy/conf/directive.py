@@ -35,7 +35,7 @@ Repeats = Literal["duplicate", "add", "last"]
 class Value(Generic[T_co]):
     """How the arguments of a directive become a value."""
 
-    parse: Callable[[Directive, Scope], T_co]
+    parse: Callable[[Directive, Reading], T_co]
     """Raises ValueError("invalid value") for nginx's `"X" directive invalid value`,
     ConfigError (with the wrong word) where nginx has a text of its own."""
     usage: str
@@ -277,8 +277,8 @@ class Block:
         return cast("C", found)
 
 
-class Scope:
-    """What a value parser may ask about the configuration that is being read."""
+class Reading:
+    """One reading of a configuration: what value parsers may ask, and where they warn."""
 
     __slots__ = (
         "block",
@@ -350,12 +350,12 @@ class Settings:
     these settings are not made."""
 
     @classmethod
-    def applies(cls, block: Block, scope: Scope) -> bool:  # noqa: ARG003 # for subclasses
+    def applies(cls, block: Block, reading: Reading) -> bool:  # noqa: ARG003 # for subclasses
         """Whether a server block has these settings at all."""
         return True
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:  # noqa: ARG003 # for subclasses
+    def make(cls, block: Block, reading: Reading) -> Self:  # noqa: ARG003 # for subclasses
         """The settings that apply in a block.
 
         Override it where several directives must be seen together: start from

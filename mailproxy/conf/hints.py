@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from mailproxy.conf.elsewhere import HTTP, MAIL, MODULES, STREAM
-from mailproxy.conf.tree import Directive, Position, Source, Word, decode
+from mailproxy.conf.tree import Directive, Position, SourceText, Word, decode
 
 _MAX_DISTANCE = 3
 """Typing mistakes in the longest of names."""
@@ -93,7 +93,7 @@ def elsewhere(name: str) -> str | None:
     return None
 
 
-def foreign_encoding(source: Source) -> str | None:
+def foreign_encoding(source: SourceText) -> str | None:
     """The name of an encoding that has NULs between the letters, by its mark."""
     for mark, name in _FOREIGN_ENCODINGS:
         if source.text.startswith(decode(mark)):
@@ -112,7 +112,7 @@ def unseen(statement: Directive, position: Position | None) -> str | None:
     return None
 
 
-def unseen_rest(source: Source, *, whole: bool) -> str | None:
+def unseen_rest(source: SourceText, *, whole: bool) -> str | None:
     """Say what a person cannot see where a file ends too early: a mark, a strange blank.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mailproxy.conf.directive import Block, Declaration, Scope, Settings, declarations
+from mailproxy.conf.directive import Block, Declaration, Reading, Settings, declarations
 from mailproxy.conf.elsewhere import HTTP
 from mailproxy.conf.hints import elsewhere, nearest, reordered
 from mailproxy.conf.tree import ConfigError, Directive
@@ -22,7 +22,7 @@ class BlockKind:
     """The context that it stands in."""
     repeats: Literal["duplicate", "add", "merge"] = "duplicate"
     """A second one: is an error; is another; goes on with the first."""
-    close: Callable[[Block, Scope], Iterable[ConfigError]] | None = None
+    close: Callable[[Block, Reading], Iterable[ConfigError]] | None = None
     """Runs at its ``}``: what is wrong with it as a whole. With "merge", it runs again
     when another one has been added."""
 

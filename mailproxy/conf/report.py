@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mailproxy.conf.tree import ConfigError, Source
+from mailproxy.conf.tree import ConfigError, SourceText
 
 WIDTH = 100
 """Characters of a source line that are shown."""
@@ -34,12 +34,12 @@ def headline(message: ConfigError, name: str, *, colours: bool = False) -> str:
     """
     level = f"[{message.level}]"
     if colours:
-        level = f"{_RED if message.level != 'warn' else _BOLD}{level}{_PLAIN}"
+        level = f"{_RED if not message.is_warning else _BOLD}{level}{_PLAIN}"
     return f"{name}: {level} {message.text}"
 
 
 def explanation(
-    message: ConfigError, sources: Mapping[str, Source], *, colours: bool = False
+    message: ConfigError, sources: Mapping[str, SourceText], *, colours: bool = False
 ) -> str:
     """The lines under it: the source line, a mark under the word, a remedy.
 

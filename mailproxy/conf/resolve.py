@@ -16,7 +16,7 @@ from mailproxy.conf.directive import (
     Block,
     Declaration,
     Given,
-    Scope,
+    Reading,
 )
 from mailproxy.conf.hints import foreign_encoding, has_variable, unseen, unseen_rest
 from mailproxy.conf.places import BlockKind, Language, Places
@@ -25,11 +25,13 @@ from mailproxy.conf.tree import (
     COMMAND_LINE,
     ConfigError,
     Directive,
-    Source,
+    DuplicateError,
+    SourceText,
     decode,
     encode,
 )
 from mailproxy.conf.values import c_string
+from mailproxy.frozen import Frozen
 
 DEEPEST_INCLUDE = 100
 """Files in files; beyond, it is said that too many are open, as nginx says of its own."""
@@ -39,17 +41,17 @@ NO_VARIABLES = "write the value; if a template made the file, it was not filled 
 """The remedy where somebody has written a variable."""
 
 
-class _SyntaxError(Exception):
+class _SyntaxError(Frozen, Exception):
     """Reading ends here; the message is in the list."""
 
 
-class Reader:
+class Interpreter:
     """Reads the files of one configuration, into blocks."""
 
-    def __init__(self, language: Language, scope: Scope) -> None:
-        self.scope = scope
-        self.main = scope.block
-        self.files: dict[str, Source] = {}
+    def __init__(self, language: Language, reading: Reading) -> None:
+        self.reading = reading
+        self.main = reading.block
+        self.files: dict[str, SourceText] = {}
         """What was read, by name, in order of first opening; -g is under its name."""
         self._places = Places(language)
         self._open: list[str] = []
@@ -58,14 +60,14 @@ class Reader:
         self._checks: dict[str, tuple[int, int]] = {}
 
     def read(self, path: str, globals_text: str = "") -> bool:
-        """Read the text of -g and the main file; messages go to the scope.
+        """Read the text of -g and the main file; messages go to `reading.messages`.
 
         Returns:
           Whether it was read to its end.
         """
         try:
             if globals_text:
-                self._parse(Source(COMMAND_LINE, globals_text), self.main)
+                self._parse(SourceText(COMMAND_LINE, globals_text), self.main)
             self._include(path, None, self.main)
         except _SyntaxError:
             return False
@@ -79,8 +81,8 @@ class Reader:
         A file that is included in many places is wrong once; nginx would not have come
         to the second one. Without errors, it repeats its warnings.
         """
-        messages = self.scope.messages
-        if any(each.level != "warn" for each in messages):
+        messages = self.reading.messages
+        if not all(each.is_warning for each in messages):
             said: dict[object, ConfigError] = {}
             for each in messages:
                 said.setdefault(
@@ -113,7 +115,7 @@ class Reader:
         self._parse(self.files.setdefault(path, source), block)
         self._open.pop()
 
-    def _parse(self, source: Source, block: Block | None) -> None:
+    def _parse(self, source: SourceText, block: Block | None) -> None:
         self.files.setdefault(source.name, source)
         parsed = parse(source)
         unreadable = foreign_encoding(source) is not None
@@ -125,14 +127,14 @@ class Reader:
             if unreadable and parsed.statements:
                 raise _SyntaxError
         if parsed.error is not None:
-            ends = parsed.error.position == source.position(len(source.text))
-            if ends and parsed.error.remedy is None:
-                parsed.error.remedy = unseen_rest(source, whole=not parsed.statements)
-            self._say(parsed.error)
+            place, remedy = parsed.error.position, parsed.error.remedy
+            if remedy is None and place == source.position(len(source.text)):
+                remedy = unseen_rest(source, whole=not parsed.statements)
+            self._say(parsed.error.with_place(place, remedy))
             raise _SyntaxError
 
     def _say(self, message: ConfigError) -> None:
-        self.scope.messages.append(message)
+        self.reading.messages.append(message)
 
     def _run(self, statements: list[Directive], block: Block) -> None:
         for statement in statements:
@@ -140,17 +142,17 @@ class Reader:
                 self._statement(statement, block)
             except ConfigError as error:
                 position = error.position
-                if position is not None and not position.end:
-                    end = statement.words[0].source.line(statement.end)
-                    error.position = position._replace(end=end)
-                error.remedy = (
+                remedy = (
                     unseen(statement, position)
                     or self._unfilled(statement, block)
                     or error.remedy
                 )
+                if position is not None and not position.end:
+                    end = statement.words[0].source.line(statement.end)
+                    position = position._replace(end=end)
                 # With a ";" forgotten, a directive may be among the arguments.
                 block.failed.update(word.value for word in statement.words)
-                self._say(error)
+                self._say(error.with_place(position, remedy))
 
     def _statement(self, statement: Directive, block: Block) -> None:
         name = statement.name
@@ -184,7 +186,7 @@ class Reader:
                 raise ConfigError(f'"{name}" directive is duplicate', statement)
             block.given[name] = Given(None, statement)
             self._blocks_begun = True
-            self.scope.warn(
+            self.reading.warn(
                 f'only mail is served, the "{name}" block is skipped', statement
             )
             self._skip(statement.block or [])
@@ -207,8 +209,8 @@ class Reader:
         """Say that a variable is none, which nginx does not say; the value may be secret."""
         for word in statement.args:
             if has_variable(word.value) and not meant(word.value):
-                self.scope.statement = statement
-                self.scope.warn(
+                self.reading.statement = statement
+                self.reading.warn(
                     f'"{statement.name}" directive has no variables, '
                     '"$" is taken literally',
                     word,
@@ -228,12 +230,12 @@ class Reader:
                 statement.words[0],
                 f"the first is in {line.file}:{line.line}",
             )
-        self.scope.block = block
-        self.scope.statement = statement
+        self.reading.block = block
+        self.reading.statement = statement
         try:
-            value = declaration.value.parse(statement, self.scope)
+            value = declaration.value.parse(statement, self.reading)
         except ValueError as reason:
-            wrong = statement.words[0 if "duplicate" in str(reason) else 1]
+            wrong = statement.words[0 if isinstance(reason, DuplicateError) else 1]
             raise ConfigError(
                 f'"{name}" directive {reason}', wrong, declaration.value.remedy
             ) from None
@@ -243,7 +245,7 @@ class Reader:
         else:
             block.given[name] = Given(value, statement)
         if declaration.obsolete:
-            self.scope.warn(declaration.obsolete, statement)
+            self.reading.warn(declaration.obsolete, statement)
 
     def _enter(self, statement: Directive, kind: BlockKind, parent: Block) -> None:
         self._blocks_begun = True
@@ -263,16 +265,16 @@ class Reader:
             return
         if kind.repeats == "merge":
             first, last = self._checks.pop(kind.name, (0, 0))
-            del self.scope.messages[first:last]
-        first = len(self.scope.messages)
-        for error in kind.close(block, self.scope):
+            del self.reading.messages[first:last]
+        first = len(self.reading.messages)
+        for error in kind.close(block, self.reading):
             self._say(error)
         if kind.repeats == "merge":
-            self._checks[kind.name] = first, len(self.scope.messages)
+            self._checks[kind.name] = first, len(self.reading.messages)
 
     def _include_all(self, statement: Directive, block: Block | None) -> None:
         word = statement.words[1]
-        path = self.scope.in_directory(c_string(word.value))
+        path = self.reading.in_directory(c_string(word.value))
         if not any(mark in path for mark in "*?["):
             self._include(path, statement, block)
             return

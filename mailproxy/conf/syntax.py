@@ -26,7 +26,7 @@ from mailproxy.conf.tree import (
     ConfigError,
     Directive,
     Position,
-    Source,
+    SourceText,
     Word,
     decode,
 )
@@ -45,7 +45,7 @@ MAX_FILE = 64 << 20
 """Octets of a configuration file."""
 
 
-def read_source(path: str, asked_by: Word | Directive | None = None) -> Source:
+def read_source(path: str, asked_by: Word | Directive | None = None) -> SourceText:
     """Read a file, as many bytes as it has when it is opened: none of a pipe.
 
     Args:
@@ -72,7 +72,7 @@ def read_source(path: str, asked_by: Word | Directive | None = None) -> Source:
             f"pread() returned only {len(octets)} bytes instead of {size}",
             Position(path, 1, 1),
         )
-    return Source(path, decode(octets))
+    return SourceText(path, decode(octets))
 
 
 class Parsed(NamedTuple):
@@ -84,7 +84,7 @@ class Parsed(NamedTuple):
     """The first syntax error, which ends parsing."""
 
 
-def parse(source: Source) -> Parsed:
+def parse(source: SourceText) -> Parsed:
     """Parse a file, or the text of -g; any text gives a tree or an error."""
     error: ConfigError | None = None
     try:
@@ -96,7 +96,7 @@ def parse(source: Source) -> Parsed:
     return Parsed(_BUILDER.finish(), error)
 
 
-def _unexpected(found: UnexpectedToken, source: Source) -> ConfigError:
+def _unexpected(found: UnexpectedToken, source: SourceText) -> ConfigError:
     """nginx's words for a token that Lark does not accept."""
     token = found.token
     if isinstance(token, Word):
@@ -189,7 +189,7 @@ class _Lexer(Lexer):
         tokens = "|".join(f"(?P<{name}>{each})" for name, each in patterns.items())
         self._token = re.compile(f"(?:{ignored})*+(?:{tokens}|(?P<EOF>\\Z))")
 
-    def lex(self, source: Source) -> Iterator[Word]:  # type: ignore[override] # one of Lark's interfaces
+    def lex(self, source: SourceText) -> Iterator[Word]:  # type: ignore[override] # one of Lark's interfaces
         """The tokens of a file.
 
         Raises:

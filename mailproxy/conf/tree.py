@@ -12,6 +12,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mailproxy.frozen import Frozen
+
 
 class Position(NamedTuple):
     """Where something stands in a configuration, for messages."""
@@ -39,7 +41,7 @@ COMMAND_LINE = "command line"
 """The "file" that the text of -g is in."""
 
 
-class Source:
+class SourceText:
     """A file (or the text of -g) and how offsets in it become lines."""
 
     __slots__ = ("_lines", "name", "text")
@@ -70,7 +72,7 @@ def _after_newlines(text: str) -> Iterator[int]:
         at = text.find("\n", at + 1)
 
 
-_NOWHERE = Source("", "")
+_NOWHERE = SourceText("", "")
 
 
 class Word:
@@ -88,7 +90,7 @@ class Word:
     def __init__(
         self,
         value: str,
-        source: Source = _NOWHERE,
+        source: SourceText = _NOWHERE,
         offset: int = 0,
         kind: str = "WORD",
     ) -> None:
@@ -158,7 +160,7 @@ class Directive:
         return f"Directive({' '.join(word.value for word in self.words)!r})"
 
 
-class ConfigError(Exception):
+class ConfigError(Frozen, Exception):
     """What is wrong with a configuration: a message in nginx's words, and where.
 
     Also used, with level "warn", as the value that a warning is.
@@ -212,8 +214,31 @@ class ConfigError(Exception):
         place = "" if self.position is None else f" in {self.position}"
         return body[:MESSAGE_LIMIT].decode("utf-8", "surrogateescape") + place
 
+    @property
+    def is_warning(self) -> bool:
+        """Whether the configuration can be used nevertheless."""
+        return self.level == "warn"
+
+    def with_place(self, position: Position | None, remedy: str | None) -> ConfigError:
+        """The same message with another place and remedy."""
+        return ConfigError(
+            self.message,
+            position,
+            remedy,
+            error=self.error,
+            level=self.level,
+            cause=self.cause,
+        )
+
     def __str__(self) -> str:
         return self.text
+
+
+class DuplicateError(Frozen, ValueError):
+    """What a value parser raises for a directive that was given before."""
+
+    def __init__(self) -> None:
+        super().__init__("is duplicate")
 
 
 def _position(place: Position | Word | Directive | None) -> Position | None:

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mailproxy.conf import hints
-from mailproxy.conf.directive import Scope, Value
+from mailproxy.conf.directive import Reading, Value
 from mailproxy.conf.tree import ConfigError, Directive, Word
 
 T = TypeVar("T")
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE
-DAY = 24 * HOUR
 KIB = 1024
 MIB = 1024 * KIB
 LIMIT = 2**63 - 1
@@ -38,7 +37,7 @@ def one(parse: Callable[[str], T], usage: str, remedy: str = "") -> Value[T]:
     return Value(lambda found, _: parse(found.words[1].value), usage, remedy=remedy)
 
 
-def _flag(found: Directive, _: Scope) -> bool:
+def _flag(found: Directive, _: Reading) -> bool:
     word = found.words[1]
     text = lower(c_string(word.value))
     if text == "on":
@@ -208,11 +207,11 @@ pair: Value[tuple[tuple[bytes, bytes], ...]] = Value(
 )
 """A name and a value, which may be a secret; adds up."""
 in_prefix: Value[str] = Value(
-    lambda found, scope: scope.in_prefix(found.words[1].value), "file"
+    lambda found, reading: reading.in_prefix(found.words[1].value), "file"
 )
 """A file name, relative to P/."""
 in_directory: Value[str] = Value(
-    lambda found, scope: scope.in_directory(found.words[1].value), "file"
+    lambda found, reading: reading.in_directory(found.words[1].value), "file"
 )
 """A file name, relative to C/."""
 
@@ -221,7 +220,7 @@ def choice(*accepted: str) -> Value[str]:
     """One of some words, in any case; the value is as listed here."""
     known = {lower(word): word for word in accepted}
 
-    def parse(found: Directive, _: Scope) -> str:
+    def parse(found: Directive, _: Reading) -> str:
         word = found.words[1]
         try:
             return known[lower(word.value)]
@@ -235,8 +234,8 @@ def choices(*accepted: str) -> Value[frozenset[str]]:
     """A set of words out of some, in any case; adds up."""
     known = {lower(word): word for word in accepted}
 
-    def parse(found: Directive, scope: Scope) -> frozenset[str]:
-        given = scope.block.given.get(found.name)
+    def parse(found: Directive, reading: Reading) -> frozenset[str]:
+        given = reading.block.given.get(found.name)
         chosen: set[str] = set()
         if given is not None and isinstance(given.value, frozenset):
             chosen.update(given.value)
@@ -245,7 +244,7 @@ def choices(*accepted: str) -> Value[frozenset[str]]:
             if value is None:
                 raise _not_accepted(word, accepted)
             if value in chosen:
-                scope.warn(f'duplicate value "{c_string(word.value)}"', word)
+                reading.warn(f'duplicate value "{c_string(word.value)}"', word)
             chosen.add(value)
         return frozenset(chosen)
 

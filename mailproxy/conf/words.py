@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from mailproxy.conf.tree import ConfigError, Source, decode, encode
+from mailproxy.conf.tree import ConfigError, SourceText, decode, encode
 
 _BUFFER = 4096
 """The size of nginx's buffer, which a word and what ends it must fit into."""
@@ -48,12 +48,12 @@ def _unescaped(found: re.Match[str]) -> str:
     return _ESCAPES.get(found[1], found[1])
 
 
-def has_long_comments(source: Source) -> bool:
+def has_long_comments(source: SourceText) -> bool:
     """Whether it is worth it to look at every comment."""
     return _LONG_COMMENT.search(source.text) is not None
 
 
-def refuse(source: Source, at: int, *, limited: bool) -> NoReturn:
+def refuse(source: SourceText, at: int, *, limited: bool) -> NoReturn:
     """Say why there is no token: a quoted word that does not end well, or a backslash."""
     text = source.text
     skipped = re.compile(r"(?:#[^\n]*+|[ \t\r\n]++)*+").match(text, at)
@@ -84,14 +84,16 @@ def refuse(source: Source, at: int, *, limited: bool) -> NoReturn:
     )
 
 
-def check_comments(source: Source, start: int, end: int) -> None:
+def check_comments(source: SourceText, start: int, end: int) -> None:
     """nginx reads a comment into its buffer, too."""
     for comment in _COMMENT.finditer(source.text, start, end):
         if len(encode(comment[0])) >= _BUFFER and _is_more(source, comment.start()):
             raise _too_long(source, comment.start(), comment.start())
 
 
-def check_length(source: Source, start: int, end: int, *, closed: bool = True) -> None:
+def check_length(
+    source: SourceText, start: int, end: int, *, closed: bool = True
+) -> None:
     """Whether a word, with what ends it, fits into nginx's buffer.
 
     The buffer holds a word without its first quote, but with its last, and the
@@ -112,19 +114,19 @@ def check_length(source: Source, start: int, end: int, *, closed: bool = True) -
         raise _too_long(source, start, begin)
 
 
-def _is_more(source: Source, start: int) -> bool:
+def _is_more(source: SourceText, start: int) -> bool:
     """Whether the file goes on after the buffer that begins at `start` is full."""
     return len(encode(source.text[start : start + _BUFFER + 1])) > _BUFFER
 
 
-def _too_long(source: Source, start: int, shown: int) -> ConfigError:
+def _too_long(source: SourceText, start: int, shown: int) -> ConfigError:
     beginning = decode(encode(source.text[shown : shown + 10])[:10])
     return ConfigError(
         f'too long parameter "{beginning}..." started', source.position(start)
     )
 
 
-def end_of_lua(source: Source, at: int) -> int:
+def end_of_lua(source: SourceText, at: int) -> int:
     """The offset after the ``}`` that ends the Lua block which begins at `at`."""
     depth = 1
     for found in _LUA.finditer(source.text, at):

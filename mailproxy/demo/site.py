@@ -8,8 +8,8 @@ from pathlib import Path
 
 import trustme
 
+from mailproxy.auth.http import AuthHttpSettings, AuthUrl
 from mailproxy.log.directive import File
-from mailproxy.mail.auth.http import AuthUrl
 from mailproxy.process.configuration import Loader
 
 HOST = "127.0.0.1"
@@ -115,9 +115,12 @@ def read_site(directory: Path) -> Site:
                 security = "TLS" if listen.ssl else starttls
                 host, port = listen.sockaddr[:2]
                 doors.append(Door(server.core.protocol, host, port, security))
-        match server.auth.auth_http:
-            case AuthUrl(sockaddr=(host, port)) if host == HOST:
-                auth_ports.add(port)
+        for source in server.auth.sources:
+            match source:
+                case AuthHttpSettings(auth_http=AuthUrl(sockaddr=(host, port))) if (
+                    host == HOST
+                ):
+                    auth_ports.add(port)
     logs = (configuration.main.error_log, *configuration.error_logs)
     files = {
         each.target.path: None

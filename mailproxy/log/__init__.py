@@ -1,10 +1,11 @@
 """The error log: structlog underneath, nginx's levels, lines and targets on top.
 
-`lines`      one event as a line of text or JSON; `MailContext`
-`logger`     `Logger`: what the rest of the program calls
-`directive`  `ErrorLog`: the arguments of `error_log`
-`targets`    files, stderr, syslog, memory; rate limits
-`files`      opening files that others may want to be other files
+`record`        one event as a line of text or JSON
+`session_info`  `SessionInfo`: the session that an event is about
+`logger`        `Logger`: what the rest of the program calls
+`directive`     `ErrorLog`: the arguments of `error_log`
+`targets`       files, stderr, syslog, memory; rate limits
+`files`         opening files that others may want to be other files
 
 Here: which logger writes to which targets, and what happens to all of them.
 """
@@ -12,8 +13,6 @@ Here: which logger writes to which targets, and what happens to all of them.
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-
-from structlog.typing import Processor
 
 from mailproxy.log.directive import (
     ErrorLog,
@@ -25,11 +24,12 @@ from mailproxy.log.directive import (
 )
 from mailproxy.log.files import (
     RefusedError,
-    Workers,
+    WorkerAccount,
     open_for_appending,
     unknown_workers,
 )
-from mailproxy.log.lines import (
+from mailproxy.log.logger import Logger, Outlet, make_logger
+from mailproxy.log.record import (
     ALERT,
     CRIT,
     DEBUG,
@@ -40,11 +40,10 @@ from mailproxy.log.lines import (
     NOTICE,
     WARN,
     Fault,
-    MailContext,
     Record,
     escape,
 )
-from mailproxy.log.logger import Logger, Outlet, make_logger
+from mailproxy.log.session_info import Phase, SessionInfo
 from mailproxy.log.targets import (
     FileSink,
     MemorySink,
@@ -69,10 +68,11 @@ __all__ = [
     "Fault",
     "Logger",
     "Logs",
-    "MailContext",
     "Outlet",
+    "Phase",
     "Record",
-    "Workers",
+    "SessionInfo",
+    "WorkerAccount",
     "escape",
     "log_unopened",
     "make_logger",
@@ -99,23 +99,21 @@ class Logs:
         others: Iterable[Sequence[ErrorLog]],
         copy_as: str | None,
         clock: Callable[[], float],
-        processors: Sequence[Processor],
         angie: bool,
-        workers: Workers | None,
+        workers: WorkerAccount | None,
     ) -> None:
         self.copy_as = copy_as
         self._angie = angie
         self._workers = workers
         self.console = FileSink("")
         self._clock = clock
-        self._processors = processors
         self._files: dict[str, FileSink] = {}
         self._others: list[SyslogSink | MemorySink] = []
         self._loggers: dict[tuple[ErrorLog, ...], Logger] = {}
         self._keep_stderr = False
         outlet = _Outlet(self)
         # It is there before its targets are: they complain in it.
-        self.main = make_logger(outlet, _level(main), processors)
+        self.main = make_logger(outlet, _level(main))
         try:
             outlet.targets = self._targets(main)
             for directives in others:
@@ -137,7 +135,7 @@ class Logs:
         if key not in self._loggers:
             outlet = _Outlet(self)
             outlet.targets = self._targets(key)
-            self._loggers[key] = make_logger(outlet, _level(key), self._processors)
+            self._loggers[key] = make_logger(outlet, _level(key))
         return self._loggers[key]
 
     def reopen(self, *, give: bool = False) -> None:
@@ -227,9 +225,8 @@ def open_logs(
     default: str,
     copy_as: str | None = None,
     clock: Callable[[], float] = time.monotonic,
-    processors: Sequence[Processor] = (),
     angie: bool = False,
-    workers: Workers | None = None,
+    workers: WorkerAccount | None = None,
 ) -> Logs:
     """Open the logs of a configuration.
 
@@ -241,7 +238,6 @@ def open_logs(
       copy_as: the program's name; lines down to level warn are copied to stderr
         behind it until `stop_copying()`.
       clock: seconds, never going back.
-      processors: structlog's, run for every event that some log wants.
       angie: lines of text are in Angie's form, where `format=` does not say.
       workers: the user that workers will be, where that is not the one who opens: a
         file that they may have chosen is refused (see `files`).
@@ -252,7 +248,7 @@ def open_logs(
     if not any(isinstance(log.target, (File, Stderr)) for log in main):
         stderr = default in {"", "stderr"}
         main = [*main, ErrorLog(Stderr() if stderr else File(default))]
-    return Logs(main, others, copy_as, clock, processors, angie, workers)
+    return Logs(main, others, copy_as, clock, angie, workers)
 
 
 def open_startup_log(path: str, name: str = "nginx", level: int = NOTICE) -> Logs:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mailproxy.log.lines import DEBUG, ERROR, LEVELS, Record
+from mailproxy.conf.addresses import Address, AddressError
+from mailproxy.frozen import Frozen
+from mailproxy.log.record import DEBUG, ERROR, LEVELS, Record
 
 DEBUG_PARTS = ("core", "alloc", "mutex", "event", "http", "mail", "stream")
 """The X of nginx's debug_X."""
@@ -57,25 +59,26 @@ PROPERTIES = frozenset(
 """What `filter=PROPERTY:…` may name."""
 
 
-class ErrorLogError(ValueError):
+class ErrorLogError(Frozen, ValueError):
     """What is wrong with an `error_log`, in nginx's (or Angie's) words.
 
     Attributes:
       remedy: what is accepted in place of it; empty: the text says it.
+      word: the argument that is wrong; None: the first, or a part of one.
     """
 
-    def __init__(self, reason: str, remedy: str = "") -> None:
+    def __init__(
+        self, reason: str, remedy: str = "", *, word: str | None = None
+    ) -> None:
         super().__init__(reason)
         self.remedy = remedy
+        self.word = word
 
 
 _LEVELS_ARE = f"levels are {' '.join(LEVELS[1:])}"
 
-Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | str, str]
-"""Family, socket address, and text for the log."""
-
 FindAddress = Callable[[str, int], Address]
-"""Makes an address of text and default port; ValueError says why it cannot."""
+"""Makes an address of text and default port, or raises `AddressError`."""
 
 
 @dataclass(frozen=True)
@@ -192,15 +195,19 @@ def parse_error_log(
         name = word.partition("\0")[0]  # as C sees it
         if name in LEVELS[1:]:
             if level or parts:
-                raise ErrorLogError(f'duplicate log level "{word}"')
+                raise ErrorLogError(f'duplicate log level "{word}"', word=word)
             level = LEVELS.index(name)
         elif name.startswith("debug_") and name[6:] in DEBUG_PARTS:
             if level:
-                raise ErrorLogError(f'invalid log level "{word}"', _LEVELS_ARE)
+                raise ErrorLogError(
+                    f'invalid log level "{word}"', _LEVELS_ARE, word=word
+                )
             parts.add(name[6:])
         elif word.startswith("format="):
             if form:
-                raise ErrorLogError(f'duplicate format= parameter ("{word}")')
+                raise ErrorLogError(
+                    f'duplicate format= parameter ("{word}")', word=word
+                )
             form = word[7:]
             if form not in {"json", "default"}:
                 raise ErrorLogError(
@@ -212,11 +219,13 @@ def parse_error_log(
             number = word[5:].removesuffix("m/s")
             if not (number.isascii() and number.isdigit()):
                 raise ErrorLogError(
-                    f'invalid rate "{word}"', "a rate is a number of lines a second"
+                    f'invalid rate "{word}"',
+                    "a rate is a number of lines a second",
+                    word=word,
                 )
             rate = int(number)
         else:
-            raise ErrorLogError(f'invalid log level "{word}"', _LEVELS_ARE)
+            raise ErrorLogError(f'invalid log level "{word}"', _LEVELS_ARE, word=word)
     return ErrorLog(
         target=target,
         level=DEBUG if parts else level or ERROR,
@@ -273,10 +282,9 @@ def _syslog(text: str, address: FindAddress) -> Syslog:
         if name == "server":
             try:
                 server = address(value, 514)
-            except ValueError as error:
+            except AddressError as error:
                 raise ErrorLogError(
-                    f'{error} in syslog server "{value}"',
-                    getattr(error, "remedy", ""),
+                    f'{error} in syslog server "{value}"', error.remedy
                 ) from error
         elif name == "facility" and value not in FACILITIES:
             raise ErrorLogError(

@@ -38,6 +38,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from mailproxy.frozen import Frozen
+
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _DIRECTORY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE = 0o644
@@ -52,7 +54,7 @@ _OWN_STREAMS = frozenset(
 
 
 @dataclass(frozen=True)
-class Workers:
+class WorkerAccount:
     """The user that workers run as, from whom root's files are to be kept."""
 
     uid: int | None = None
@@ -71,24 +73,28 @@ class Opened:
     """Nobody but the file's owner loses anything if it becomes the workers'."""
 
 
-class RefusedError(OSError):
+class RefusedError(Frozen, OSError):
     """A name leads where another user may want it to lead.
 
     Attributes:
       reason: what is wrong with it, as it reads behind a colon.
     """
 
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(number, os.strerror(number))
+    def __init__(self, number: int, reason: str, path: str | None = None) -> None:
+        super().__init__(number, os.strerror(number), path)
         self.reason = reason
 
+    def named(self, path: str) -> Self:
+        """The same error with the name that was asked for."""
+        return type(self)(self.errno or 0, self.reason, path)
 
-def unknown_workers() -> Workers | None:
+
+def unknown_workers() -> WorkerAccount | None:
     """Who to be wary of before a configuration says it; None if we are not root."""
-    return Workers() if os.geteuid() == 0 else None
+    return WorkerAccount() if os.geteuid() == 0 else None
 
 
-def open_for_appending(path: str, workers: Workers | None) -> Opened:
+def open_for_appending(path: str, workers: WorkerAccount | None) -> Opened:
     """Open a file, creating it if needed (mode 0644 without the umask's bits).
 
     Never waits: a FIFO that nobody reads is ENXIO.
@@ -107,9 +113,10 @@ def open_for_appending(path: str, workers: Workers | None) -> Opened:
         else:
             with _Walk(path, workers) as walk:
                 opened = walk.open()
+    except RefusedError as error:
+        raise error.named(path) from error
     except OSError as error:
-        error.filename = path
-        raise
+        raise OSError(error.errno, error.strerror, path) from error
     os.set_blocking(opened.fd, True)
     return opened
 
@@ -117,7 +124,7 @@ def open_for_appending(path: str, workers: Workers | None) -> Opened:
 class _Walk:
     """The way along a path; what lies behind cannot be exchanged any more."""
 
-    def __init__(self, path: str, workers: Workers) -> None:
+    def __init__(self, path: str, workers: WorkerAccount) -> None:
         self._workers = workers
         self._names: list[str] = []
         """What is still to be walked, the next one last."""

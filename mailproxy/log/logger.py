@@ -6,13 +6,12 @@ nobody wants costs a call, and its arguments are never formatted.
 """
 
 import traceback
-from collections.abc import Iterable
 from typing import ClassVar, Protocol
 
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict
 
-from mailproxy.log.lines import (
+from mailproxy.log.record import (
     ALERT,
     CRIT,
     DEBUG,
@@ -42,7 +41,7 @@ class Logger(structlog.BoundLoggerBase):
     argument: it is escaped as the line's format needs it, and only if the line is
     written at all. `error` is the system error behind an event, shown as
     ``(110: Connection timed out)``. What is bound with ``bind(context=…)``, a
-    `MailContext`, is shown as it is when the event happens; ``bind(connection=…)``
+    `SessionInfo`, is shown as it is when the event happens; ``bind(connection=…)``
     shows only the number of a connection.
     """
 
@@ -125,19 +124,16 @@ class Logger(structlog.BoundLoggerBase):
         error: Fault | None,
         **facts: object,
     ) -> None:
-        try:
-            written, _ = self._process_event(
-                name, event, {"level": level, "args": args, "error": error, **facts}
-            )
-        except structlog.DropEvent:
-            return
+        written, _ = self._process_event(
+            name, event, {"level": level, "args": args, "error": error, **facts}
+        )
         self._logger.write(*written)
 
 
 def _make_record(
     _logger: object, _name: str, event_dict: EventDict
 ) -> tuple[tuple[Record], dict[str, object]]:
-    """The last processor: an event becomes the value that outlets take."""
+    """structlog's processor: an event becomes the value that outlets take."""
     return (event_dict.pop("make", Record)(**event_dict),), {}
 
 
@@ -155,13 +151,10 @@ _LOGGERS: dict[int, type[Logger]] = {
 }
 
 
-def make_logger(
-    outlet: Outlet, level: int, processors: Iterable[Processor] = ()
-) -> Logger:
+def make_logger(outlet: Outlet, level: int) -> Logger:
     """A logger for what `outlet` takes.
 
     Args:
       level: the most verbose level that it wants.
-      processors: structlog's, run before an event becomes a `Record`.
     """
-    return _LOGGERS[level](outlet, [*processors, _make_record], {})
+    return _LOGGERS[level](outlet, [_make_record], {})

@@ -14,9 +14,9 @@ from operator import methodcaller
 from typing import Protocol
 
 from mailproxy.log.directive import ErrorLog, Syslog
-from mailproxy.log.files import Opened, RefusedError, Workers, open_for_appending
-from mailproxy.log.lines import DEBUG, Record, syslog_time
+from mailproxy.log.files import Opened, RefusedError, WorkerAccount, open_for_appending
 from mailproxy.log.logger import Logger
+from mailproxy.log.record import DEBUG, Record, syslog_time
 
 
 class Sink(Protocol):
@@ -32,7 +32,7 @@ class Sink(Protocol):
 class FileSink:
     """A file that lines are appended to, or stderr; one write(2) for each line."""
 
-    def __init__(self, path: str, workers: Workers | None = None) -> None:
+    def __init__(self, path: str, workers: WorkerAccount | None = None) -> None:
         """Open `path`; an empty one is stderr.
 
         Args:
@@ -139,12 +139,12 @@ class SyslogSink:
         complaints: where it says that it cannot send; may contain this sink.
         clock: seconds, never going back.
         """
-        self._family, self._address, self._name = syslog.address
+        self._address = syslog.address
         self._priority = syslog.facility * 8
         host = f"{socket.gethostname().lower()} " if syslog.hostname else ""
         self._head = f" {host}{syslog.tag}: ".encode("utf-8", "surrogateescape")
         self._complaints = complaints.bind(
-            suffix=f" while logging to syslog, server: {self._name}"
+            suffix=f" while logging to syslog, server: {self._address.text}"
         )
         self._clock = clock
         self._quiet_until = 0.0
@@ -158,9 +158,9 @@ class SyslogSink:
         try:
             if self._socket is None:
                 self._socket = socket.socket(
-                    self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+                    self._address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
                 )
-                self._socket.connect(self._address)
+                self._socket.connect(self._address.sockaddr)
             what = "error", "send() failed"
             packet = b"<%d>%s" % (self._priority + level - 1, syslog_time().encode())
             self._socket.send(packet + self._head + line.rstrip(b"\n"))

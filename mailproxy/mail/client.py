@@ -2,89 +2,24 @@
 
 from __future__ import annotations
 
-import errno
-import math
-import os
 import secrets
 import time
-from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-import trio
-
-from mailproxy.errors import ClientError, SessionError
-from mailproxy.mail.protocol import BadCommand, redacted, split_words, too_long_command
+from mailproxy.errors import ClientError
+from mailproxy.log import DEBUG, Phase
+from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
+from mailproxy.mail.trace import Trace, client_lines
 from mailproxy.net import faults, openssl
-from mailproxy.net.lines import LineStream, TooLong
+from mailproxy.net.lines import TooLong
+from mailproxy.net.timer import Timer
 
 if TYPE_CHECKING:
-    from mailproxy.log import Logger, MailContext
+    from mailproxy.log import Logger, SessionInfo
     from mailproxy.mail.listen import Listen
     from mailproxy.mail.server import Server
     from mailproxy.net.network import Network
-    from mailproxy.net.proxy_protocol import Header
     from mailproxy.net.wire import Wire
-
-UNTRUSTED = frozenset((18, 19, 20, 21, 27))
-"""Results of OpenSSL's verification that `ssl_verify_client optional_no_ca` forgives:
-the certificate may be good, but nobody that we know vouches for it."""
-
-
-_LOGGED_FIELDS = (b"name", b"version", b"vendor", b"os", b"os-version")
-"""Fields of ID that the log shows (RFC 2971, section 3.3)."""
-
-
-class Timer:
-    """The one timer of a session until its login, and what it means when it goes off.
-
-    A phase begins with `limit`, which ends the phase before. That is one cancel scope
-    for all phases: three of them would be a tenth of what a login costs.
-    """
-
-    __slots__ = ("_expired", "_scope")
-
-    def __init__(self) -> None:
-        self._scope = trio.CancelScope()
-        self._expired: Callable[[], SessionError] = client_timed_out
-
-    def limit(
-        self, seconds: float, expired: Callable[[], SessionError] | None = None
-    ) -> None:
-        """Begin a phase of `seconds`; at its end, what `expired` returns is raised.
-
-        It is raised by the `with` statement of this timer. Without `expired`, the
-        client is to blame.
-        """
-        self._expired = expired or client_timed_out
-        self._scope.deadline = trio.current_time() + seconds
-
-    def stop(self) -> None:
-        """Begin a phase without limit, or one that limits itself."""
-        self._scope.deadline = math.inf
-
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._scope.__exit__(kind, error, traceback)
-        if self._scope.cancelled_caught:
-            raise self._expired()
-
-
-def timed_out() -> OSError:
-    """The system error of a timer that went off, as the log shows it."""
-    return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-
-
-def client_timed_out() -> ClientError:
-    """The client let `timeout` pass."""
-    return ClientError("client timed out", error=timed_out())
 
 
 class Client:
@@ -93,16 +28,9 @@ class Client:
     Attributes:
       wire: its connection.
       lines: the same, line by line.
+      trace: logs the dialogue, if the log is at level debug.
       server, listen: who serves it, and which address it came to.
-      address, port: where it comes from, after `set_real_ip_from`; a client of a
-        unix socket has the address "unix:" and no port.
-      header: the PROXY header it came with, if any.
-      host: SMTP: its name in the DNS, or why there is none.
-      helo: SMTP: what it called itself.
-      esmtp: SMTP: its last greeting was EHLO.
-      mail: SMTP: its MAIL command, if that is under way (`smtp_auth none`).
-      fields: IMAP: what it first called itself by ID, as (name, value); at most 30.
-      attempts: how many logins it has tried.
+      info: who it is, and how far it has come.
       timer: limits what is going on.
     """
 
@@ -112,27 +40,23 @@ class Client:
         server: Server,
         listen: Listen,
         network: Network,
-        context: MailContext,
+        info: SessionInfo,
         log: Logger,
     ) -> None:
         self.wire = wire
-        self.lines = LineStream(
-            wire, server.protocol.client_buffer, ClientError, "client closed connection"
+        self.trace = Trace(log, info, server.protocol) if log.level >= DEBUG else None
+        self.lines = client_lines(
+            self.trace,
+            wire,
+            server.protocol.client_buffer,
+            ClientError,
+            "client closed connection",
         )
         self.server = server
         self.listen = listen
         self.network = network
-        self.context = context
+        self.info = info
         self.log = log
-        self.address = context.client
-        self.port = context.client_port
-        self.header: Header | None = None
-        self.host = b"[UNAVAILABLE]"
-        self.helo = b""
-        self.esmtp = False
-        self.mail = b""
-        self.fields: tuple[tuple[bytes, bytes | None], ...] = ()
-        self.attempts = 0
         self.timer = Timer()
         self._errors = 0
         self._commands = 0
@@ -220,23 +144,6 @@ class Client:
         if self._commands > self.server.core.max_commands:
             raise BadCommand("client sent too many commands", close=True)
 
-    def identify(self, fields: tuple[tuple[bytes, bytes | None], ...]) -> None:
-        """Keep what the client says of itself, and log what is of use in support.
-
-        Only the first word counts, so that a client cannot fill the log.
-
-        Args:
-          fields: names, of which no two are the same, and values.
-        """
-        if self.fields or not fields:
-            return
-        self.fields = fields
-        values = {name.lower(): value for name, value in fields}
-        shown = {name: values[name] for name in _LOGGED_FIELDS if values.get(name)}
-        if shown:
-            event = " ".join(f'{name.decode()}="%s"' for name in shown)
-            self.log.info(f"client id: {event}", *shown.values())
-
     async def answer_bad(self, bad: BadCommand, line: bytes) -> None:
         """Answer a bad command with `line`.
 
@@ -256,7 +163,7 @@ class Client:
     async def start_tls(self, action: str) -> None:
         """Do a TLS handshake, and check the client's certificate.
 
-        What arrived in clear text, and all that was said in it, is dropped.
+        What arrived in clear text and was not read is dropped.
 
         Args:
           action: the handshake in nginx's words, for the log.
@@ -267,17 +174,18 @@ class Client:
         context = self.server.ssl.context
         assert context is not None, "the configuration was checked for it"
         self.lines.take_rest()
-        self.helo = b""
-        self.esmtp = False
-        self.mail = b""
-        self.fields = ()
-        self.context.login = b""
-        self.context.starttls = not self.listen.ssl
-        self.context.action = action
+        info = self.info
+        info.login = b""
+        phase, info.phase = info.phase, Phase.TLS
+        info.starttls = not self.listen.ssl
+        info.action = action
         try:
             await self.wire.start_tls(context)
         except OSError as error:
             raise faults.broken(ClientError, "handshake", error) from None
+        if self.trace is not None and self.wire.tls is not None:
+            self.trace.note_tls(self.wire.tls)
+        info.phase = phase
         if self.server.ssl.ssl_verify_client != "off":
             await self._check_certificate()
 
@@ -288,7 +196,7 @@ class Client:
         wanted = self.server.ssl.ssl_verify_client
         protocol = self.server.protocol
         code, text = openssl.verify_result(tls)
-        if code and not (wanted == "optional_no_ca" and code in UNTRUSTED):
+        if code and not (wanted == "optional_no_ca" and code in openssl.UNTRUSTED):
             openssl.remove_session(tls)
             self.log.info("client SSL certificate verify error: (%s:%s)", code, text)
             await self.send(protocol.certificate_error)

@@ -17,13 +17,13 @@ from mailproxy.net.dns_messages import (
     REFUSED,
     SERVER_FAILURE,
     Answer,
-    IPAddress,
     is_host_name,
     packed,
 )
 
 if TYPE_CHECKING:
-    from mailproxy.log import Logger, MailContext
+    from mailproxy.conf.addresses import IPAddress
+    from mailproxy.log import Logger, SessionInfo
     from mailproxy.net.dns import Resolver
 
 UNAVAILABLE = b"[UNAVAILABLE]"
@@ -43,22 +43,20 @@ _TEXTS = {
 """nginx's words (ngx_resolver_strerror)."""
 
 
-async def find_client_host(
-    resolver: Resolver, context: MailContext, log: Logger
-) -> bytes:
+async def find_client_host(resolver: Resolver, info: SessionInfo, log: Logger) -> bytes:
     """The name of a client in lower case, or `UNAVAILABLE` or `TEMPUNAVAIL`.
 
     Each of the two lookups may take `resolver_timeout`.
 
     Args:
-      context: says who the client is; its action is changed.
-      log: the logger of the session, bound to `context`.
+      info: says who the client is; its action is changed.
+      log: the logger of the session, bound to `info`.
     """
-    client = context.client
+    client = info.client
     if client == "unix:":
         return TEMPUNAVAIL
     address = _parse(client)
-    context.action = "in resolving client address"
+    info.action = "in resolving client address"
     answer = await resolver.find_name(address)
     if answer.code:
         log.error("%s could not be resolved (%s: %s)", client, *_reason(answer))
@@ -67,7 +65,7 @@ async def find_client_host(
     if not is_host_name(name):
         log.error('%s resolved to invalid host name "%s"', client, name)
         return TEMPUNAVAIL
-    context.action = "in resolving client hostname"
+    info.action = "in resolving client hostname"
     answer = await resolver.find_addresses(name, address)
     if answer.code:
         log.error('"%s" could not be resolved (%s: %s)', name, *_reason(answer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,7 +13,7 @@ from mailproxy.conf.addresses import (
     AddressError,
     parse_url,
 )
-from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive, Word, decode
 from mailproxy.conf.values import (
     KIB,
@@ -25,20 +26,19 @@ from mailproxy.conf.values import (
     octets,
     parse_seconds,
 )
-from mailproxy.log.directive import Address as LogAddress
 from mailproxy.log.directive import ErrorLog, ErrorLogError, parse_error_log
 from mailproxy.mail.listen import Listen, listen
 from mailproxy.mail.load_state import load_state
+from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.net.dns import ResolverSettings
-from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.listen_address import Keepalive
 
 _RESOLV_CONF_LIMIT = 64 * KIB
 
 
-def _parse_protocol(found: Directive, scope: Scope) -> str:
+def _parse_protocol(found: Directive, reading: Reading) -> str:
     word = found.words[1]
-    known = load_state(scope).protocols
+    known = load_state(reading).protocols
     if c_string(word.value) not in known:
         raise ConfigError(
             f'unknown protocol "{word.value}"', word, f"known are {', '.join(known)}"
@@ -46,7 +46,7 @@ def _parse_protocol(found: Directive, scope: Scope) -> str:
     return c_string(word.value)
 
 
-def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
+def _parse_resolver(found: Directive, _: Reading) -> ResolverSettings | None:
     if c_string(found.words[1].value) == "off":
         return None
     servers: list[Address] = []
@@ -55,10 +55,7 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
     for word in found.args:
         name, equals, value = word.value.partition("=")
         if name == "valid" and equals:
-            try:
-                valid = float(parse_seconds(value))
-            except ValueError:
-                raise ConfigError(f"invalid parameter: {word.value}", word) from None
+            valid = _parse_valid(value, word)
         elif name in families and equals:
             if value not in ("on", "off"):
                 raise ConfigError(f"invalid parameter: {word.value}", word)
@@ -68,18 +65,28 @@ def _parse_resolver(found: Directive, _: Scope) -> ResolverSettings | None:
         elif name == "conf":
             servers += _system_servers(value or "/etc/resolv.conf", word)
         else:
-            try:
-                servers += parse_url(word.value, 53).addresses
-            except AddressError as error:
-                raise ConfigError(
-                    f'{error} in resolver "{word.value}"', word, error.remedy
-                ) from None
+            servers += _parse_name_server(word)
     if not any(families.values()):
         raise ConfigError('"ipv4" and "ipv6" cannot both be "off"', found)
     if not servers:
         raise ConfigError("no name servers defined", found)
-    addresses = (ServerAddress(at.family, at.sockaddr, at.text) for at in servers)
-    return ResolverSettings(servers=tuple(addresses), valid=valid, **families)
+    return ResolverSettings(servers=tuple(servers), valid=valid, **families)
+
+
+def _parse_valid(value: str, word: Word) -> float:
+    try:
+        return float(parse_seconds(value))
+    except ValueError:
+        raise ConfigError(f"invalid parameter: {word.value}", word) from None
+
+
+def _parse_name_server(word: Word) -> Sequence[Address]:
+    try:
+        return parse_url(word.value, 53).addresses
+    except AddressError as error:
+        raise ConfigError(
+            f'{error} in resolver "{word.value}"', word, error.remedy
+        ) from None
 
 
 def _system_servers(path: str, word: Word) -> list[Address]:
@@ -104,26 +111,26 @@ def _system_servers(path: str, word: Word) -> list[Address]:
     return servers
 
 
-def _parse_error_log(found: Directive, scope: Scope) -> tuple[ErrorLog, ...]:
+def _parse_error_log(found: Directive, reading: Reading) -> tuple[ErrorLog, ...]:
     where = found.position
     try:
         value = parse_error_log(
             [word.value for word in found.args],
-            path=scope.in_prefix,
+            path=reading.in_prefix,
             address=_syslog_address,
             file=where.file,
             line=where.end,
         )
     except ErrorLogError as error:
-        message = str(error)
-        wrong = (word for word in found.args[1:] if f'"{word.value}"' in message)
-        raise ConfigError(message, next(wrong, found.words[1]), error.remedy) from None
+        wrong = (word for word in found.args[1:] if word.value == error.word)
+        raise ConfigError(
+            str(error), next(wrong, found.words[1]), error.remedy
+        ) from None
     return (value,)
 
 
-def _syslog_address(text: str, port: int) -> LogAddress:
-    address = parse_url(text, port).addresses[0]
-    return address.family, address.sockaddr, address.text
+def _syslog_address(text: str, port: int) -> Address:
+    return parse_url(text, port).addresses[0]
 
 
 error_log: Value[tuple[ErrorLog, ...]] = Value(
@@ -134,9 +141,8 @@ error_log: Value[tuple[ErrorLog, ...]] = Value(
     parameters=("stderr", "syslog:", "memory:", "rate=", "filter=", "format="),
     means_dollar=lambda word: word.startswith("filter="),
 )
-protocol: Value[str] = Value(
-    _parse_protocol, "imap | pop3 | smtp", parameters=("imap", "pop3", "smtp")
-)
+_names = tuple(sorted(each.name for each in PROTOCOLS))
+protocol: Value[str] = Value(_parse_protocol, " | ".join(_names), parameters=_names)
 resolver: Value[ResolverSettings | None] = Value(
     _parse_resolver,
     "address ... [conf[=file]] [valid=time] [ipv4=on | off] [ipv6=on | off] | off",
@@ -201,14 +207,14 @@ class CoreSettings(Settings):
     """Old form of ``listen … so_keepalive=on``, for all addresses of a server."""
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of a server: its protocol known, its name never empty.
 
         Raises:
           ConfigError: neither `protocol` nor a port says which protocol it is.
         """
-        settings = super().make(block, scope)
-        state = load_state(scope)
+        settings = super().make(block, reading)
+        state = load_state(reading)
         changes: dict[str, object] = {}
         if not settings.server_name:
             changes["server_name"] = hostname()

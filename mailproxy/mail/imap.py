@@ -1,33 +1,31 @@
 """ngx_mail_imap_module: https://nginx.org/en/docs/mail/ngx_mail_imap_module.html.
 
-The dialogues of IMAP before the login (RFC 3501), toward clients and backends.
+The dialogue of IMAP with clients before the login (RFC 3501); that with backends is in
+`mail/imap_backend.py`.
 """
 
 from __future__ import annotations
 
-import re
 import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, size, words
-from mailproxy.mail import sasl
+from mailproxy.mail import imap_backend
+from mailproxy.mail.commands import BadCommand, Command
 from mailproxy.mail.imap_commands import Reader
-from mailproxy.mail.protocol import (
-    BadCommand,
-    Login,
-    MailProtocol,
-    Naming,
-    early_reply,
-    expect_line,
-    invalid_reply,
-    send,
-)
+from mailproxy.mail.login import Login
+from mailproxy.mail.protocol import Dialogue, MailProtocol
+from mailproxy.mail.sasl import clients as sasl
 
 if TYPE_CHECKING:
+    from mailproxy.mail.backend import Backend
     from mailproxy.mail.client import Client
-    from mailproxy.net.lines import LineStream
+    from mailproxy.mail.imap_syntax import Field
+
+_LOGGED_FIELDS = (b"name", b"version", b"vendor", b"os", b"os-version")
+"""Fields of ID that the log shows (RFC 2971, section 3.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,15 @@ class ImapSettings(MailProtocol):
 
     name: ClassVar[str] = "imap"
     ports: ClassVar[tuple[int, ...]] = (143, 993)
+    tagged: ClassVar[bool] = True
+    harmless: ClassVar[frozenset[bytes]] = frozenset(
+        (
+            b"NOOP CAPABILITY ID LOGOUT STARTTLS "
+            b"ENABLE NAMESPACE SELECT EXAMINE CREATE DELETE RENAME "
+            b"SUBSCRIBE UNSUBSCRIBE LIST LSUB STATUS CHECK CLOSE "
+            b"EXPUNGE SEARCH FETCH STORE COPY MOVE UID IDLE"
+        ).split()
+    )
 
     imap_client_buffer: int = directive(
         size, default=resource.getpagesize(), shown="4k | 8k"
@@ -62,171 +69,128 @@ class ImapSettings(MailProtocol):
     def client_buffer(self) -> int:
         return self.imap_client_buffer
 
-    async def greet(self, client: Client) -> None:
-        await client.send(b"* OK IMAP4 ready\r\n")
+    def dialogue(self, client: Client) -> Dialogue:
+        return ImapDialogue(client, self)
 
-    async def read_login(self, client: Client) -> Login | None:
+
+class ImapDialogue(Dialogue):
+    """One session in IMAP.
+
+    Attributes:
+      fields: what the client first called itself by ID; at most 30.
+    """
+
+    def __init__(self, client: Client, settings: ImapSettings) -> None:
+        super().__init__(client)
+        self.fields: tuple[Field, ...] = ()
+        self._settings = settings
+
+    def forget(self) -> None:
+        self.fields = ()
+
+    async def greet(self) -> None:
+        await self.client.send(b"* OK IMAP4 ready\r\n")
+
+    async def read_login(self) -> Login | None:
+        client = self.client
         reader = Reader(client)
         while True:
             try:
-                name, arguments = await reader.read_command()
-                match name:
-                    case b"NOOP":
-                        await client.send(reader.tag + b"OK completed\r\n")
-                    case b"CAPABILITY":
-                        await client.send(
-                            self._capabilities(client)
-                            + reader.tag
-                            + b"OK completed\r\n"
-                        )
-                    case b"ID":
-                        client.identify(reader.fields)
-                        await client.send(
-                            b"* ID NIL\r\n" + reader.tag + b"OK completed\r\n"
-                        )
+                command = await reader.read_command()
+                match command.name:
                     case b"LOGOUT":
-                        await client.send(
-                            b"* BYE\r\n" + reader.tag + b"OK completed\r\n"
-                        )
+                        await client.send(b"* BYE\r\n" + _completed(reader))
                         return None
-                    case b"STARTTLS":
-                        if not client.may_start_tls:
-                            raise BadCommand
-                        await client.send(reader.tag + b"OK completed\r\n")
-                        await client.start_tls("in starttls state")
-                        client.context.action = "in auth state"
+                    case b"STARTTLS" if client.may_start_tls:
+                        await client.send(_completed(reader))
+                        await self.start_tls()
                     case b"LOGIN":
-                        return self._login(client, reader.tag, arguments)
-                    case _:
-                        if not client.may_log_in:
-                            raise BadCommand
+                        return self._login(command, reader.tag)
+                    case b"AUTHENTICATE" if client.may_log_in:
+                        mechanisms = self._settings.imap_auth
                         return await sasl.authenticate(
-                            client, arguments, self.imap_auth, reader.ask, reader.tag
+                            client,
+                            command.arguments,
+                            mechanisms,
+                            reader.ask,
+                            reader.tag,
                         )
+                    case _:
+                        await client.send(self._answer(command, reader))
             except BadCommand as bad:
-                await client.answer_bad(bad, reader.tag + b"BAD invalid command\r\n")
+                await client.answer_bad(bad, reader.tag + _INVALID)
 
-    def _login(self, client: Client, tag: bytes, arguments: list[bytes]) -> Login:
+    def _answer(self, command: Command, reader: Reader) -> bytes:
+        """The answer to a command that does not change what the session is doing.
+
+        Raises:
+          BadCommand: it is not allowed now.
+        """
+        match command.name:
+            case b"NOOP":
+                return _completed(reader)
+            case b"CAPABILITY":
+                return self._capabilities() + _completed(reader)
+            case b"ID":
+                self._identify(reader.fields)
+                return b"* ID NIL\r\n" + _completed(reader)
+            case _:
+                raise BadCommand
+
+    def _login(self, command: Command, tag: bytes) -> Login:
         """The LOGIN command; it cannot be switched off, as in nginx."""
-        if not client.may_log_in or len(arguments) != 2 or not arguments[0]:
+        arguments = command.arguments
+        if not self.client.may_log_in or len(arguments) != 2 or not arguments[0]:
             raise BadCommand
         user, password = arguments
-        client.context.login = user
+        self.client.info.login = user
         sasl.check_credentials(user, password, "LOGIN")
-        return Login("plain", user, password, tag=tag)
+        return Login(method="plain", user=user, secret=password, tag=tag)
 
-    def _capabilities(self, client: Client) -> bytes:
-        words = [b"* CAPABILITY", *self.imap_capabilities]
+    def _capabilities(self) -> bytes:
+        client, settings = self.client, self._settings
+        words = [b"* CAPABILITY", *settings.imap_capabilities]
         if client.may_log_in:
-            words += [b"AUTH=" + each for each in sasl.announced(self.imap_auth)]
+            words += [b"AUTH=" + each for each in sasl.announced(settings.imap_auth)]
         if client.may_start_tls:
             words.append(b"STARTTLS")
             if not client.may_log_in:
                 words.append(b"LOGINDISABLED")
         return b" ".join(words) + b"\r\n"
 
-    async def challenge(self, client: Client, text: bytes) -> list[bytes]:
-        return await Reader(client).ask(text)
+    def _identify(self, fields: tuple[Field, ...]) -> None:
+        """Keep what the client says of itself, and log what is of use in support.
+
+        Only the first word counts, so that a client cannot fill the log.
+
+        Args:
+          fields: of ID; no two have the same name.
+        """
+        if self.fields or not fields:
+            return
+        self.fields = fields
+        values = {name.lower(): value for name, value in fields}
+        shown = {name: values[name] for name in _LOGGED_FIELDS if values.get(name)}
+        if shown:
+            event = " ".join(f'{name.decode()}="%s"' for name in shown)
+            self.client.log.info(f"client id: {event}", *shown.values())
+
+    async def challenge(self, text: bytes) -> list[bytes]:
+        return await Reader(self.client).ask(text)
 
     def invalid(self, login: Login) -> bytes:
-        return login.tag + b"BAD invalid command\r\n"
+        return login.tag + _INVALID
 
     def refusal(self, login: Login, text: bytes, _code: bytes) -> bytes:
         return b"%sNO %s\r\n" % (login.tag, text)
 
-    async def enter(
-        self, backend: LineStream, login: Login, _client: Client, sending: Naming
-    ) -> bytes:
-        user, secret = login.user, login.secret or b""
-        greeting = await _expect(backend, b"* OK")
-        if _offers_literal_plus(greeting):
-            sending("LOGIN command")
-            await _send(
-                backend,
-                b"%sLOGIN {%d+}\r\n%s {%d+}\r\n%s\r\n"
-                % (login.tag, len(user), user, len(secret), secret),
-            )
-            return await _expect_tagged(backend, login.tag)
-        sending("LOGIN command")
-        await _send(backend, b"%sLOGIN {%d}\r\n" % (login.tag, len(user)))
-        await _expect(backend, b"+")
-        sending("user name")
-        await _send(backend, b"%s {%d}\r\n" % (user, len(secret)))
-        await _expect(backend, b"+")
-        sending("password")
-        await _send(backend, secret + b"\r\n")
-        return await _expect_tagged(backend, login.tag)
+    async def enter(self, backend: Backend, login: Login) -> bytes:
+        return await imap_backend.enter(backend, login)
 
 
-_CAPABILITIES = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
+_INVALID = b"BAD invalid command\r\n"
 
 
-def _offers_literal_plus(greeting: bytes) -> bool:
-    """Whether LITERAL+ (RFC 7888) is among the capabilities of a greeting.
-
-    They stand before its text and nowhere else (RFC 3501, section 7.1); to look for
-    them everywhere took the square of the line's length.
-    """
-    found = _CAPABILITIES.match(greeting)
-    return found is not None and b"LITERAL+" in found[1].upper().split(b" ")
-
-
-_BYE = re.compile(rb"\* BYE(?=[ \r\n])", re.IGNORECASE)
-
-
-async def _send(backend: LineStream, data: bytes) -> None:
-    """Send a part of the login, which nothing may have answered yet.
-
-    Untagged lines may come at any time (RFC 3501, section 7). Anything else would be
-    taken for the answer to `data`.
-
-    Raises:
-      BackendError: there is something else, or the connection broke.
-    """
-    before = b""
-    while backend.buffered:
-        line = await expect_line(backend, before)
-        if not line.startswith(b"* ") or _BYE.match(line):
-            raise early_reply(line)
-        before += line
-    await send(backend, data)
-
-
-async def _expect(backend: LineStream, start: bytes) -> bytes:
-    """A line that begins so; untagged lines before it are passed over.
-
-    Raises:
-      BackendError: it is another one.
-    """
-    before = b""
-    while True:
-        line = await expect_line(backend, before)
-        if line.startswith(start):
-            return line
-        if not line.startswith(b"* ") or start == b"* OK" or _BYE.match(line):
-            raise invalid_reply(line)
-        before += line
-
-
-async def _expect_tagged(backend: LineStream, tag: bytes) -> bytes:
-    """The whole answer to LOGIN: untagged lines, and the tagged OK.
-
-    Raises:
-      BackendError: the answer is another one; the log shows it without its tag, and
-        BYE without the lines before it.
-    """
-    reply = b""
-    while True:
-        line = await expect_line(backend, reply)
-        reply += line
-        if line.startswith(tag):
-            status = line[len(tag) :]
-            if status[:2] == b"OK" and status[2:3] in (b" ", b"\r", b"\n"):
-                return reply
-            raise invalid_reply(reply, status)
-        if not line.startswith(b"* "):
-            raise invalid_reply(reply)
-        if _BYE.match(line):
-            # The backend is about to close (RFC 3501, section 7.1.5); waiting for a
-            # tagged line would be waiting for its end.
-            raise invalid_reply(reply, line)
+def _completed(reader: Reader) -> bytes:
+    """The line that says that the present command is done."""
+    return reader.tag + b"OK completed\r\n"

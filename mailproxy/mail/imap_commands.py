@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mailproxy.mail.imap_syntax import Field, Literal, parse_id, split_arguments
-from mailproxy.mail.protocol import BadCommand, redacted, too_long_command
+from mailproxy.mail.commands import BadCommand, Command, redacted, too_long_command
+from mailproxy.mail.imap_syntax import Field, parse_id, split_arguments
+from mailproxy.mail.literals import Literal, read_literal
 from mailproxy.net.lines import TooLong
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Reader:
         self.fields: tuple[Field, ...] = ()
         """What the present command says, if it is ID."""
 
-    async def read_command(self) -> tuple[bytes, list[bytes]]:
+    async def read_command(self) -> Command:
         """The next command, in upper case, and its arguments; those of ID are `fields`.
 
         Raises:
@@ -59,8 +60,8 @@ class Reader:
         rest = text[command.end() :]
         if name == b"ID":
             self.fields = await self._read_id(text, rest)
-            return name, []
-        return name, await self._read_arguments(text, rest, MAX_ARGUMENTS)
+            return Command(name, [])
+        return Command(name, await self._read_arguments(text, rest, MAX_ARGUMENTS))
 
     async def ask(self, challenge: bytes) -> list[bytes]:
         """Send a SASL challenge; returns the words of the answer.
@@ -81,13 +82,13 @@ class Reader:
         arguments: list[bytes] = []
         while True:
             try:
-                more, literal = split_arguments(text, room - len(arguments))
+                found = split_arguments(text, room - len(arguments))
             except BadCommand:
                 raise self._bad(line) from None
-            arguments += more
-            if literal is None:
+            arguments += found.values
+            if found.literal is None:
                 break
-            arguments.append(await self._ask_for_literal(literal))
+            arguments.append(await self._ask_for_literal(found.literal))
             line = text = await self._read_text()
             if text and not text.startswith(b" "):
                 raise self._bad(line)
@@ -136,16 +137,8 @@ class Reader:
 
     async def _ask_for_literal(self, literal: Literal) -> bytes:
         """The data of a literal; the client is asked for it if it waits for that."""
-        if literal.wait:
-            await self._client.send(b"+ OK\r\n")
-        size = literal.size
-        try:
-            data = await self._client.lines.read_exactly(size, self._used)
-        except TooLong:
-            raise too_long_command(
-                self._client.server.protocol, b"...", self._used + size
-            ) from None
-        self._used += size
+        data = await read_literal(self._client, literal, self._used, b"+ OK\r\n")
+        self._used += literal.size
         return data
 
     @staticmethod

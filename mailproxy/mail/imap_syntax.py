@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mailproxy.mail.protocol import BadCommand
-
-MAX_LITERAL = (1 << 64) // 10
-"""nginx refuses literals that could overflow its counter."""
-MAX_DIGITS = len(str(MAX_LITERAL))
+from mailproxy.mail.commands import BadCommand
+from mailproxy.mail.literals import Literal, parse_literal
 
 _ARGUMENT = re.compile(
     rb"""\ *(?: "(?P<quoted>(?:\\.|[^"\\])*)"
@@ -27,26 +24,23 @@ _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
-    """The announcement of a literal at the end of a line.
+class Arguments:
+    """What stands in a part of a command.
 
     Attributes:
-      size: octets that follow.
-      wait: whether the client waits to be asked for them (no LITERAL+).
+      values: the arguments; there may be secrets among them.
+      literal: what follows the part, if anything does.
     """
 
-    size: int
-    wait: bool
+    values: list[bytes] = field(repr=False)
+    literal: Literal | None
 
 
-def split_arguments(text: bytes, room: int) -> tuple[list[bytes], Literal | None]:
+def split_arguments(text: bytes, room: int) -> Arguments:
     """The arguments in a part of a command, which is a line without its end.
 
     Args:
       room: how many arguments there may be, a literal among them.
-
-    Returns:
-      The arguments, and the literal that follows, if any.
 
     Raises:
       BadCommand: there are more, or the line is not well-formed.
@@ -64,13 +58,8 @@ def split_arguments(text: bytes, room: int) -> tuple[list[bytes], Literal | None
         elif quoted is not None:
             arguments.append(_ESCAPED.sub(rb"\1", quoted))
         else:
-            digits = match["size"].lstrip(b"0") or b"0"
-            # Python refuses to read thousands of digits.
-            if len(digits) > MAX_DIGITS or int(digits) > MAX_LITERAL:
-                raise BadCommand(counted=True)
-            size = int(digits)
-            return arguments, Literal(size, wait=not match["plus"])
-    return arguments, None
+            return Arguments(arguments, parse_literal(match["size"], match["plus"]))
+    return Arguments(arguments, None)
 
 
 Field = tuple[bytes, bytes | None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailproxy.conf.addresses import AddressError, parse_url
-from mailproxy.conf.directive import Scope, Value
+from mailproxy.conf.addresses import Address, AddressError, parse_url
+from mailproxy.conf.directive import Reading, Value
 from mailproxy.conf.tree import ConfigError, Directive, Position, Word
 from mailproxy.conf.values import c_string, parse_number, parse_seconds, parse_size
-from mailproxy.mail.load_state import load_state
+from mailproxy.mail.load_state import LoadState, load_state
 from mailproxy.net.listen_address import Keepalive, ListenAddress
 
 
@@ -24,7 +24,7 @@ class Listen(ListenAddress):
     """Where the directive stands."""
 
 
-def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
+def _parse_listen(found: Directive, reading: Reading) -> tuple[Listen, ...]:
     word = found.words[1]
     try:
         url = parse_url(word.value, listen=True)
@@ -35,33 +35,47 @@ def _parse_listen(found: Directive, scope: Scope) -> tuple[Listen, ...]:
             error.remedy
             or "nginx accepts 143, 127.0.0.1:143, [::1]:143, *:143, name:143, unix:/path",
         ) from None
-    state = load_state(scope)
+    state = load_state(reading)
     for name, ports in state.protocols.items():
         if url.port in ports:
-            state.guesses.setdefault(scope.block, name)
+            state.guesses.setdefault(reading.block, name)
     parameters: dict[str, object] = {}
     for parameter in found.words[2:]:
         name, value = _parse_parameter(parameter)
         parameters[name] = value
         if name not in ("ssl", "proxy_protocol"):
             parameters["bind"] = True
-    listens = []
-    for address in url.addresses:
-        key = address.family, address.sockaddr
-        if key in state.taken:
-            raise ConfigError(f'duplicate "{address.text}" address and port pair', word)
-        state.taken.add(key)
-        listens.append(
-            Listen(
-                address=address.text,
-                family=address.family,
-                sockaddr=address.sockaddr,
-                wildcard=address.sockaddr[0] in ("0.0.0.0", "::"),  # noqa: S104 - a comparison
-                position=found.position,
-                **parameters,  # type: ignore[arg-type] # _parse_parameter knows the fields
-            )
+    return tuple(_take(each, found, parameters, state) for each in url.addresses)
+
+
+def _take(
+    address: Address,
+    found: Directive,
+    parameters: dict[str, object],
+    state: LoadState,
+) -> Listen:
+    """Take an address for this server.
+
+    Args:
+      parameters: fields of `Listen`, as `_parse_parameter` names them.
+
+    Raises:
+      ConfigError: another server has it.
+    """
+    key = address.family, address.sockaddr
+    if key in state.taken:
+        raise ConfigError(
+            f'duplicate "{address.text}" address and port pair', found.words[1]
         )
-    return tuple(listens)
+    state.taken.add(key)
+    return Listen(
+        address=address.text,
+        family=address.family,
+        sockaddr=address.sockaddr,
+        wildcard=address.sockaddr[0] in ("0.0.0.0", "::"),  # noqa: S104 - a comparison
+        position=found.position,
+        **parameters,  # type: ignore[arg-type] # _parse_parameter knows the fields
+    )
 
 
 _PLAIN_PARAMETERS = frozenset({"bind", "ssl", "proxy_protocol", "multipath"})

@@ -1,7 +1,7 @@
 """What the directives of one configuration share while it is read.
 
-Whoever reads a configuration makes one, and hands it to the scope; parsers and
-settings classes of mail find it there. Nothing of it is needed once the settings are
+The loader makes one and hands it to the `Reading`, where the parsers and settings
+classes of mail find it. Nothing of it is needed once the settings are
 made.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from mailproxy.conf.addresses import SocketAddress
-    from mailproxy.conf.directive import Block, Scope
+    from mailproxy.conf.directive import Block, Reading
     from mailproxy.conf.tree import Word
 
 
@@ -41,8 +41,8 @@ class LoadState:
     """The certificates that a warning has said to be out of date."""
 
 
-def load_state(scope: Scope) -> LoadState:
-    """The state that the reader of a configuration of mail has given its scope."""
-    state = scope.state
+def load_state(reading: Reading) -> LoadState:
+    """The state that the loader of a mail configuration has given to its reading."""
+    state = reading.state
     assert isinstance(state, LoadState), "configurations of mail are read with one"
     return state

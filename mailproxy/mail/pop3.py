@@ -9,26 +9,19 @@ from __future__ import annotations
 import re
 import resource
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from mailproxy.conf.directive import Block, Scope, directive
+from mailproxy.conf.directive import Block, Reading, directive
 from mailproxy.conf.values import choices, size, words
-from mailproxy.mail import sasl
-from mailproxy.mail.protocol import (
-    BadCommand,
-    Login,
-    MailProtocol,
-    Naming,
-    expect_line,
-    invalid_reply,
-    send_command,
-    split_words,
-)
+from mailproxy.mail.commands import BadCommand, Command, split_words
+from mailproxy.mail.login import Login
+from mailproxy.mail.protocol import Dialogue, MailProtocol
+from mailproxy.mail.sasl import clients as sasl
 
 if TYPE_CHECKING:
+    from mailproxy.errors import BackendError, LoginRefused
+    from mailproxy.mail.backend import Backend
     from mailproxy.mail.client import Client
-    from mailproxy.net.lines import LineStream
 
 MAX_ARGUMENTS = 3
 
@@ -38,10 +31,12 @@ _COMMANDS = frozenset(
 )
 _OK = b"+OK\r\n"
 _INVALID = b"-ERR invalid command\r\n"
+_TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
+"""Refusals for reasons that are not the user's (RFC 2449, section 8.1; RFC 3206)."""
 
 
-async def _read_command(client: Client) -> tuple[bytes, list[bytes]]:
-    """The next command, in upper case, and its arguments.
+async def _read_command(client: Client) -> Command:
+    """Read the next command.
 
     Raises:
       BadCommand: the line is not one.
@@ -56,7 +51,7 @@ async def _read_command(client: Client) -> tuple[bytes, list[bytes]]:
     else:
         arguments = split_words(match[2], MAX_ARGUMENTS)
     client.accepted()
-    return name, arguments
+    return Command(name, arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +60,11 @@ class Pop3Settings(MailProtocol):
 
     name: ClassVar[str] = "pop3"
     ports: ClassVar[tuple[int, ...]] = (110, 995)
+    harmless: ClassVar[frozenset[bytes]] = frozenset(
+        (
+            b"USER QUIT CAPA NOOP STLS STAT LIST RETR DELE RSET TOP UIDL UTF8 LANG"
+        ).split()
+    )
 
     pop3_client_buffer: int = directive(
         size,
@@ -92,9 +92,9 @@ class Pop3Settings(MailProtocol):
     """
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of a server: AUTH PLAIN brings AUTH LOGIN along."""
-        settings = super().make(block, scope)
+        settings = super().make(block, reading)
         if "plain" not in settings.pop3_auth:
             return settings
         return replace(settings, pop3_auth=settings.pop3_auth | {"login"})
@@ -107,90 +107,118 @@ class Pop3Settings(MailProtocol):
     def client_buffer(self) -> int:
         return self.pop3_client_buffer
 
-    async def greet(self, client: Client) -> None:
-        if self.pop3_auth.isdisjoint(("apop", "cram-md5")):
+    def dialogue(self, client: Client) -> Dialogue:
+        return Pop3Dialogue(client, self)
+
+
+class Pop3Dialogue(Dialogue):
+    """One session in POP3."""
+
+    def __init__(self, client: Client, settings: Pop3Settings) -> None:
+        super().__init__(client)
+        self._settings = settings
+        self._user = b""
+        """Of USER, which must be followed by PASS."""
+
+    def forget(self) -> None:
+        self._user = b""
+
+    async def greet(self) -> None:
+        client = self.client
+        if self._settings.pop3_auth.isdisjoint(("apop", "cram-md5")):
             await client.send(b"+OK POP3 ready\r\n")
         else:
             await client.send(b"+OK POP3 ready %s\r\n" % client.salt)
 
-    async def read_login(self, client: Client) -> Login | None:
-        user = b""  # of USER, which must be followed by PASS
+    async def read_login(self) -> Login | None:
+        client = self.client
+        self._user = b""
         while True:
             try:
-                name, arguments = await _read_command(client)
-                match name:
-                    case b"NOOP":
-                        await client.send(_OK)
-                    case b"CAPA":
-                        await client.send(self._capabilities(client, not user))
+                command = await _read_command(client)
+                match command.name:
                     case b"QUIT":
                         await client.send(_OK)
                         return None
-                    case b"PASS" if user and arguments:
-                        sasl.check_credentials(user, arguments[0], "PASS")
-                        return Login("plain", user, arguments[0])
-                    case _ if user:
-                        raise BadCommand
-                    case b"STLS" if client.may_start_tls:
+                    case b"STLS" if not self._user and client.may_start_tls:
                         await client.send(_OK)
-                        await client.start_tls("in starttls state")
-                        client.context.action = "in auth state"
-                    case _ if not client.may_log_in:
-                        raise BadCommand
-                    case b"USER" if arguments:
-                        client.context.login = arguments[0]
-                        sasl.check_credentials(arguments[0], None, "USER")
-                        user = arguments[0]
-                        await client.send(_OK)
-                    case b"APOP":
-                        return self._apop(client, arguments)
-                    case b"AUTH" if not arguments:
-                        await client.send(self._mechanisms())
-                    case b"AUTH":
-                        return await sasl.authenticate(
-                            client,
-                            arguments,
-                            self.pop3_auth,
-                            partial(self.challenge, client),
-                        )
+                        await self.start_tls()
+                    case b"PASS" | b"APOP" | b"AUTH" if command.arguments:
+                        return await self._log_in(command)
                     case _:
-                        raise BadCommand
+                        await client.send(self._answer(command))
             except BadCommand as bad:
-                user = b""
+                self._user = b""
                 await client.answer_bad(bad, _INVALID)
 
-    def _apop(self, client: Client, arguments: list[bytes]) -> Login:
+    def _answer(self, command: Command) -> bytes:
+        """The answer to a command that is no login yet.
+
+        Raises:
+          BadCommand: it is not allowed now.
+        """
+        match command.name:
+            case b"NOOP":
+                return _OK
+            case b"CAPA":
+                return self._capabilities()
+            case _ if self._user or not self.client.may_log_in:
+                raise BadCommand
+            case b"USER" if command.arguments:
+                self.client.info.login = command.arguments[0]
+                sasl.check_credentials(command.arguments[0], None, "USER")
+                self._user = command.arguments[0]
+                return _OK
+            case b"AUTH" if not command.arguments:
+                return _listed(
+                    b"+OK methods supported:", sasl.announced(self._settings.pop3_auth)
+                )
+            case _:
+                raise BadCommand
+
+    async def _log_in(self, command: Command) -> Login:
+        """What PASS, APOP or AUTH, with arguments, offer to log in.
+
+        Raises:
+          BadCommand: it is not allowed now, or not well-formed.
+        """
+        client, arguments = self.client, command.arguments
+        if command.name == b"PASS" and self._user:
+            sasl.check_credentials(self._user, arguments[0], "PASS")
+            return Login(method="plain", user=self._user, secret=arguments[0])
+        if command.name == b"PASS" or self._user or not client.may_log_in:
+            raise BadCommand
+        if command.name == b"APOP":
+            return self._apop(arguments)
+        return await sasl.authenticate(
+            client, arguments, self._settings.pop3_auth, self.challenge
+        )
+
+    def _apop(self, arguments: list[bytes]) -> Login:
         """The APOP command; whether the digest is good, the auth source knows."""
-        if "apop" not in self.pop3_auth or len(arguments) != 2:
+        if "apop" not in self._settings.pop3_auth or len(arguments) != 2:
             raise BadCommand
         user, digest = arguments
-        client.context.login = user
+        self.client.info.login = user
         sasl.check_credentials(user, digest, "APOP")
-        return Login("apop", user, digest, salt=client.salt)
+        return Login(method="apop", user=user, secret=digest, salt=self.client.salt)
 
-    def _capabilities(self, client: Client, at_start: bool) -> bytes:
-        """The answer to CAPA (RFC 2449).
-
-        Args:
-          at_start: it is not between USER and PASS, where STLS is refused.
-        """
-        lines = list(self.pop3_capabilities)
+    def _capabilities(self) -> bytes:
+        """The answer to CAPA (RFC 2449); between USER and PASS, STLS is refused."""
+        client, settings = self.client, self._settings
+        lines = list(settings.pop3_capabilities)
         if client.may_log_in:
-            mechanisms = sasl.announced(self.pop3_auth)
+            mechanisms = sasl.announced(settings.pop3_auth)
             if mechanisms:  # nginx sends an empty line, which RFC 2449 forbids
                 lines.append(b" ".join((b"SASL", *mechanisms)))
         else:
             lines = [each for each in lines if each.upper() != b"USER"]
-        if client.may_start_tls and at_start:
+        if client.may_start_tls and not self._user:
             lines.append(b"STLS")
         return _listed(b"+OK Capability list follows", lines)
 
-    def _mechanisms(self) -> bytes:
-        """The answer to AUTH without a mechanism."""
-        return _listed(b"+OK methods supported:", sasl.announced(self.pop3_auth))
-
-    async def challenge(self, client: Client, text: bytes) -> list[bytes]:
-        return await client.ask(b"+ %s\r\n" % text, MAX_ARGUMENTS)
+    async def challenge(self, text: bytes) -> list[bytes]:
+        return await self.client.ask(b"+ %s\r\n" % text, MAX_ARGUMENTS)
 
     def invalid(self, _login: Login) -> bytes:
         return _INVALID
@@ -198,15 +226,13 @@ class Pop3Settings(MailProtocol):
     def refusal(self, _login: Login, text: bytes, _code: bytes) -> bytes:
         return b"-ERR %s\r\n" % text
 
-    async def enter(
-        self, backend: LineStream, login: Login, _client: Client, sending: Naming
-    ) -> bytes:
+    async def enter(self, backend: Backend, login: Login) -> bytes:
+        await backend.expect(b"+OK")
+        backend.sending("user name")
+        await backend.send_command(b"USER %s\r\n" % login.user)
         await _expect_ok(backend)
-        sending("user name")
-        await send_command(backend, b"USER %s\r\n" % login.user)
-        await _expect_ok(backend)
-        sending("password")
-        await send_command(backend, b"PASS %s\r\n" % (login.secret or b""))
+        backend.sending("password")
+        await backend.send_command(b"PASS %s\r\n" % (login.secret or b""))
         return await _expect_ok(backend)
 
 
@@ -215,13 +241,21 @@ def _listed(first: bytes, lines: list[bytes]) -> bytes:
     return b"\r\n".join((first, *lines, b".", b""))
 
 
-async def _expect_ok(backend: LineStream) -> bytes:
-    """A line that says yes.
+async def _expect_ok(backend: Backend) -> bytes:
+    """Read the answer to USER or PASS, which must be yes.
 
     Raises:
+      LoginRefused: the user or the password is not good.
       BackendError: it says something else.
     """
-    line = await expect_line(backend)
+    line = await backend.read_line()
     if not line.startswith(b"+OK"):
-        raise invalid_reply(line)
+        raise _refusal(backend, line)
     return line
+
+
+def _refusal(backend: Backend, line: bytes) -> BackendError | LoginRefused:
+    """The error for an answer that is not yes."""
+    if line.startswith(b"-ERR") and not _TEMPORARY.match(line):
+        return backend.refused(line)
+    return backend.invalid_reply(line)

@@ -6,7 +6,7 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mailproxy.conf.directive import Scope, Settings, Value, directive
+from mailproxy.conf.directive import Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive
 from mailproxy.conf.values import (
     HOUR,
@@ -17,19 +17,14 @@ from mailproxy.conf.values import (
     lower,
     size,
 )
-from mailproxy.errors import BackendError
 from mailproxy.net import openssl, proxy_protocol
-from mailproxy.net.network import connect_level
 from mailproxy.net.proxy_protocol import Endpoint, Tls
 
 if TYPE_CHECKING:
-    from mailproxy.mail.auth.source import Granted
     from mailproxy.mail.client import Client
-    from mailproxy.net.network import Network
-    from mailproxy.net.wire import Wire
 
 
-def _parse_xclient(found: Directive, _: Scope) -> str:
+def _parse_xclient(found: Directive, _: Reading) -> str:
     word = found.words[1]
     text = lower(c_string(word.value))
     if text in ("on", "off", "auto"):
@@ -82,60 +77,16 @@ class ProxySettings(Settings):
         return self.proxy_buffer
 
 
-def connect(network: Network, granted: Granted) -> Wire:
-    """Begin to connect to a backend.
-
-    Raises:
-      BackendError: connect() failed at once, or `worker_connections` are in use.
-    """
-    try:
-        return network.connect(granted.family, granted.address)
-    except OSError as error:
-        raise BackendError(
-            "connect() to %s failed",
-            granted.name,
-            error=error,
-            level=connect_level(error),
-            action=None,
-        ) from None
-
-
-async def send_header(client: Client, backend: Wire) -> None:
-    """Tell the backend who the client is, before anything else is said.
-
-    Raises:
-      BackendError: the connection broke.
-    """
+def format_header(client: Client) -> bytes:
+    """The PROXY header by which a backend is told who the client is."""
     source = destination = None
-    if client.port is not None:
+    if client.info.client_port is not None:
         local = client.wire.socket.getsockname()
-        source = Endpoint(client.address, client.port)
+        source = Endpoint(client.info.client, client.info.client_port)
         destination = Endpoint(*local[:2]) if isinstance(local, tuple) else None
     if client.server.proxy.proxy_protocol == "v2":
-        header = proxy_protocol.format_v2(source, destination, _tls(client))
-    else:
-        header = proxy_protocol.format_v1(source, destination)
-    try:
-        await backend.send_all(header)
-    except OSError as error:
-        raise BackendError("send() failed", error=error, action=None) from None
-
-
-def blame_header(client: Client, error: BackendError, sent: list[str]) -> None:
-    """Have the log say that it may be the PROXY header what a backend refuses.
-
-    A backend that expects none takes it for a command. Its answer to that comes in the
-    place of its greeting, or of the answer to the first command.
-
-    Args:
-      error: what it says; changed.
-      sent: all that was sent, the header first.
-    """
-    if client.server.proxy.proxy_protocol == "off" or len(sent) > 2:
-        return
-    if error.command is not None:
-        error.command = f"PROXY or {error.command}" if error.command else "PROXY"
-        error.remedy = "proxy_protocol off"
+        return proxy_protocol.format_v2(source, destination, _tls(client))
+    return proxy_protocol.format_v1(source, destination)
 
 
 def _tls(client: Client) -> Tls | None:

@@ -6,8 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
-from mailproxy.conf.addresses import Network, cidr
-from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.addresses import IPNetwork, cidr
+from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.errors import ClientError
 from mailproxy.net import faults, proxy_protocol
 from mailproxy.net.proxy_protocol import ProxyProtocolError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mailproxy.mail.client import Client
     from mailproxy.mail.listen import Listen
 
-networks: Value[tuple[Network | str, ...]] = Value(
+networks: Value[tuple[IPNetwork | str, ...]] = Value(
     cidr, "address | CIDR | unix:", parameters=("unix:",)
 )
 
@@ -27,7 +27,7 @@ networks: Value[tuple[Network | str, ...]] = Value(
 class RealipSettings(Settings):
     """Which peers are believed when their PROXY header names another client."""
 
-    set_real_ip_from: tuple[Network | str, ...] = directive(
+    set_real_ip_from: tuple[IPNetwork | str, ...] = directive(
         networks, default=(), repeats="add", shown=""
     )
     """Trusted networks; the text "unix:" stands for all unix sockets."""
@@ -35,18 +35,18 @@ class RealipSettings(Settings):
     depends_on: ClassVar[tuple[str, ...]] = ("listen",)
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of a server.
 
         A PROXY header that is wanted but not trusted is warned about, which nginx
         does not do.
         """
-        settings = super().make(block, scope)
+        settings = super().make(block, reading)
         listen = block.given.get("listen")
         listens = cast("Iterable[Listen]", () if listen is None else listen.value)
         wanted = [each for each in listens if each.proxy_protocol]
         if wanted and not settings.set_real_ip_from:
-            scope.warn(
+            reading.warn(
                 'PROXY headers do not tell who the client is without "set_real_ip_from"',
                 wanted[0].position,
                 "name the proxies that are believed: set_real_ip_from NETWORK;",
@@ -94,7 +94,10 @@ async def read_header(client: Client) -> None:
             raise ClientError("client closed connection")
         seen = data
     client.wire.drop(header.size)
-    client.header = header
-    if header.source is not None and client.server.realip.believes(client.address):
-        client.address = client.context.client = header.source.text
-        client.port = client.context.client_port = header.source.port
+    if client.trace is not None:
+        client.trace.show("from client", data[: header.size].removesuffix(b"\r\n"))
+    info = client.info
+    info.header = header
+    if header.source is not None and client.server.realip.believes(info.client):
+        info.client = header.source.text
+        info.client_port = header.source.port

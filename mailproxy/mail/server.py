@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
-from mailproxy.conf.directive import Block, Settings
+from mailproxy.auth.source import Chain, Source
+from mailproxy.conf.directive import Block, Reading, Settings
 from mailproxy.conf.tree import ConfigError, Position
-from mailproxy.mail.auth.http import AuthHttpSettings
 from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.modules import SOURCES
 from mailproxy.mail.protocol import MailProtocol
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
@@ -25,8 +26,8 @@ class Server:
     core: CoreSettings
     ssl: SslSettings
     proxy: ProxySettings
-    auth: AuthHttpSettings
-    """Who says whether a login is good."""
+    auth: Chain
+    """The sources that say whether a login is good."""
     realip: RealipSettings
     protocol: MailProtocol
     """The protocol that it speaks."""
@@ -34,13 +35,13 @@ class Server:
     """Where the block begins."""
 
 
-def check_server(block: Block) -> None:
+def check_server(block: Block, reading: Reading) -> None:
     """Check that a server has what none can do without, besides an address.
 
     Raises:
       ConfigError: nothing says where logins are checked.
     """
-    if not block.written("auth_http"):
+    if not any(source.applies(block, reading) for source in SOURCES):
         raise ConfigError(
             'no "auth_http" is defined for server',
             block.directive,
@@ -63,7 +64,7 @@ def make_server(block: Block, made: Mapping[type[Settings], Settings]) -> Server
         core=core,
         ssl=ssl,
         proxy=_one(made, ProxySettings),
-        auth=_one(made, AuthHttpSettings),
+        auth=Chain(tuple(each for each in made.values() if isinstance(each, Source))),
         realip=_one(made, RealipSettings),
         protocol=next(each for each in made.values() if isinstance(each, MailProtocol)),
         position=block.position,

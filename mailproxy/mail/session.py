@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
-import errno
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
-from mailproxy.errors import AuthError, BackendError, ClientError, SessionError
-from mailproxy.mail import proxy, realip, sasl
-from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.client import Client, timed_out
-from mailproxy.mail.protocol import BadCommand, Login
+from mailproxy.auth.verdict import Granted, Refused, Unavailable
+from mailproxy.errors import (
+    AuthError,
+    ClientError,
+    ClientTimeoutError,
+    SessionError,
+    UpstreamError,
+)
+from mailproxy.log import DEBUG, Phase
+from mailproxy.mail import proxy, realip
+from mailproxy.mail.auth_request import make_auth_request
+from mailproxy.mail.backend import Backend
+from mailproxy.mail.candidates import candidates
+from mailproxy.mail.client import Client
+from mailproxy.mail.commands import BadCommand
+from mailproxy.mail.sasl import clients as sasl
 from mailproxy.net import faults
-from mailproxy.net.lines import LineStream
+from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
-    from mailproxy.log import Logger, MailContext
+    from mailproxy.auth.verdict import Route
+    from mailproxy.log import Logger, SessionInfo
     from mailproxy.mail.listen import Listen
+    from mailproxy.mail.login import Login
+    from mailproxy.mail.protocol import Dialogue
     from mailproxy.mail.server import Server
     from mailproxy.net.network import Network
     from mailproxy.net.relay import Ended
     from mailproxy.net.wire import Wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entered:
+    """A client that is logged in at its backend.
+
+    Attributes:
+      backend: the connection to it.
+      to_client: what the client is to get first: the backend's answer to the login, and
+        what came behind it.
+      to_backend: what the client has sent behind its login.
+    """
+
+    backend: Backend
+    to_client: bytes
+    to_backend: bytes
 
 
 async def run(
@@ -30,189 +60,248 @@ async def run(
     listen: Listen,
     network: Network,
     log: Logger,
-    context: MailContext,
+    info: SessionInfo,
 ) -> None:
     """Serve one client until it leaves; never raises but for cancellation.
 
     Args:
       wire: the accepted connection; it is closed here.
       log: of the server.
-      context: who the client is; it changes as the session goes on.
+      info: who the client is; it changes as the session goes on, and is among the
+        live sessions of `network` until the end.
     """
-    log = log.bind(context=context)
-    backend: Wire | None = None
+    log = log.bind(context=info)
     notify = True
+    info.client_wire = wire
+    network.sessions[info.connection] = info
     try:
         log.client_connected()
-        entered = await _log_in(
-            Client(wire, server, listen, network, context, log), log
-        )
+        client = Client(wire, server, listen, network, info, log)
+        entered = await _log_in(client)
         if entered is not None:
-            backend, to_client, to_backend = entered
-            context.action = None
-            log.info("client logged in")
-            ended = await network.relay.carry(
-                wire,
-                backend,
-                to_client=to_client,
-                to_backend=to_backend,
-                idle_limit=server.proxy.proxy_timeout,
-                bound=server.proxy.proxy_buffer,
-            )
-            notify = ended.reason == "done"
-            _log_end(ended, context, log)
+            notify = await _relay(client, entered)
     except SessionError as error:
-        notify = error.error is None or error.error.errno != errno.ETIMEDOUT
+        notify = not isinstance(error, ClientTimeoutError)
         _log_error(error, log)
     except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)
     finally:
         wire.close(notify=notify)
-        if backend is not None:
-            backend.close()
+        del network.sessions[info.connection]
+        if log.level >= DEBUG:
+            _log_octets(info, log)
 
 
-async def _log_in(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
+def _log_octets(info: SessionInfo, log: Logger) -> None:
+    """Tell at level debug how much was said; what was relayed is not shown."""
+    log.debug("client sent %s and got %s octets", info.received, info.sent)
+    if info.upstream_wire is not None:
+        log.debug(
+            "upstream sent %s and got %s octets",
+            info.upstream_received,
+            info.upstream_sent,
+        )
+
+
+async def _log_in(client: Client) -> Entered | None:
     """Bring a new client to its backend.
 
     Returns:
-      The backend, what the client is to get first, and what the backend is to get
-      first; None when the client said goodbye, was refused, or was told of a failure.
+      None when the client said goodbye, was refused, or was told of a failure.
     """
     try:
         with client.timer:
-            return await _serve(client, log)
-    except (AuthError, BackendError) as error:
-        await _fail(client, error)
+            return await _serve(client)
+    except (AuthError, UpstreamError) as error:
+        await _tell_failure(client, error)
         return None
 
 
-async def _serve(client: Client, log: Logger) -> tuple[Wire, bytes, bytes] | None:
+async def _serve(client: Client) -> Entered | None:
     """The phases of `_log_in`, each with its limit on the client's timer."""
-    server = client.server
-    context = client.context
-    limit = client.timer.limit
-    timeout = server.core.timeout
     if client.listen.proxy_protocol:
-        context.action = "reading PROXY protocol"
-        limit(timeout)
-        await realip.read_header(client)
+        await _read_header(client)
     if client.listen.ssl:
-        limit(timeout)
-        await client.start_tls("SSL handshaking")
-    context.action = "sending client greeting line"
-    limit(timeout)
-    protocol = server.protocol
-    await protocol.greet(client)
-    context.action = "in auth state"
+        await _start_tls(client)
+    dialogue = client.server.protocol.dialogue(client)
+    await _greet(client, dialogue)
     while True:
-        login = await protocol.read_login(client)
+        client.info.action = "in auth state"
+        client.info.phase = Phase.LOGIN
+        login = await dialogue.read_login()
         if login is None:
             return None
-        client.attempts += 1
-        context.action = "in http auth state"
-        verdict = await server.auth.check(login, client)
+        verdict = await _ask(client, dialogue, login)
         if isinstance(verdict, Granted):
-            return await _enter(client, login, verdict)
-        log.info('client login failed: "%s"', verdict.text)
-        # nginx does not read the client meanwhile; neither do we.
-        client.timer.stop()
-        await trio.sleep(verdict.wait)
-        limit(timeout)
-        answer = protocol.refusal(login, verdict.text, verdict.code)
-        if verdict.sasl_error and login.method in sasl.OAUTH:
-            answer = await _explain(client, login, verdict)
-            limit(timeout)
-        await client.send(answer)
-        context.action = "in auth state"
+            return await _enter(client, dialogue, login, verdict)
+        await _refuse(client, dialogue, login, verdict)
         if not verdict.wait:
             return None
 
 
-async def _explain(client: Client, login: Login, verdict: Refused) -> bytes:
+async def _read_header(client: Client) -> None:
+    """Phase 1: the PROXY header."""
+    client.info.action = "reading PROXY protocol"
+    client.info.phase = Phase.PROXY_HEADER
+    client.timer.limit(client.server.core.timeout)
+    await realip.read_header(client)
+
+
+async def _start_tls(client: Client) -> None:
+    """Phase 2: TLS from the first octet on."""
+    client.timer.limit(client.server.core.timeout)
+    await client.start_tls("SSL handshaking")
+
+
+async def _greet(client: Client, dialogue: Dialogue) -> None:
+    """Phase 3: the greeting. Its limit is that of the first login, too."""
+    client.info.action = "sending client greeting line"
+    client.info.phase = Phase.GREETING
+    client.timer.limit(client.server.core.timeout)
+    await dialogue.greet()
+
+
+async def _ask(client: Client, dialogue: Dialogue, login: Login) -> Granted | Refused:
+    """Phase 5: the auth sources.
+
+    Raises:
+      AuthError: they gave no usable answer.
+    """
+    info = client.info
+    info.method = login.method
+    info.attempts += 1
+    info.action = "in http auth state"
+    info.phase = Phase.AUTH
+    if client.trace is not None:
+        client.trace.hide(login)
+    request = make_auth_request(dialogue, login)
+    sources = client.server.auth
+    verdict = await sources.check(request, client.network, client.timer, client.log)
+    if isinstance(verdict, Unavailable):
+        raise verdict.exception()
+    return verdict
+
+
+async def _refuse(
+    client: Client, dialogue: Dialogue, login: Login, verdict: Refused
+) -> None:
+    """Tell the client that its login is refused, when the auth source says so."""
+    _log_refusal(verdict, client.log)
+    # nginx does not read the client meanwhile; neither do we.
+    client.timer.stop()
+    await trio.sleep(verdict.wait)
+    timeout = client.server.core.timeout
+    client.timer.limit(timeout)
+    answer = dialogue.refusal(login, verdict.text, verdict.code)
+    if verdict.sasl_error and login.method in sasl.OAUTH:
+        answer = await _explain(client, dialogue, login, verdict)
+        client.timer.limit(timeout)
+    await client.send(answer)
+
+
+def _log_refusal(refused: Refused, log: Logger) -> None:
+    if refused.reason:
+        log.info('client login failed: "%s" (%s)', refused.text, refused.reason)
+    else:
+        log.info('client login failed: "%s"', refused.text)
+
+
+async def _explain(
+    client: Client, dialogue: Dialogue, login: Login, verdict: Refused
+) -> bytes:
     """Tell an OAuth client why, and return the final line (RFC 7628, section 3.2.3)."""
-    protocol = client.server.protocol
     try:
-        answer = await protocol.challenge(client, verdict.sasl_error)
+        answer = await dialogue.challenge(verdict.sasl_error)
     except BadCommand as bad:
         if bad.close:
-            await client.answer_bad(bad, protocol.invalid(login))
-        return protocol.invalid(login)
+            await client.answer_bad(bad, dialogue.invalid(login))
+        return dialogue.invalid(login)
     if sasl.accepts_failure(login.method, answer):
-        return protocol.refusal(login, verdict.text, verdict.code)
-    return protocol.invalid(login)
+        return dialogue.refusal(login, verdict.text, verdict.code)
+    return dialogue.invalid(login)
 
 
 async def _enter(
-    client: Client, login: Login, granted: Granted
-) -> tuple[Wire, bytes, bytes]:
-    """Connect to the backend and log in there.
+    client: Client, dialogue: Dialogue, login: Login, granted: Granted
+) -> Entered:
+    """Phases 6 and 7: connect to the backend and log in there.
 
     Raises:
-      BackendError: it cannot be reached or does not let the client in.
+      BackendError: it cannot be reached, or does not answer as it should.
+      LoginRefused: it does not let the client in.
     """
-    context = client.context
-    context.login = granted.user
-    context.upstream = granted.name
-    context.action = "connecting to upstream"
-    backend = proxy.connect(client.network, granted)
+    route = granted.route
+    assert route is not None, "the chain has looked"
+    client.info.login = granted.user
+    backend = _connect(client, route)
     try:
-        lines = LineStream(
-            backend,
-            client.server.proxy.reply_limit,
-            BackendError,
-            "upstream closed connection prematurely",
-        )
-
-        sent: list[str] = []
-
-        def sending(what: str) -> None:
-            sent.append(what)
-            context.action = f"sending {what} to upstream"
-
-        entering = Login(
-            login.method,
-            granted.user,
-            granted.secret,
-            login.tag,
-            login.salt,
-            login.envelope,
-            granted.smtp_auth,
-        )
-
-        def expired() -> BackendError:
-            if lines.buffered:
-                context.action = "reading response from upstream"
-            return BackendError(
-                "upstream timed out", error=timed_out(), level="info", action=None
-            )
-
-        client.timer.limit(client.server.core.timeout, expired)
+        client.timer.limit(client.server.core.timeout, backend.expired)
         if client.server.proxy.proxy_protocol != "off":
-            sending("PROXY protocol header")
-            await proxy.send_header(client, backend)
-        answer = await client.server.protocol.enter(lines, entering, client, sending)
-    except BaseException as error:
+            await backend.send_header(proxy.format_header(client))
+        login = login.at_backend(
+            user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
+        )
+        if client.trace is not None:
+            client.trace.hide(login)
+        answer = await dialogue.enter(backend, login)
+    except BaseException:
         backend.close()
-        if isinstance(error, BackendError):
-            proxy.blame_header(client, error, sent)
         raise
-    return backend, answer + lines.take_rest(), client.lines.take_rest()
+    return Entered(
+        backend=backend,
+        to_client=answer + backend.lines.take_rest(),
+        to_backend=client.lines.take_rest(),
+    )
 
 
-async def _fail(client: Client, error: AuthError | BackendError) -> None:
+def _connect(client: Client, route: Route) -> Backend:
+    """Begin to connect to the first of the candidates, which is the only one.
+
+    Raises:
+      BackendError: connect() failed at once, or `worker_connections` are in use.
+    """
+    candidate, *_ = candidates(route)
+    limit = client.server.proxy.reply_limit
+    return Backend.connect(client.network, candidate, limit, client.info, client.trace)
+
+
+async def _relay(client: Client, entered: Entered) -> bool:
+    """Phase 8: pass on what both sides say, and close the backend.
+
+    Returns:
+      Whether the client may be said goodbye to, in TLS.
+    """
+    client.info.action = None
+    client.info.phase = Phase.RELAYED
+    client.log.info("client logged in")
+    settings = client.server.proxy
+    try:
+        ended = await client.network.relay.carry(
+            client.wire,
+            entered.backend.wire,
+            to_client=entered.to_client,
+            to_backend=entered.to_backend,
+            idle_limit=settings.proxy_timeout,
+            bound=settings.proxy_buffer,
+        )
+        _log_end(ended, client.info, client.log)
+        return ended.reason == "done"
+    finally:
+        entered.backend.close()
+
+
+async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> None:
     """Log what failed, and tell the client that it is not its fault.
 
     The caller ends the session.
     """
-    answer = client.server.protocol.internal_error
-    if isinstance(error, BackendError):
+    answer, level = client.server.protocol.internal_error, error.level
+    if isinstance(error, UpstreamError):
         if error.action is not None:
-            client.context.action = error.action
+            client.info.action = error.action
         if error.reply and client.server.proxy.proxy_pass_error_message:
-            error.level = "info"
-            answer = error.reply
-    _log_error(error, client.log)
+            answer, level = error.reply, "info"
+    _log_error(error, client.log, level)
     try:
         with trio.move_on_after(client.server.core.timeout):
             await client.send(answer)
@@ -220,26 +309,29 @@ async def _fail(client: Client, error: AuthError | BackendError) -> None:
         _log_error(left, client.log)
 
 
-def _log_error(error: SessionError, log: Logger) -> None:
+def _log_error(error: SessionError, log: Logger, level: str | None = None) -> None:
+    """Log why a session ends, at another level than the error's own if one is given."""
     if error.event:
         event = error.event + error.advice
-        log.log(error.level, event, *error.values, error=error.error)
+        log.log(level or error.level, event, *error.values, error=error.error)
 
 
-def _log_end(ended: Ended, context: MailContext, log: Logger) -> None:
+def _log_end(ended: Ended, info: SessionInfo, log: Logger) -> None:
     """The last line of a relayed session."""
-    context.action = "proxying"
+    info.action = "proxying"
     if ended.error is not None:
-        context.action = ended.action
+        reading = ended.reason == "done"
+        info.action += " and reading from" if reading else " and sending to"
+        info.action += " client" if ended.side == "client" else " upstream"
         found = faults.describe(
-            "recv" if ended.reason == "done" else "send",
+            "recv" if reading else "send",
             ended.error,
-            "info" if ended.action.endswith("client") else "error",
+            "info" if ended.side == "client" else "error",
         )
         log.log(found.level, found.event, *found.values, error=found.error)
     match ended.reason:
         case "done":
-            context.action = None
+            info.action = None
             log.info("proxied session done")
         case "timeout":
             log.info("client timed out", error=timed_out())

@@ -9,30 +9,25 @@ from __future__ import annotations
 
 import re
 import resource
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
+from mailproxy.auth.request import Envelope
 from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, duration, size, words
 from mailproxy.errors import ClientError
-from mailproxy.mail import sasl, smtp_backend
-from mailproxy.mail.client_host import find_client_host
-from mailproxy.mail.protocol import (
-    BadCommand,
-    Envelope,
-    Login,
-    MailProtocol,
-    Naming,
-    redacted,
-    split_words,
-)
+from mailproxy.mail import smtp_backend
+from mailproxy.mail.client_host import UNAVAILABLE, find_client_host
+from mailproxy.mail.commands import BadCommand, redacted, split_words
+from mailproxy.mail.login import Login
+from mailproxy.mail.protocol import Dialogue, MailProtocol
+from mailproxy.mail.sasl import clients as sasl
 
 if TYPE_CHECKING:
+    from mailproxy.mail.backend import Backend
     from mailproxy.mail.client import Client
-    from mailproxy.net.lines import LineStream
 
 MAX_ARGUMENTS = 11
 
@@ -66,12 +61,12 @@ class _Command:
     """
 
     name: bytes
-    arguments: list[bytes]
-    text: bytes
+    arguments: list[bytes] = field(repr=False)
+    text: bytes = field(repr=False)
 
 
 async def _read_command(client: Client) -> _Command:
-    """The next command.
+    """Read the next command.
 
     Raises:
       BadCommand: the line is not one.
@@ -94,6 +89,13 @@ class SmtpSettings(MailProtocol):
 
     name: ClassVar[str] = "smtp"
     ports: ClassVar[tuple[int, ...]] = (25, 465, 587)
+    needs_password: ClassVar[bool] = False
+    harmless: ClassVar[frozenset[bytes]] = frozenset(
+        (
+            b"HELO EHLO QUIT NOOP MAIL RCPT RSET VRFY EXPN HELP "
+            b"STARTTLS DATA BDAT ETRN XCLIENT"
+        ).split()
+    )
 
     smtp_client_buffer: int = directive(
         size, default=resource.getpagesize(), shown="4k | 8k"
@@ -126,27 +128,53 @@ class SmtpSettings(MailProtocol):
     def client_buffer(self) -> int:
         return self.smtp_client_buffer
 
-    async def greet(self, client: Client) -> None:
+    def dialogue(self, client: Client) -> Dialogue:
+        return SmtpDialogue(client, self)
+
+
+class SmtpDialogue(Dialogue):
+    """One session in SMTP.
+
+    Attributes:
+      esmtp: the client's last greeting was EHLO.
+      mail: its MAIL command, if that is under way (`smtp_auth none`).
+    """
+
+    def __init__(self, client: Client, settings: SmtpSettings) -> None:
+        super().__init__(client)
+        self.host: bytes = UNAVAILABLE
+        self.esmtp = False
+        self.mail = b""
+        self._settings = settings
+
+    def forget(self) -> None:
+        self.client.info.helo = b""
+        self.esmtp = False
+        self.mail = b""
+
+    async def greet(self) -> None:
+        client = self.client
         core = client.server.core
         if core.resolver is not None:
             client.timer.stop()  # lookups have limits of their own
             resolver = client.network.resolver(core.resolver, core.resolver_timeout)
-            client.host = await find_client_host(resolver, client.context, client.log)
-        if self.smtp_greeting_delay:
+            self.host = await find_client_host(resolver, client.info, client.log)
+        if self._settings.smtp_greeting_delay:
             client.timer.stop()
-            await self._delay(client)
+            await self._delay()
         client.timer.limit(core.timeout)
         await client.send(b"220 %s ESMTP ready\r\n" % core.server_name)
 
-    async def _delay(self, client: Client) -> None:
-        """Hold back the greeting; who cannot wait for it is likely to be a spammer.
+    async def _delay(self) -> None:
+        """Hold back the greeting; a client that cannot wait for it is likely a spammer.
 
         Raises:
           ClientError: the client said something, and has been told.
         """
-        client.context.action = "in delay pipelining state"
+        client = self.client
+        client.info.action = "in delay pipelining state"
         early = b""
-        with trio.move_on_after(self.smtp_greeting_delay):
+        with trio.move_on_after(self._settings.smtp_greeting_delay):
             early = await client.lines.read_some()
         if early:
             client.log.info(
@@ -156,93 +184,100 @@ class SmtpSettings(MailProtocol):
             await client.send(_TOO_EARLY)
             raise ClientError
 
-    async def read_login(self, client: Client) -> Login | None:
+    async def read_login(self) -> Login | None:
+        client = self.client
         while True:
             try:
                 command = await _read_command(client)
                 match command.name:
-                    case b"EHLO" | b"HELO":
-                        await self._hello(client, command)
-                    case b"AUTH" if client.may_log_in:
-                        if command.arguments:
-                            return await sasl.authenticate(
-                                client,
-                                command.arguments,
-                                self.smtp_auth,
-                                partial(self.challenge, client),
-                            )
-                        await client.send(_INVALID_ARGUMENT)
-                    case b"MAIL":
-                        await self._mail(client, command)
-                    case b"RCPT" if not client.mail:
-                        await client.send(_BAD_SEQUENCE)
-                    case b"RCPT" if command.arguments:
-                        envelope = Envelope(client.mail, command.text)
-                        return Login("none", b"", envelope=envelope)
-                    case b"RCPT":
-                        await client.send(_INVALID_ARGUMENT)
-                    case b"NOOP":
-                        await client.send(_OK)
-                    case b"RSET":
-                        client.mail = b""
-                        await client.send(_OK)
                     case b"QUIT":
                         await client.send(_BYE)
                         return None
                     case b"STARTTLS" if client.may_start_tls:
                         await client.send(_START_TLS)
-                        await client.start_tls("in starttls state")
-                        client.context.action = "in auth state"
+                        await self.start_tls()
+                    case b"AUTH" if client.may_log_in and command.arguments:
+                        mechanisms = self._settings.smtp_auth
+                        return await sasl.authenticate(
+                            client, command.arguments, mechanisms, self.challenge
+                        )
+                    case b"RCPT" if self.mail and command.arguments:
+                        envelope = Envelope(mail=self.mail, rcpt=command.text)
+                        return Login(method="none", user=b"", envelope=envelope)
                     case _:
-                        raise BadCommand
+                        await client.send(self._answer(command))
             except BadCommand as bad:
                 await client.answer_bad(bad, _INVALID)
 
-    async def _hello(self, client: Client, command: _Command) -> None:
-        if len(command.arguments) != 1:
-            await client.send(_INVALID_ARGUMENT)
-            return
-        client.helo = command.arguments[0]
-        client.esmtp = command.name == b"EHLO"
-        client.mail = b""
-        lines = [client.server.core.server_name]
-        if client.esmtp:
-            lines += self._capabilities(client)
-        await client.send(
-            b"".join(b"250-%s\r\n" % line for line in lines[:-1])
-            + b"250 %s\r\n" % lines[-1]
-        )
+    def _answer(self, command: _Command) -> bytes:
+        """The answer to a command that is no login yet.
 
-    def _capabilities(self, client: Client) -> list[bytes]:
-        lines = list(self.smtp_capabilities)
-        mechanisms = sasl.announced(self.smtp_auth)
+        Raises:
+          BadCommand: it is not allowed now.
+        """
+        match command.name:
+            case b"EHLO" | b"HELO":
+                return self._hello(command)
+            case b"MAIL":
+                return self._mail(command)
+            case b"RCPT" if not self.mail:
+                return _BAD_SEQUENCE
+            case b"RCPT":
+                return _INVALID_ARGUMENT
+            case b"AUTH" if self.client.may_log_in:
+                return _INVALID_ARGUMENT
+            case b"NOOP":
+                return _OK
+            case b"RSET":
+                self.mail = b""
+                return _OK
+            case _:
+                raise BadCommand
+
+    def _hello(self, command: _Command) -> bytes:
+        """The answer to EHLO or HELO."""
+        if len(command.arguments) != 1:
+            return _INVALID_ARGUMENT
+        self.client.info.helo = command.arguments[0]
+        self.esmtp = command.name == b"EHLO"
+        self.mail = b""
+        lines = [self.client.server.core.server_name]
+        if self.esmtp:
+            lines += self._capabilities()
+        first = b"".join(b"250-%s\r\n" % line for line in lines[:-1])
+        return first + b"250 %s\r\n" % lines[-1]
+
+    def _capabilities(self) -> list[bytes]:
+        client, settings = self.client, self._settings
+        lines = list(settings.smtp_capabilities)
+        mechanisms = sasl.announced(settings.smtp_auth)
         if mechanisms and client.may_log_in:
             lines.append(b" ".join((b"AUTH", *mechanisms)))
         if client.may_start_tls:
             lines.append(b"STARTTLS")
         return lines
 
-    async def _mail(self, client: Client, command: _Command) -> None:
-        """The MAIL command of a client that does not want to log in."""
-        if "none" not in self.smtp_auth:
+    def _mail(self, command: _Command) -> bytes:
+        """The answer to the MAIL command of a client that does not want to log in."""
+        client = self.client
+        if "none" not in self._settings.smtp_auth:
             client.log.info(
                 'client was rejected: "%s"', _one_line(command.text + b"\r\n")
             )
-            await client.send(_LOGIN_REQUIRED)
-        elif not client.may_log_in:
+            return _LOGIN_REQUIRED
+        if not client.may_log_in:
             # nginx lets it pass: `starttls only` is about passwords there.
-            await client.send(_TLS_REQUIRED)
-        elif client.mail:
-            await client.send(_BAD_SEQUENCE)
-        elif not command.arguments:
-            await client.send(_INVALID_ARGUMENT)
-        else:
-            client.mail = command.text
-            client.context.login = b""
-            await client.send(_OK)
+            return _TLS_REQUIRED
+        if self.mail:
+            return _BAD_SEQUENCE
+        if not command.arguments:
+            return _INVALID_ARGUMENT
+        self.mail = command.text
+        client.info.login = b""
+        return _OK
 
-    async def challenge(self, client: Client, text: bytes) -> list[bytes]:
-        return await client.ask(b"334 %s\r\n" % text, MAX_ARGUMENTS)
+    async def challenge(self, text: bytes) -> list[bytes]:
+        return await self.client.ask(b"334 %s\r\n" % text, MAX_ARGUMENTS)
 
     def invalid(self, _login: Login) -> bytes:
         return _INVALID
@@ -250,10 +285,8 @@ class SmtpSettings(MailProtocol):
     def refusal(self, _login: Login, text: bytes, code: bytes) -> bytes:
         return b"%s %s\r\n" % (code or b"535 5.7.0", text)
 
-    async def enter(
-        self, backend: LineStream, login: Login, client: Client, sending: Naming
-    ) -> bytes:
-        return await smtp_backend.enter(backend, login, client, sending)
+    async def enter(self, backend: Backend, login: Login) -> bytes:
+        return await smtp_backend.enter(backend, login, self)
 
 
 def _one_line(text: bytes) -> bytes:

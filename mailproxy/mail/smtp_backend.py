@@ -7,64 +7,51 @@ ADDR, LOGIN, NAME. Then it is logged in to, or hears the client's MAIL and RCPT.
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import TYPE_CHECKING
 
 from mailproxy.errors import BackendError
-from mailproxy.mail.protocol import (
-    Login,
-    Naming,
-    expect_line,
-    invalid_reply,
-    send_command,
-)
+from mailproxy.mail.sasl.backends import format_plain
 
 if TYPE_CHECKING:
-    from mailproxy.mail.client import Client
-    from mailproxy.net.lines import LineStream
+    from mailproxy.auth.request import Envelope
+    from mailproxy.mail.backend import Backend
+    from mailproxy.mail.login import Login
+    from mailproxy.mail.smtp import SmtpDialogue
 
 _LOGGED_IN = b"235 2.0.0 OK\r\n"
 _NO_EHLO = frozenset((b"500", b"501", b"502", b"504", b"550"))
 """The backend does not know EHLO (RFC 5321, section 4.1.4)."""
 _NO_AUTH = frozenset((b"500", b"502", b"503", b"504"))
 """The backend does not know AUTH, or not this kind; the user is not to blame."""
+_NOT_UNDERSTOOD = _NO_AUTH | {b"501"}
+"""Refusals that are about the command, and not about the login (RFC 5321, 4.2.3)."""
 
 
-async def enter(
-    backend: LineStream, login: Login, client: Client, sending: Naming
-) -> bytes:
-    """Bring a client to its backend; see `MailProtocol.enter`."""
-    proxy = client.server.proxy
+async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes:
+    """Bring a client to its backend; see `Dialogue.enter`.
+
+    Args:
+      dialogue: that with the client, whom the backend is told about.
+    """
     with_auth = login.smtp_auth
     if with_auth is None:
-        with_auth = proxy.proxy_smtp_auth
+        with_auth = dialogue.client.server.proxy.proxy_smtp_auth
     await _expect(backend, b"220")
-    sending("HELO/EHLO")
-    reply = await _say_hello(backend, client)
-    if proxy.xclient != "off":
-        command = format_xclient(
-            client.address,
-            b"" if with_auth else login.user,
-            client.host,
-            offered_attributes(reply) if proxy.xclient == "auto" else None,
-        )
-        if command:
-            await _introduce(backend, client, command, sending)
+    backend.sending("HELO/EHLO")
+    reply = await _say_hello(backend, dialogue)
+    command = _xclient(dialogue, b"" if with_auth else login.user, reply)
+    if command:
+        await _introduce(backend, dialogue, command)
     if login.envelope is not None:
-        sending("MAIL FROM")
-        await send_command(backend, login.envelope.mail + b"\r\n")
-        await _expect(backend, b"250")
-        sending("RCPT TO")
-        await send_command(backend, login.envelope.rcpt + b"\r\n")
-        return await _read_reply(backend)
+        return await _pass_on(backend, login.envelope)
     if with_auth:
-        sending("AUTH")
+        backend.sending("AUTH")
         await _log_in(backend, login)
     return _LOGGED_IN
 
 
-async def _say_hello(backend: LineStream, client: Client) -> bytes:
+async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> bytes:
     """Say EHLO or HELO in the name of this server; returns the answer.
 
     It is the client's own verb, but that XCLIENT needs EHLO. With `xclient auto` a
@@ -74,57 +61,84 @@ async def _say_hello(backend: LineStream, client: Client) -> bytes:
     Raises:
       BackendError: the backend refuses it.
     """
-    proxy, name = client.server.proxy, client.server.core.server_name
-    ours = proxy.xclient != "off" and not client.esmtp
-    verb = b"EHLO" if client.esmtp or ours else b"HELO"
-    await send_command(backend, b"%s %s\r\n" % (verb, name))
+    server = dialogue.client.server
+    proxy, name = server.proxy, server.core.server_name
+    ours = proxy.xclient != "off" and not dialogue.esmtp
+    verb = b"EHLO" if dialogue.esmtp or ours else b"HELO"
+    await backend.send_command(b"%s %s\r\n" % (verb, name))
     # Behind a PROXY header, the first refusal may be meant for that.
     if ours and proxy.xclient == "auto" and proxy.proxy_protocol == "off":
         reply = await _read_reply(backend)
         if reply.startswith(b"250"):
             return reply
         if reply[:3] not in _NO_EHLO:
-            raise invalid_reply(reply, command="EHLO")
+            raise backend.invalid_reply(reply, command="EHLO")
         verb = b"HELO"
-        await send_command(backend, b"%s %s\r\n" % (verb, name))
+        await backend.send_command(b"%s %s\r\n" % (verb, name))
     remedy = "xclient off" if ours and verb == b"EHLO" else ""
     return await _expect(backend, b"250", command=verb.decode(), remedy=remedy)
 
 
-async def _introduce(
-    backend: LineStream, client: Client, command: bytes, sending: Naming
-) -> None:
+def _xclient(dialogue: SmtpDialogue, login: bytes, hello: bytes) -> bytes:
+    """The XCLIENT command for a client, or nothing, as `xclient` says.
+
+    Args:
+      hello: the backend's answer to EHLO.
+    """
+    client = dialogue.client
+    mode = client.server.proxy.xclient
+    if mode == "off":
+        return b""
+    offered = offered_attributes(hello) if mode == "auto" else None
+    return format_xclient(client.info.client, login, dialogue.host, offered)
+
+
+async def _introduce(backend: Backend, dialogue: SmtpDialogue, command: bytes) -> None:
     """Send an XCLIENT command, then what the client called itself.
 
     Raises:
       BackendError: the backend refuses one of them.
     """
-    sending("XCLIENT")
-    await send_command(backend, command)
+    backend.sending("XCLIENT")
+    await backend.send_command(command)
     await _expect(backend, b"220", b"250", command="XCLIENT", remedy="xclient off")
-    if client.helo:
-        sending("client HELO/EHLO")
-        verb = b"EHLO" if client.esmtp else b"HELO"
-        await send_command(backend, b"%s %s\r\n" % (verb, client.helo))
+    helo = dialogue.client.info.helo
+    if helo:
+        backend.sending("client HELO/EHLO")
+        verb = b"EHLO" if dialogue.esmtp else b"HELO"
+        await backend.send_command(b"%s %s\r\n" % (verb, helo))
         await _expect(backend, b"250", command=f"the client's {verb.decode()}")
 
 
-async def _log_in(backend: LineStream, login: Login) -> None:
+async def _pass_on(backend: Backend, envelope: Envelope) -> bytes:
+    """Say MAIL and RCPT of a client that does not log in; returns the answer to RCPT."""
+    backend.sending("MAIL FROM")
+    await backend.send_command(envelope.mail + b"\r\n")
+    await _expect(backend, b"250")
+    backend.sending("RCPT TO")
+    await backend.send_command(envelope.rcpt + b"\r\n")
+    return await _read_reply(backend)
+
+
+async def _log_in(backend: Backend, login: Login) -> None:
     """Log in with AUTH PLAIN (RFC 4954, RFC 4616).
 
     Raises:
-      BackendError: the backend does not let the client in, or there is no password.
+      LoginRefused: the user or the password is not good.
+      BackendError: there is no password, or the backend answers something else.
     """
     if login.secret is None:
         raise BackendError("no password available", action=None)
-    message = b"\0%s\0%s" % (login.user, login.secret)
-    await send_command(backend, b"AUTH PLAIN %s\r\n" % base64.b64encode(message))
+    message = format_plain(login.user, login.secret)
+    await backend.send_command(b"AUTH PLAIN %s\r\n" % message)
     reply = await _read_reply(backend)
     if reply[:3] in _NO_AUTH:
         remedy = "Auth-SMTP: no" if login.smtp_auth else "proxy_smtp_auth off"
-        raise invalid_reply(reply, command="AUTH", remedy=remedy)
+        raise backend.invalid_reply(reply, command="AUTH", remedy=remedy)
+    if reply.startswith(b"5") and reply[:3] not in _NOT_UNDERSTOOD:
+        raise backend.refused(reply)
     if not reply.startswith(b"235"):
-        raise invalid_reply(reply)
+        raise backend.invalid_reply(reply)
 
 
 _NOT_XTEXT = re.compile(rb"[^!-*,-<>-~]")
@@ -171,23 +185,23 @@ def format_xclient(
     return b"XCLIENT %s\r\n" % b" ".join(words) if words else b""
 
 
-async def _read_reply(backend: LineStream) -> bytes:
-    """A whole reply (RFC 5321, section 4.2.1), all of its lines.
+async def _read_reply(backend: Backend) -> bytes:
+    """Read a whole reply (RFC 5321, section 4.2.1), all of its lines.
 
     Raises:
       BackendError: the backend left, or the reply is too long.
     """
-    reply = line = await expect_line(backend)
+    reply = line = await backend.read_line()
     while line[3:4] == b"-":
-        line = await expect_line(backend, reply)
+        line = await backend.read_line(reply)
         reply += line
     return reply
 
 
 async def _expect(
-    backend: LineStream, *codes: bytes, command: str = "", remedy: str = ""
+    backend: Backend, *codes: bytes, command: str = "", remedy: str = ""
 ) -> bytes:
-    """A reply with one of the codes.
+    """Read a reply with one of the codes.
 
     Args:
       command: what it answers.
@@ -199,5 +213,7 @@ async def _expect(
     reply = await _read_reply(backend)
     if not reply.startswith(codes):
         for_good = reply.startswith(b"5")
-        raise invalid_reply(reply, command=command, remedy=remedy if for_good else "")
+        raise backend.invalid_reply(
+            reply, command=command, remedy=remedy if for_good else ""
+        )
     return reply

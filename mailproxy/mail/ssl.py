@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ssl import SSLContext
 from typing import ClassVar, Self, cast
 
-from mailproxy.conf.directive import Block, Scope, Settings, directive
+from mailproxy.conf.directive import Block, Reading, Settings, directive
 from mailproxy.conf.tree import ConfigError, Position
 from mailproxy.conf.values import choice, choices, flag, number, seconds, text
 from mailproxy.mail.listen import Listen
@@ -127,24 +127,24 @@ class SslSettings(Settings):
     depends_on: ClassVar[tuple[str, ...]] = ("listen",)
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of a server, its context made.
 
         Raises:
           ConfigError: in nginx's words; there is no certificate, or OpenSSL does
             not like what is configured.
         """
-        settings = super().make(block, scope)
+        settings = super().make(block, reading)
         settings = replace(settings, ssl_session_cache=_inherited_cache(block))
         mode, position = _mode(block, settings)
         if not mode:
             return settings
         settings.check_certificates(mode, position)
-        state = load_state(scope)
+        state = load_state(reading)
         contexts = state.contexts
         key = replace(settings, starttls="", ssl=False), state.protocol.get(block)
         if key not in contexts:
-            contexts[key] = build(settings, block, scope)
+            contexts[key] = build(settings, block, reading)
         return replace(settings, context=contexts[key])
 
     def check_certificates(self, mode: str, position: Position | None) -> None:

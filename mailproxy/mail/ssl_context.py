@@ -11,14 +11,14 @@ import os
 import re
 import shlex
 import ssl
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mailproxy import outside
-from mailproxy.conf.directive import Block, Scope
+from mailproxy.conf.directive import Block, Reading
 from mailproxy.conf.tree import ConfigError, Position, Word, format_word
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.openssl import (
@@ -30,7 +30,7 @@ from mailproxy.net.openssl import (
     context_builder,
     unreachable,
 )
-from mailproxy.net.sessions import SessionZone
+from mailproxy.net.tls_sessions import SessionZone
 
 if TYPE_CHECKING:
     from mailproxy.mail.ssl import SslSettings
@@ -45,7 +45,7 @@ _LOW_LEVEL = ("TLSv1", "TLSv1.1")
 """Versions that OpenSSL 3 speaks at security level 0 only."""
 
 
-def build(settings: SslSettings, block: Block, scope: Scope) -> ssl.SSLContext:
+def build(settings: SslSettings, block: Block, reading: Reading) -> ssl.SSLContext:
     """Make a context.
 
     Raises:
@@ -53,14 +53,14 @@ def build(settings: SslSettings, block: Block, scope: Scope) -> ssl.SSLContext:
     """
     with _about(block, "ssl_protocols"):
         builder = context_builder(settings.ssl_protocols)
-    protocol = load_state(scope).protocol.get(block)
+    protocol = load_state(reading).protocol.get(block)
     if protocol is not None:
         builder.alpn(protocol.encode())
     with _about(block, "ssl_ciphers"):
         builder.ciphers(
             settings.ssl_ciphers, prefer_server=settings.ssl_prefer_server_ciphers
         )
-    _certify(builder, settings, block, scope)
+    _certify(builder, settings, block, reading)
     if settings.ssl_verify_client != "off":
         _verify(builder, settings, block)
     if settings.ssl_dhparam:
@@ -70,8 +70,8 @@ def build(settings: SslSettings, block: Block, scope: Scope) -> ssl.SSLContext:
         builder.curves(settings.ssl_ecdh_curve)
     _keep_sessions(builder, settings, block)
     with _about(block, "ssl_conf_command"):
-        builder.commands(settings.ssl_conf_command, scope.in_directory)
-    _check_protocols(builder.context, settings, block, scope)
+        builder.commands(settings.ssl_conf_command, reading.in_directory)
+    _check_protocols(builder.context, settings, block, reading)
     return builder.context
 
 
@@ -131,13 +131,13 @@ def _remedy(path: str) -> str | None:
 
 
 def _certify(
-    builder: Builder, settings: SslSettings, block: Block, scope: Scope
+    builder: Builder, settings: SslSettings, block: Block, reading: Reading
 ) -> None:
     passwords = settings.ssl_password_file
     pairs = zip(settings.ssl_certificate, settings.ssl_certificate_key, strict=False)
     for index, (certificate, key) in enumerate(pairs):
-        name = _full_name(certificate, scope)
-        key_name = _full_name(key.source, scope)
+        name = _full_name(certificate, reading)
+        key_name = _full_name(key.source, reading)
         with _about(block, "ssl_certificate", index, file=name):
             try:
                 validity = builder.certificate(
@@ -146,47 +146,49 @@ def _certify(
             except PrivateKeyError as error:
                 with _about(block, "ssl_certificate_key", index, file=key_name):
                     raise OpenSSLError(str(error)) from None
-        _check_dates(name, validity, scope, _argument(block, "ssl_certificate", index))
+        _check_dates(
+            name, validity, reading, _argument(block, "ssl_certificate", index)
+        )
     with _about(block, "ssl_certificate_compression"):
         if not builder.compress_certificates(
             enable=settings.ssl_certificate_compression
         ):
-            scope.warn(
+            reading.warn(
                 '"ssl_certificate_compression" is not supported on this platform, ignored'
             )
 
 
 def _check_dates(
-    certificate: str, validity: Validity, scope: Scope, cause: Word | None
+    certificate: str, validity: Validity, reading: Reading, cause: Word | None
 ) -> None:
     """Say that clients will refuse a certificate, which nginx does not say."""
-    said = load_state(scope).outdated
-    now = time.gmtime()[:6]
-    if validity.begins <= now <= validity.ends or certificate in said:
+    said = load_state(reading).outdated
+    now = datetime.now(UTC).replace(microsecond=0)
+    expired = validity.ends is not None and validity.ends < now
+    early = validity.begins is not None and now < validity.begins
+    if not (expired or early) or certificate in said:
         return
     said.add(certificate)
     # PEM text has many lines, and of many messages this would be the longest.
     name = "data:..." if certificate.startswith("data:") else certificate
-    if now > validity.ends:
-        year, month, day, *_ = validity.ends
-        scope.warn(
-            f'certificate "{name}" has expired on {year:04}-{month:02}-{day:02}',
+    if expired and validity.ends is not None:
+        reading.warn(
+            f'certificate "{name}" has expired on {validity.ends.date()}',
             remedy="clients will refuse it: renew it, then reload",
             cause=cause,
         )
-    else:
-        year, month, day, *_ = validity.begins
-        scope.warn(
-            f'certificate "{name}" is not valid before {year:04}-{month:02}-{day:02}',
+    elif validity.begins is not None:
+        reading.warn(
+            f'certificate "{name}" is not valid before {validity.begins.date()}',
             remedy="clients will refuse it until then; is this machine's clock right?",
             cause=cause,
         )
 
 
-def _full_name(source: str, scope: Scope) -> str:
+def _full_name(source: str, reading: Reading) -> str:
     if source.startswith(("data:", "engine:", "store:")):
         return source
-    return scope.in_directory(source)
+    return reading.in_directory(source)
 
 
 def _verify(builder: Builder, settings: SslSettings, block: Block) -> None:
@@ -288,17 +290,17 @@ def _end_of_mail(block: Block) -> Position | None:
 
 
 def _check_protocols(
-    context: ssl.SSLContext, settings: SslSettings, block: Block, scope: Scope
+    context: ssl.SSLContext, settings: SslSettings, block: Block, reading: Reading
 ) -> None:
     """Say that OpenSSL will not speak versions that are asked for; nginx does not."""
     named = [name for name in _LOW_LEVEL if name in settings.ssl_protocols]
     level = context.security_level
     word = _argument(block, "ssl_protocols")
-    said = load_state(scope).refused_protocols
+    said = load_state(reading).refused_protocols
     if not named or not level or word is None or word in said:
         return
     said.add(word)
-    scope.warn(
+    reading.warn(
         f"{' and '.join(named)} cannot be used at OpenSSL's security level {level}",
         word.position,
         f"for clients that need them: {_at_level_0(settings)}",

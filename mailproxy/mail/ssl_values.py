@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 from mailproxy import outside
-from mailproxy.conf.directive import Scope, Value
-from mailproxy.conf.tree import ConfigError, Directive
+from mailproxy.conf.directive import Reading, Value
+from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import KIB, c_string, choice, flag, parse_number, parse_size
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.openssl import shown
@@ -60,8 +59,8 @@ class SessionCache:
         return " ".join(parts)
 
 
-def _parse_session_cache(found: Directive, scope: Scope) -> SessionCache:
-    before = scope.block.given.get(found.name)
+def _parse_session_cache(found: Directive, reading: Reading) -> SessionCache:
+    before = reading.block.given.get(found.name)
     cache = SessionCache() if before is None else cast("SessionCache", before.value)
     for word in found.args:
         kind, colon, rest = c_string(word.value).partition(":")
@@ -83,19 +82,27 @@ def _parse_session_cache(found: Directive, scope: Scope) -> SessionCache:
             ) from None
         if kind != "shared" or cache.shared is None:
             continue
-        name, size = cache.shared
-        if size < _LEAST_PAGES * mmap.PAGESIZE:
-            raise ConfigError(f'session cache "{word.value}" is too small', word)
-        declared = load_state(scope).zone_sizes.setdefault(name, size)
-        if size != declared:
-            raise ConfigError(
-                f'the size {size} of shared memory zone "{name}" '
-                f"conflicts with already declared size {declared}",
-                word,
-            )
+        _declare_zone(*cache.shared, word, reading)
     if cache.shared is not None and cache.mode is None:
         cache = replace(cache, mode="on")
     return cache
+
+
+def _declare_zone(name: str, size: int, word: Word, reading: Reading) -> None:
+    """Note the size of a zone, which is the same wherever its name is written.
+
+    Raises:
+      ConfigError: it is not, or too small.
+    """
+    if size < _LEAST_PAGES * mmap.PAGESIZE:
+        raise ConfigError(f'session cache "{word.value}" is too small', word)
+    declared = load_state(reading).zone_sizes.setdefault(name, size)
+    if size != declared:
+        raise ConfigError(
+            f'the size {size} of shared memory zone "{name}" '
+            f"conflicts with already declared size {declared}",
+            word,
+        )
 
 
 def _parse_zone(name_and_size: str) -> tuple[str, int]:
@@ -105,16 +112,16 @@ def _parse_zone(name_and_size: str) -> tuple[str, int]:
     return name, parse_size(size)
 
 
-def _parse_password_file(found: Directive, scope: Scope) -> PasswordFile:
+def _parse_password_file(found: Directive, reading: Reading) -> PasswordFile:
     word = found.words[1]
-    path = scope.in_directory(c_string(word.value))
+    path = reading.in_directory(c_string(word.value))
     try:
         content = outside.begin(path, _PASSWORD_FILE_LIMIT + 1)
         lines = content.split(b"\n")
         if any(len(line) >= _PASSWORD_LIMIT for line in lines):
             raise ConfigError(f'too long line in "{path}"', word)
         if len(content) > _PASSWORD_FILE_LIMIT:
-            raise outside.FileError.of("read", errno.EFBIG)
+            raise outside.too_large()
     except outside.FileError as error:
         raise ConfigError(
             f'{error.call}() "{path}" failed', word, error=error
@@ -123,13 +130,13 @@ def _parse_password_file(found: Directive, scope: Scope) -> PasswordFile:
     return PasswordFile(path, passwords or (b"",))
 
 
-def _parse_ssl(found: Directive, scope: Scope) -> bool:
-    enabled = flag.parse(found, scope)
-    scope.warn(
+def _parse_ssl(found: Directive, reading: Reading) -> bool:
+    enabled = flag.parse(found, reading)
+    reading.warn(
         'the "ssl" directive is deprecated, use the "listen ... ssl" directive instead',
         found,
     )
-    starttls = scope.block.given.get("starttls")
+    starttls = reading.block.given.get("starttls")
     if enabled and starttls is not None and starttls.value != "off":
         raise ConfigError('"starttls" directive conflicts with "ssl on"', found)
     return enabled
@@ -138,17 +145,17 @@ def _parse_ssl(found: Directive, scope: Scope) -> bool:
 _starttls_choice = choice("off", "on", "only")
 
 
-def _parse_starttls(found: Directive, scope: Scope) -> str:
-    chosen = _starttls_choice.parse(found, scope)
-    given = scope.block.given.get("ssl")
+def _parse_starttls(found: Directive, reading: Reading) -> str:
+    chosen = _starttls_choice.parse(found, reading)
+    given = reading.block.given.get("ssl")
     if chosen != "off" and given is not None and given.value:
         raise ConfigError('"ssl" directive conflicts with "starttls"', found)
     return chosen
 
 
-def _in_directory(path: str, scope: Scope) -> str:
+def _in_directory(path: str, reading: Reading) -> str:
     # An empty name takes away what was inherited.
-    return path and scope.in_directory(path)
+    return path and reading.in_directory(path)
 
 
 starttls: Value[str] = replace(_starttls_choice, parse=_parse_starttls)
@@ -171,10 +178,12 @@ keys: Value[tuple[Key, ...]] = Value(
     parameters=("data:", "engine:", "store:"),
 )
 file: Value[str] = Value(
-    lambda found, scope: _in_directory(c_string(found.words[1].value), scope), "file"
+    lambda found, reading: _in_directory(c_string(found.words[1].value), reading),
+    "file",
 )
 files: Value[tuple[str, ...]] = Value(
-    lambda found, scope: (scope.in_directory(c_string(found.words[1].value)),), "file"
+    lambda found, reading: (reading.in_directory(c_string(found.words[1].value)),),
+    "file",
 )
 commands: Value[tuple[tuple[str, str], ...]] = Value(
     lambda found, _: (

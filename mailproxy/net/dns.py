@@ -8,28 +8,27 @@ from __future__ import annotations
 import errno
 import itertools
 import math
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
 
+from mailproxy.conf.addresses import Address, IPAddress
 from mailproxy.net.dns_messages import (
     MAX_ALIASES,
     NOT_FOUND,
     SERVER_FAILURE,
     Answer,
-    IPAddress,
     Kind,
     Question,
     forward_question,
     packed,
     reverse_question,
 )
-from mailproxy.net.dns_port import ServerAddress
 
-TIMED_OUT = 110
-"""The code of an answer that did not come in time."""
+TIMED_OUT = errno.ETIMEDOUT
+"""The code of a lookup that took longer than `resolver_timeout`. Codes of name servers
+are four bits long; nginx, too, takes this number for a further one."""
 
 RESEND = 5.0
 """Seconds after which the next server is asked, too."""
@@ -51,7 +50,7 @@ _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 class ResolverSettings:
     """The `resolver` directive."""
 
-    servers: tuple[ServerAddress, ...]
+    servers: tuple[Address, ...]
     """At least one; asked in turn."""
     valid: float | None = None
     """Seconds for which answers are kept, instead of their own time."""
@@ -61,7 +60,7 @@ class ResolverSettings:
     """Whether to ask for AAAA records."""
 
 
-Ask = Callable[[ServerAddress, Question], Awaitable[Answer]]
+Ask = Callable[[Address, Question], Awaitable[Answer]]
 """Asks one server once; see `Transport.ask`."""
 
 
@@ -177,7 +176,7 @@ class Resolver:
         """
         send, receive = trio.open_memory_channel[Answer | OSError](math.inf)
 
-        async def try_server(server: ServerAddress) -> None:
+        async def try_server(server: Address) -> None:
             send.send_nowait(await self._try(server, question))
 
         servers = self._settings.servers
@@ -201,11 +200,11 @@ class Resolver:
                             break  # ask the next one at once, but each only once
         raise AssertionError("the servers never run out")
 
-    async def _try(self, server: ServerAddress, question: Question) -> Answer | OSError:
+    async def _try(self, server: Address, question: Question) -> Answer | OSError:
         """The answer of one server, or why there is none."""
         with trio.move_on_after(PATIENCE):
             try:
                 return await self._ask(server, question)
             except OSError as error:
                 return error
-        return TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        return TimeoutError(f"{server.text} has not answered for {PATIENCE:.0f} s")

@@ -18,8 +18,10 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
+
+from mailproxy.conf.addresses import IPAddress
+from mailproxy.frozen import Frozen
 
 MAX_NAME = 255
 """Octets of a name in wire form (RFC 1035, section 3.1)."""
@@ -35,8 +37,6 @@ SERVER_FAILURE = 2
 NOT_FOUND = 3
 NOT_IMPLEMENTED = 4
 REFUSED = 5
-
-IPAddress = IPv4Address | IPv6Address
 
 _HEADER = struct.Struct(">HHHHHH")  # number, flags, counts of the four sections
 _QUERY = bytes((1, 0, 0, 1, 0, 0, 0, 0, 0, 0))
@@ -95,11 +95,11 @@ class Answer:
     """There is more than fits into a datagram."""
 
 
-class _MalformedError(Exception):
+class _MalformedError(Frozen, Exception):
     """A message breaks the rules of its format."""
 
 
-class _ExcessiveError(Exception):
+class _ExcessiveError(Frozen, Exception):
     """A message would take more work than one may."""
 
 

@@ -14,11 +14,10 @@ import errno
 import os
 import secrets
 import socket
-from dataclasses import dataclass
 
 import trio
 
-from mailproxy.conf.addresses import SocketAddress
+from mailproxy.conf.addresses import Address
 from mailproxy.net.dns_messages import (
     Answer,
     Question,
@@ -43,16 +42,6 @@ IN_A_ROW = 16
 that is waited for, it is one."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerAddress:
-    """Where a name server listens."""
-
-    family: int
-    sockaddr: SocketAddress
-    text: str
-    """For people: "127.0.0.1:53", "[::1]:53"."""
-
-
 class _Pending:
     """A question that waits for its answer.
 
@@ -75,7 +64,7 @@ class Port:
       closed: it takes no questions any more.
     """
 
-    def __init__(self, engine: Engine, address: ServerAddress) -> None:
+    def __init__(self, engine: Engine, address: Address) -> None:
         """Raises:
         OSError: connect() failed, or there is no room for a socket.
         """

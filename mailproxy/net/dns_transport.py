@@ -14,8 +14,9 @@ import secrets
 
 import trio
 
+from mailproxy.conf.addresses import Address
 from mailproxy.net.dns_messages import Answer, Question, read_answer, write_query
-from mailproxy.net.dns_port import Port, ServerAddress
+from mailproxy.net.dns_port import Port
 from mailproxy.net.engine import Engine
 from mailproxy.net.wire import Wire
 
@@ -30,9 +31,9 @@ class Transport:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._servers: dict[ServerAddress, _Server] = {}
+        self._servers: dict[Address, _Server] = {}
 
-    async def ask(self, address: ServerAddress, question: Question) -> Answer:
+    async def ask(self, address: Address, question: Question) -> Answer:
         """Ask one server once, over TCP if the answer is too long for UDP.
 
         It waits until it is cancelled; a cancelled question leaves nothing behind.
@@ -65,7 +66,7 @@ class Transport:
 class _Server:
     """The sockets for one name server."""
 
-    def __init__(self, engine: Engine, address: ServerAddress) -> None:
+    def __init__(self, engine: Engine, address: Address) -> None:
         self._engine = engine
         self._address = address
         self._ports: list[Port] = []

@@ -16,12 +16,16 @@ The theory, because a mistake here is a hang and not a slowdown:
   the engine waits in its place (`Engine.before_io_wait`). So relayed sessions cost
   nothing of trio's: only a woken task, or a deadline, leads back to it. For a single
   command in an idle session that is a third of the CPU time.
-- While it does so, nothing else is heard. Hence it leaves the wait to trio as long as
+- While it does so, trio's loop stands still: a handler that gives a task something to
+  do, by whatever means (it wakes it, cancels its scope, brings its deadline forward),
+  has to set `Engine.woke`.
+- Nothing else is heard meanwhile, either. Hence it leaves the wait to trio as long as
   anything else could end it: a task that waits for a descriptor of trio's own, another
   thread, whose result trio learns of through such a descriptor, or a call that waits
   in `TrioToken.run_sync_soon`. All three make relaying slower, and none is lost.
 
-Tasks wait through `Wire`; the relay has its handlers called straight from here.
+Tasks wait through `Wire` or `Watched`; the relay has its handlers called straight from
+here.
 """
 
 from __future__ import annotations
@@ -53,12 +57,12 @@ bounded work; what is left over it hands to `Engine.again`."""
 
 
 class Engine(trio.abc.Instrument):
-    """Tells who can read or write; see the module's text.
+    """Says which descriptors can be read or written; see the module's text.
 
     Attributes:
       limit: how many descriptors may be registered (`worker_connections`).
       now: trio's time at the start of the current round.
-      woke: set by whoever wakes a task: trio has something to do then.
+      woke: to be set by each handler that gives a task something to do.
     """
 
     def __init__(self, limit: int = 1 << 30) -> None:
@@ -68,6 +72,7 @@ class Engine(trio.abc.Instrument):
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
         self._waiting = False
+        self._fault: Exception | None = None
         self.woke = True
         self.limit = limit
         self.now = 0.0
@@ -98,7 +103,7 @@ class Engine(trio.abc.Instrument):
             self._epoll.unregister(fd)
 
     def forget(self, fd: int) -> None:
-        """Take `fd` off, although somebody may have closed it already."""
+        """Take `fd` off, although it may be closed already."""
         self._handlers.pop(fd, None)
 
     def again(self, work: Callable[[], None]) -> None:
@@ -109,18 +114,23 @@ class Engine(trio.abc.Instrument):
             os.eventfd_write(self._bell, 1)
 
     async def run(self) -> None:
-        """Hand out changes until cancelled."""
+        """Hand out changes until cancelled; what a handler raises ends it, too."""
         descriptor = self._epoll.fileno()
         wait_readable = trio.lowlevel.wait_readable
-        while True:
-            if self._again:
-                await trio.lowlevel.checkpoint()
-            else:
-                self._waiting = True
-                await wait_readable(descriptor)
-                self._waiting = False
-            self.woke = False
-            self._round(0)
+        try:
+            while True:
+                if self._again:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    self._waiting = True
+                    await wait_readable(descriptor)
+                    self._waiting = False
+                if self._fault is not None:
+                    raise self._fault
+                self.woke = False
+                self._round(0)
+        finally:
+            self._waiting = False  # no task would come of what the engine hears
 
     def _round(self, patience: float) -> None:
         """Wait for changes, for `patience` seconds at most, and hand them out."""
@@ -148,9 +158,12 @@ class Engine(trio.abc.Instrument):
         deadline = trio.current_time() + timeout
         self._waiting = False
         patience = timeout
-        while not self.woke and patience > 0:
-            self._round(0 if self._again else patience)
-            patience = deadline - self.now
+        try:
+            while not self.woke and patience > 0:
+                self._round(0 if self._again else patience)
+                patience = deadline - self.now
+        except Exception as error:  # noqa: BLE001 # trio would go on without us
+            self._fault = error  # `run` raises it
         self._waiting = True
         # trio has made up its mind to wait: have it find something at once.
         os.eventfd_write(self._bell, 1)
@@ -163,6 +176,9 @@ class Engine(trio.abc.Instrument):
 
 def _others_may_call() -> bool:
     """Whether anything but the engine could give a task something to do."""
+    # Before the calls that wait: a thread that ends now has left its call there.
+    if threading.active_count() > 1:
+        return True
     statistics = trio.lowlevel.current_statistics()
     waiting = statistics.io_statistics
     assert waiting.backend == "epoll"
@@ -170,7 +186,6 @@ def _others_may_call() -> bool:
         waiting.tasks_waiting_read > _OWN_WAITS
         or waiting.tasks_waiting_write > 0
         or statistics.run_sync_soon_queue_size > 0
-        or threading.active_count() > 1
     )
 
 

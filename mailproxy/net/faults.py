@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mailproxy.errors import SessionError
-from mailproxy.net.openssl import error_level, error_text
+from mailproxy.frozen import Frozen
+from mailproxy.net.openssl import error_text, is_peers_fault
 
 Call = Literal["recv", "send", "handshake"]
 
@@ -43,7 +44,7 @@ _TLS_CALL: Final = {
 _NO_MORE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
-class UnderTlsError(ConnectionError):
+class UnderTlsError(Frozen, ConnectionError):
     """The connection under TLS broke; `errno` is what the system said."""
 
 
@@ -90,7 +91,7 @@ def describe(call: Call, error: OSError, left: str) -> Fault:
     if call == "handshake" and isinstance(error, (*_NO_MORE, ssl.SSLSyscallError)):
         return Fault("peer closed connection in SSL handshake", (), None, left)
     if isinstance(error, ssl.SSLError):
-        level = left if error_level(error) == "info" else "crit"
+        level = left if is_peers_fault(error) else "crit"
         event = f"{_TLS_CALL[call]}() failed (SSL: %s)"
         return Fault(event, (error_text(error),), None, level)
     level = left if error.errno in _LEFT else "alert"

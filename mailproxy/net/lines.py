@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from mailproxy.errors import SessionError
+from mailproxy.frozen import Frozen
 from mailproxy.net import faults
 
 
@@ -15,10 +16,8 @@ class Stream(Protocol):
 
     async def send_all(self, data: bytes, /) -> None: ...
 
-    async def aclose(self) -> None: ...
 
-
-class TooLong(Exception):  # noqa: N818 - it is an event of the dialogue, not a fault
+class TooLong(Frozen, Exception):  # noqa: N818 - it is an event of the dialogue, not a fault
     """The buffer is full, and what is in it is not complete.
 
     Attributes:

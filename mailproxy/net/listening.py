@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from mailproxy.conf.addresses import SocketAddress
+from mailproxy.frozen import Frozen
 from mailproxy.log import Logger
 from mailproxy.net.listen_address import ListenAddress
 
@@ -39,7 +40,7 @@ Key = tuple[int, bytes, int]
 """What makes two addresses the same: family, packed address or path, port."""
 
 
-class ListenError(Exception):
+class ListenError(Frozen, Exception):
     """The sockets cannot be opened; why is in the log."""
 
 
@@ -230,7 +231,7 @@ def _plan(wanted: Sequence[L]) -> list[tuple[L, dict[bytes, L]]]:
     return plan
 
 
-class _OpenError(Exception):
+class _OpenError(Frozen, Exception):
     """Which call failed for a listening socket; `error` says why."""
 
     def __init__(self, message: str, error: OSError) -> None:

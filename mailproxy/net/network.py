@@ -6,6 +6,7 @@ import errno
 import itertools
 
 from mailproxy.conf.addresses import SocketAddress
+from mailproxy.log import SessionInfo
 from mailproxy.net.dns import Resolver, ResolverSettings
 from mailproxy.net.dns_transport import Transport
 from mailproxy.net.engine import Engine
@@ -28,12 +29,17 @@ class Network:
     """The engine, the relay, resolvers, and idle connections to auth servers.
 
     Tests derive a network of memory streams from it.
+
+    Attributes:
+      sessions: the live sessions of this worker, by the number of the client's
+        connection, from accept to close.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.relay = Relay(engine)
         self.idle = IdleConnections()
+        self.sessions: dict[int, SessionInfo] = {}
         self._numbers = itertools.count(1)
         self._transport = Transport(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}

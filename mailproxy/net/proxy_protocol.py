@@ -13,6 +13,9 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from mailproxy.conf.addresses import IPAddress
+from mailproxy.frozen import Frozen
+
 LIMIT = 4096
 """Bytes of a header, at most."""
 
@@ -23,10 +26,8 @@ a hundred thousand, which no header holds and which a part of must not stand for
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _V1_PREFIX = b"PROXY "
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-
-class ProxyProtocolError(ValueError):
+class ProxyProtocolError(Frozen, ValueError):
     """This is no PROXY header; the message is nginx's for the log.
 
     `sent` is what the client sent and belongs into the `%s` of the message.

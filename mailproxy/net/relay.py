@@ -32,11 +32,11 @@ from typing import Final, Literal
 import outcome
 import trio
 
+from mailproxy.conf.values import KIB
 from mailproxy.net import faults
 from mailproxy.net.engine import HUNG_UP, READABLE, WRITABLE, Engine
 from mailproxy.net.wire import Wire
 
-KIB: Final = 1024
 BUFFER: Final = 128 * KIB
 """Octets of the one receive buffer of a worker."""
 PIPES: Final = 32
@@ -50,6 +50,7 @@ RECORDS: Final = 128
 """TLS records of one read; they may carry one octet each."""
 
 Reason = Literal["done", "timeout", "shutdown", "broken"]
+Side = Literal["client", "backend"]
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -60,18 +61,18 @@ class Ended:
       reason: "done": one side closed and everything from it was delivered;
         "timeout": no traffic for `proxy_timeout`; "shutdown": `Relay.shutdown`;
         "broken": writing failed.
-      error: what recv() or send() said, None for an ordinary end.
-      action: what was done as `error` came, in nginx's words.
+      error: what recv() said ("done") or send() ("broken"), None for an ordinary end.
+      side: whose connection ended or broke; None if neither did.
     """
 
-    __slots__ = ("action", "error", "reason")
+    __slots__ = ("error", "reason", "side")
 
     def __init__(
-        self, reason: Reason, error: OSError | None = None, action: str = "proxying"
+        self, reason: Reason, error: OSError | None = None, side: Side | None = None
     ) -> None:
         self.reason: Reason = reason
         self.error = error
-        self.action = action
+        self.side = side
 
 
 class Pipe:
@@ -99,24 +100,27 @@ class _End:
         "fd",
         "hung_up",
         "in_pipe",
-        "name",
         "peer",
         "pending",
         "pipe",
         "queued",
         "session",
+        "side",
         "socket",
         "tls",
+        "wire",
     )
 
     peer: _End
 
-    def __init__(self, session: _Session, wire: Wire, name: str, pending: bytes):
+    def __init__(self, session: _Session, wire: Wire, side: Side, pending: bytes):
         self.session = session
+        self.wire = wire
+        """Where the octets of this end are counted."""
         self.socket = wire.socket
         self.fd = wire.socket.fileno()
         self.tls = wire.tls is not None
-        self.name = name
+        self.side = side
         self.pending = pending
         """Bytes to be written to this end before anything else."""
         self.pipe: Pipe | None = None
@@ -165,6 +169,7 @@ class _End:
         except OSError as error:
             self.session.broken(self, error)
             return False
+        self.wire.sent += sent
         self.pending = self.pending[sent:]
         return not self.pending
 
@@ -201,6 +206,7 @@ class _End:
             if not size:
                 self.session.end_of(self, error)
                 return
+            self.wire.received += size
             try:
                 sent = peer.socket.send(view[:size])
             except _WOULD_BLOCK:
@@ -208,6 +214,7 @@ class _End:
             except OSError as raised:
                 self.session.broken(peer, raised)
                 return
+            peer.wire.sent += sent
             if sent < size:
                 peer.pending = bytes(view[sent:size])
                 return
@@ -261,15 +268,16 @@ class _End:
                 if not self.in_pipe:
                     self.session.end_of(self, None)
                     return
+                self.wire.received += self.in_pipe
             try:
-                self.in_pipe -= os.splice(
-                    pipe.read_end, peer.fd, self.in_pipe, flags=_SPLICE
-                )
+                sent = os.splice(pipe.read_end, peer.fd, self.in_pipe, flags=_SPLICE)
             except BlockingIOError:
                 return
             except OSError as error:
                 self.session.broken(peer, error)
                 return
+            self.in_pipe -= sent
+            peer.wire.sent += sent
         self._later()
 
     def _later(self) -> None:
@@ -304,7 +312,7 @@ class _Session:
         self.bound = bound
         self.last = trio.current_time()
         one = _End(self, client, "client", to_client)
-        two = _End(self, backend, "upstream", to_backend)
+        two = _End(self, backend, "backend", to_backend)
         one.peer, two.peer = two, one
         self.ends: tuple[_End, ...] = (one, two)
 
@@ -320,15 +328,13 @@ class _Session:
         """`end` has no more bytes; nginx takes a broken connection for a closed one."""
         if error is not None and end.tls and faults.is_end(error):
             error = None
-        action = f"proxying and reading from {end.name}"
-        self.finish(outcome.Value(Ended("done", error, action)))
+        self.finish(outcome.Value(Ended("done", error, end.side)))
 
     def broken(self, end: _End, error: OSError) -> None:
         """Bytes cannot be written to `end`."""
         if end.tls:
             error = faults.under_tls(error)
-        action = f"proxying and sending to {end.name}"
-        self.finish(outcome.Value(Ended("broken", error, action)))
+        self.finish(outcome.Value(Ended("broken", error, end.side)))
 
     def finish(self, result: outcome.Outcome[Ended]) -> None:
         """Stop moving bytes, and wake the parked task, if it is parked yet."""

@@ -34,15 +34,28 @@ class Wire:
     Attributes:
       socket: the socket, an `ssl.SSLSocket` after `start_tls`.
       tls: the same `ssl.SSLSocket`, or None while in clear text.
+      received: octets that were read from it; what is only looked at (`peek`) and
+        dropped does not count, nor does what TLS adds.
+      sent: octets that the kernel, or OpenSSL, has taken; the same holds.
     """
 
-    __slots__ = ("_readiness", "closed", "engine", "socket", "tls")
+    __slots__ = (
+        "_readiness",
+        "closed",
+        "engine",
+        "received",
+        "sent",
+        "socket",
+        "tls",
+    )
 
     def __init__(self, engine: Engine, connection: socket.socket) -> None:
         self.engine = engine
         self.socket = connection
         self.tls: ssl.SSLSocket | None = None
         self.closed = False
+        self.received = 0
+        self.sent = 0
         self._readiness = Readiness(engine)
         engine.register(connection.fileno(), self._readiness.ready)
 
@@ -92,6 +105,7 @@ class Wire:
                 if self.tls is not None and faults.is_end(error):
                     return b""
                 raise
+            self.received += len(data)
             if len(data) < size and self.tls is None and not readiness.hung_up:
                 readiness.readable = False  # less than asked for was all (epoll(7))
             return data
@@ -158,6 +172,7 @@ class Wire:
                     raise faults.under_tls(error) from error
                 raise
             else:
+                self.sent += sent
                 if sent == len(data):
                     return
                 data = memoryview(data)[sent:]
@@ -172,15 +187,75 @@ class Wire:
         """
         # Of a connection that is broken `ssl` makes a closed one: ask first, while
         # the descriptor is ours.
+        self._check_socket()
+        portable = isinstance(context, openssl.PortableContext)
+        hello = await self._see_hello(context) if portable else None
+        tls = self._wrap(context, server_side=True)
+        if hello is not None and isinstance(tls, openssl.PortableSocket):
+            tls.hello = hello
+        await self._shake_hands(tls)
+
+    async def connect_tls(
+        self, context: ssl.SSLContext, server_name: str | None = None
+    ) -> None:
+        """Do the client's side of a TLS handshake, once the connection is made.
+
+        The caller makes sure that nothing which arrived in clear text is left unread.
+
+        Args:
+          context: of `PROTOCOL_TLS_CLIENT`.
+          server_name: the name, or the IP address, that the certificate is checked
+            against if the context says so; a name is sent as SNI (RFC 6066, section 3).
+
+        Raises:
+          OSError: connecting or the handshake failed; `ssl.SSLError` if TLS is the
+            reason, `ssl.SSLCertVerificationError` if it is the certificate.
+        """
+        await self._wait_connected()
+        await self._shake_hands(self._wrap(context, server_name=server_name))
+
+    async def _wait_connected(self) -> None:
+        """Wait until connect() is done.
+
+        Raises:
+          OSError: why it failed.
+        """
+        while True:
+            self._check_socket()
+            try:
+                self.socket.getpeername()
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    raise
+                await self._readiness.wait(WRITABLE)
+            else:
+                return
+
+    def _check_socket(self) -> None:
+        """Raise the error that waits at the socket, if any."""
         broken = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if broken:
             raise OSError(broken, os.strerror(broken))
-        portable = isinstance(context, openssl.PortableContext)
-        hello = await self._see_hello(context) if portable else None
+
+    def _wrap(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_name: str | None = None,
+    ) -> ssl.SSLSocket:
+        """Put TLS on the socket.
+
+        Raises:
+          ConnectionResetError: the connection broke just now.
+        """
         fd = self.socket.fileno()
         try:
             self.tls = context.wrap_socket(
-                self.socket, server_side=True, do_handshake_on_connect=False
+                self.socket,
+                server_side=server_side,
+                do_handshake_on_connect=False,
+                server_hostname=server_name,
             )
         except OSError as error:
             # It broke just now. `ssl` has the descriptor, and gives it up.
@@ -188,11 +263,13 @@ class Wire:
             reset = errno.ECONNRESET
             raise ConnectionResetError(reset, os.strerror(reset)) from error
         self.socket = self.tls
-        if hello is not None and isinstance(self.tls, openssl.PortableSocket):
-            self.tls.hello = hello
+        return self.tls
+
+    async def _shake_hands(self, tls: ssl.SSLSocket) -> None:
+        """Go through the handshake, on either side."""
         while True:
             try:
-                self.tls.do_handshake()
+                tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._readiness.wait(READABLE)
             except ssl.SSLWantWriteError:
@@ -267,6 +344,3 @@ class Wire:
             with contextlib.suppress(OSError, ValueError):
                 self.tls.unwrap()
         self.socket.close()
-
-    async def aclose(self) -> None:
-        self.close()

@@ -8,6 +8,7 @@ seconds at most, as in nginx.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 
@@ -16,7 +17,9 @@ import trio
 from mailproxy import outside
 from mailproxy.log import Logger
 from mailproxy.net import listening
+from mailproxy.net.engine import Engine
 from mailproxy.net.listening import Held
+from mailproxy.net.watched import Watched
 from mailproxy.outside import Findings
 from mailproxy.process import generation
 from mailproxy.process.children import Children, End
@@ -62,7 +65,7 @@ class Alone:
         old = self._generation
         old.log.notice("reconfiguring")
         self._notify.reloading()
-        findings = await self._read(old.log)
+        findings = await self._read(old.log, worker.network.engine)
         if worker.leaving:
             return
         new = None if findings is None else self._make_next(findings)
@@ -82,7 +85,7 @@ class Alone:
         self._generation.remove_pid()
         self._close(self._generation.listeners, say=False)
 
-    async def _read(self, log: Logger) -> Findings | None:
+    async def _read(self, log: Logger, engine: Engine) -> Findings | None:
         """What the load is to find outside; None if it would fail, as the log says."""
         self._children.reap()  # a reader that had to be killed before
         reader = self._reader
@@ -90,7 +93,7 @@ class Alone:
             return None
         try:
             with trio.move_on_after(DEADLINE):
-                return reader.finish(await self._end_of(reader.pid), log)
+                return reader.finish(await self._end_of(reader.pid, engine), log)
             log.emerg(TOO_SLOW)
         except OSError as error:
             log.alert("pidfd_open() failed", error=error)
@@ -98,11 +101,12 @@ class Alone:
             reader.abandon(log)
         return None
 
-    async def _end_of(self, pid: int | None) -> End:
+    async def _end_of(self, pid: int | None, engine: Engine) -> End:
         assert pid is not None
         descriptor = os.pidfd_open(pid)
         try:
-            await trio.lowlevel.wait_readable(descriptor)
+            with contextlib.closing(Watched(engine, descriptor)) as process:
+                await process.wait_readable()
         finally:
             os.close(descriptor)
         return next(end for end in self._children.reap() if end.pid == pid)

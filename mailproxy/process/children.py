@@ -1,9 +1,10 @@
 """The processes that the master starts, and the line it has to each worker.
 
-The line is a pair of sockets that keep messages apart. The master says `stop`,
-`quit`, `reopen` and `ping`; a worker answers a ping with `alive` when its event
-loop gets to it. So the master knows when a worker has come up, and when one is
-stuck. The kernel sends the master SIGIO when there is something to hear.
+The line carries `messages`: the master sends the `Order`s STOP, QUIT, REOPEN and PING;
+a worker answers a ping with ALIVE when its event loop gets to it. So the master knows
+when a worker has come up, and when one is stuck. The kernel sends the master SIGIO when
+there is something to hear. The master waits for no worker: an order that finds no room
+is not sent, and of one worker it hears `MESSAGES_IN_A_ROW` at most at a time.
 """
 
 from __future__ import annotations
@@ -19,26 +20,25 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from mailproxy.frozen import Frozen
+from mailproxy.net.watched import receive_packet
 from mailproxy.process import signals
-
-STOP = b"stop"
-"""Close everything at once and exit."""
-QUIT = b"quit"
-"""Stop accepting; exit when the last session is over."""
-REOPEN = b"reopen"
-"""Open the log files again."""
-PING = b"ping"
-"""Say `ALIVE`."""
-ALIVE = b"alive"
-"""What a worker answers."""
+from mailproxy.process.messages import (
+    MAX_FRAME,
+    MessageError,
+    Order,
+    read_order,
+    write_order,
+)
 
 FATAL = 2
 """Exit code of a worker that cannot do its work; its successor could not either."""
 
-_LONGEST = 16
+MESSAGES_IN_A_ROW = 64
+"""Messages of one worker that are taken before others have their turn."""
 
 
-class SpawnError(Exception):
+class SpawnError(Frozen, Exception):
     """A process cannot be started.
 
     Attributes:
@@ -74,6 +74,18 @@ class End:
         return f"exited on signal {os.WTERMSIG(self.status)}{core}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What a worker has said."""
+
+    alive: bool = False
+    """It has answered a ping."""
+    invalid: bool = False
+    """It has sent what is no message, or not one for the master."""
+    more: bool = False
+    """There may be more to hear; the kernel need not tell again."""
+
+
 class Children:
     """Forks, tells, kills and reaps processes; knows nothing of why."""
 
@@ -87,7 +99,7 @@ class Children:
           work: what it does with its end of the line; returns its exit code.
 
         Raises:
-          SpawnError: there is no process, or no socket, to be had.
+          SpawnError: a process, or a socket, cannot be created.
         """
         try:
             ours, theirs = socket.socketpair(
@@ -117,15 +129,15 @@ class Children:
     def start_apart(self, work: Callable[[], int], keep: Collection[int]) -> int:
         """Fork a process without a line, and return its pid.
 
-        It has no terminal, and none of our sockets and files: nobody is to wait for
-        it at what we have closed.
+        It has no terminal, and none of our sockets and files: what we close is closed,
+        however long it runs.
 
         Args:
           work: what it does; returns its exit code.
           keep: descriptors that it inherits, besides the standard ones.
 
         Raises:
-          SpawnError: there is no process to be had.
+          SpawnError: a process cannot be created.
         """
 
         def begin() -> int:
@@ -156,7 +168,7 @@ class Children:
           failed: told, in the new process, why it cannot be executed.
 
         Raises:
-          OSError: there is no process to be had.
+          OSError: a process cannot be created.
         """
 
         def begin() -> int:
@@ -171,21 +183,31 @@ class Children:
 
         return _fork(begin)
 
-    def tell(self, pid: int, order: bytes) -> bool:
+    def tell(self, pid: int, order: Order) -> bool:
         """Send an order; False if it cannot be sent."""
         try:
-            self._lines[pid].send(order)
+            self._lines[pid].send(write_order(order))
         except OSError:  # it died, or does not listen any more
             return False
         return True
 
-    def hear(self, pid: int) -> bool:
-        """Whether the worker has said `ALIVE` since it was last asked here."""
-        alive = False
-        with contextlib.suppress(OSError):
-            while message := self._lines[pid].recv(_LONGEST):
-                alive = alive or message == ALIVE
-        return alive
+    def hear(self, pid: int) -> Heard:
+        """What the worker has said since it was last asked here."""
+        alive = invalid = False
+        for _ in range(MESSAGES_IN_A_ROW):
+            try:
+                frame = receive_packet(self._lines[pid], MAX_FRAME + 1)
+            except OSError:  # nothing more, or it died
+                break
+            if frame is None:
+                break
+            if _is_alive(frame):
+                alive = True
+            else:
+                invalid = True
+        else:
+            return Heard(alive=alive, invalid=invalid, more=True)
+        return Heard(alive=alive, invalid=invalid)
 
     def kill(self, pid: int, number: int) -> None:
         """Send a signal.
@@ -206,6 +228,14 @@ class Children:
             if line is not None:
                 line.close()
         return ends
+
+
+def _is_alive(frame: bytes) -> bool:
+    try:
+        order, _ = read_order(frame)
+    except MessageError:
+        return False
+    return order == Order.ALIVE
 
 
 def _fork(work: Callable[[], int]) -> int:

@@ -1,6 +1,6 @@
 """The whole configuration: read, checked, and put together.
 
-`conf` reads blocks, `mail` and `process.core` say what may stand in them; here both
+`conf` reads blocks, `mail` and `process.settings` say what may stand in them; here both
 become one value, of which a generation of workers is born.
 """
 
@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self, cast
 
-from mailproxy.conf.directive import Block, Scope, Settings, declarations
+from mailproxy.conf.directive import Block, Reading, Settings, declarations
 from mailproxy.conf.places import BlockKind, Language
-from mailproxy.conf.resolve import Reader
+from mailproxy.conf.resolve import Interpreter
 from mailproxy.conf.tree import ConfigError
+from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState
-from mailproxy.mail.modules import MODULES, PROTOCOLS
+from mailproxy.mail.modules import MODULES
+from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
-from mailproxy.process.core import EventsSettings, MainSettings
 from mailproxy.process.options import Options
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Messages:
         return itertools.chain(self.reading, self.starting)
 
 
-class ConfigErrors(ExceptionGroup[ConfigError]):
+class ConfigErrors(Frozen, ExceptionGroup[ConfigError]):
     """The configuration cannot be used: all errors, nginx's first one first."""
 
     messages: Messages
@@ -49,7 +51,7 @@ class ConfigErrors(ExceptionGroup[ConfigError]):
     @classmethod
     def of(cls, messages: Messages, *, parsed: bool) -> Self:
         """Group the errors of `messages`."""
-        errors = [message for message in messages if message.level != "warn"]
+        errors = [message for message in messages if not message.is_warning]
         group = cls("the configuration cannot be used", errors)
         group.messages = messages
         group.parsed = parsed
@@ -82,20 +84,20 @@ class _Made:
         self.settings: dict[type[Settings], Settings] = {}
         self.complete = True
 
-    def add(self, module: type[Settings], scope: Scope) -> None:
+    def add(self, module: type[Settings], reading: Reading) -> None:
         """Make the settings of one module, if it applies and what it needs is right.
 
         Raises:
           ConfigError: the directives do not fit together.
         """
-        if not module.applies(self.block, scope):
+        if not module.applies(self.block, reading):
             return
         needed = {*declarations(module), *module.depends_on}
         if not all(needed.isdisjoint(each.failed) for each in self.block.around()):
             self.complete = False  # what is wrong has been said already
             return
         try:
-            self.settings[module] = module.make(self.block, scope)
+            self.settings[module] = module.make(self.block, reading)
         except ConfigError:
             self.complete = False
             raise
@@ -108,7 +110,7 @@ class Assembly:
         self.servers: list[Server] = []
         self.blocks: list[Block] = []
 
-    def close_server(self, block: Block, _: Scope) -> Iterator[ConfigError]:
+    def close_server(self, block: Block, _: Reading) -> Iterator[ConfigError]:
         """At the end of a server: it must listen."""
         if not block.written("listen"):
             block.failed.add("listen")
@@ -118,7 +120,7 @@ class Assembly:
                 "add: listen 143; or another address",
             )
 
-    def close_mail(self, mail: Block, scope: Scope) -> Iterator[ConfigError]:
+    def close_mail(self, mail: Block, reading: Reading) -> Iterator[ConfigError]:
         """At the end of mail: module by module, then server by server."""
         self.blocks = mail.blocks
         blocks = [_Made(block) for block in mail.blocks]
@@ -126,7 +128,7 @@ class Assembly:
         for module in MODULES:
             for made in blocks:
                 try:
-                    made.add(module, scope)
+                    made.add(module, reading)
                 except ConfigError as error:
                     inherited = error.position is None or error.cause is not None
                     if inherited and error.text in said:
@@ -135,7 +137,7 @@ class Assembly:
                     yield error
         for made in blocks:
             try:
-                check_server(made.block)
+                check_server(made.block, reading)
             except ConfigError as error:
                 made.complete = False
                 yield error
@@ -148,7 +150,7 @@ class Loader:
     """Reads one configuration; what it leaves tells where each value comes from.
 
     Attributes:
-      reader: with the files and the blocks that were read.
+      interpreter: with the files and the blocks that were read.
       assembly: with the server blocks, and the servers made of them.
     """
 
@@ -163,9 +165,11 @@ class Loader:
         directory, slash, _ = path.rpartition("/")
         self.path = path
         state = LoadState(protocols={each.name: each.ports for each in PROTOCOLS})
-        self.scope = Scope(prefix, directory + slash if slash else prefix, name, state)
+        self.reading = Reading(
+            prefix, directory + slash if slash else prefix, name, state
+        )
         self.assembly = Assembly()
-        self.reader = Reader(language(self.assembly), self.scope)
+        self.interpreter = Interpreter(language(self.assembly), self.reading)
 
     def load(self, globals_text: str = "") -> Configuration:
         """Read the text of -g and the main file, with all that they include.
@@ -182,17 +186,17 @@ class Loader:
                 gc.enable()
 
     def _load(self, globals_text: str) -> Configuration:
-        messages = self.scope.messages
-        complete = self.reader.read(self.path, globals_text)
+        messages = self.reading.messages
+        complete = self.interpreter.read(self.path, globals_text)
         read = len(messages)
-        parsed = complete and all(message.level == "warn" for message in messages)
+        parsed = complete and all(message.is_warning for message in messages)
         main = events = None
         if complete:
             main, events = self._start(parsed=parsed)
-            if all(message.level == "warn" for message in messages):
+            if all(message.is_warning for message in messages):
                 self._warn_of_idleness()
         said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
-        if any(message.level != "warn" for message in messages):
+        if any(not message.is_warning for message in messages):
             raise ConfigErrors.of(said, parsed=parsed)
         assert main is not None
         assert events is not None
@@ -208,19 +212,21 @@ class Loader:
         """Warn if nothing will be served, which nginx does not do."""
         if self.assembly.servers:
             return
-        mail = next((b for b in self.reader.main.blocks if b.context == "mail"), None)
+        mail = next(
+            (b for b in self.interpreter.main.blocks if b.context == "mail"), None
+        )
         missing = (
             'there is no "mail" block' if mail is None else "there is no mail server"
         )
-        self.scope.statement = None
-        self.scope.warn(
+        self.reading.statement = None
+        self.reading.warn(
             f"{missing}, nothing will be served",
             None if mail is None else mail.directive,
             "write one: mail { server { listen 143; protocol imap; auth_http URL; } }",
         )
 
     def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:
-        for mail in self.reader.main.blocks:
+        for mail in self.interpreter.main.blocks:
             for block in (mail, *mail.blocks):
                 given = block.given.get("error_log")
                 if given is not None:
@@ -230,25 +236,25 @@ class Loader:
         self, *, parsed: bool
     ) -> tuple[MainSettings | None, EventsSettings | None]:
         """What nginx checks between reading and applying a configuration."""
-        scope = self.scope
-        top = self.reader.main
+        reading = self.reading
+        top = self.interpreter.main
         blocks = {block.context: block for block in top.blocks}
         main = events = None
         if parsed:
             try:
-                main = MainSettings.make(top, scope)
+                main = MainSettings.make(top, reading)
             except ConfigError as error:
-                scope.messages.append(error)
+                reading.messages.append(error)
         if "events" not in blocks:
             if "events" not in top.failed:
-                scope.messages.append(
+                reading.messages.append(
                     ConfigError(
                         'no "events" section in configuration',
                         remedy="nginx wants one: events {}",
                     )
                 )
         elif parsed:
-            events = EventsSettings.make(blocks["events"], scope)
+            events = EventsSettings.make(blocks["events"], reading)
             self._check_connections(events.worker_connections)
         return main, events
 
@@ -263,7 +269,7 @@ class Loader:
             for each in listens
         )
         if connections < sockets + 1:
-            self.scope.messages.append(
+            self.reading.messages.append(
                 ConfigError(
                     f"{connections} worker_connections are not enough "
                     f"for {sockets} listening sockets"

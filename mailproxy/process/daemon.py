@@ -1,4 +1,4 @@
-"""Going into the background, so that who started us learns how it went."""
+"""Going into the background, so that the command that started us learns how it went."""
 
 from __future__ import annotations
 

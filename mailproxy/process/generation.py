@@ -12,18 +12,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mailproxy.log import Logger, Logs, Workers, log_unopened, open_logs
+from mailproxy.frozen import Frozen
+from mailproxy.log import Logger, Logs, WorkerAccount, log_unopened, open_logs
 from mailproxy.mail.listen import Listen
 from mailproxy.net import listening
 from mailproxy.net.listening import Held, Key, Listener, ListenError
 from mailproxy.process import pidfile
 from mailproxy.process.configuration import Configuration
-from mailproxy.process.core import MainSettings
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
+from mailproxy.process.settings import MainSettings
 
 
-class GenerationError(Exception):
+class GenerationError(Frozen, Exception):
     """A configuration cannot be put to work; why is in the log."""
 
 
@@ -76,7 +77,7 @@ def first(
 
     Args:
       log: the start-up log; when the configured logs are open, they are used.
-      held: inherited sockets; those that nobody wants are closed.
+      held: inherited sockets; those that are not wanted are closed.
 
     Raises:
       GenerationError: a log cannot be opened, or an address not be listened at.
@@ -144,7 +145,7 @@ def test(configuration: Configuration, options: Options, log: Logger) -> bool:
     try:
         if pid is not None:
             pidfile.test(pid)
-        # What is said to nobody but a person goes to no log.
+        # What is for a person at a terminal goes to no log.
         quiet = replace(options, error_log=options.error_log or os.devnull)
         logs = _open_logs(configuration, quiet, log, copy_as=options.name)
     except PidError as failure:
@@ -178,12 +179,12 @@ def _open_logs(
         raise GenerationError from error
 
 
-def _workers(main: MainSettings) -> Workers | None:
+def _workers(main: MainSettings) -> WorkerAccount | None:
     """The user that workers will be, if that is not the master's."""
     user = main.user
     if user is None or user.uid == os.geteuid():
         return None
-    return Workers(user.uid, frozenset(os.getgrouplist(user.name, user.gid)))
+    return WorkerAccount(user.uid, frozenset(os.getgrouplist(user.name, user.gid)))
 
 
 def _listen(

@@ -3,7 +3,7 @@
 It is plain and synchronous. Signals stay blocked and are waited for in one place,
 so that none arrives at a bad moment, and forking is safe because there is no thread
 and no event loop. Everything it decides can be tried without a process: it sees the
-world through `Signals`, `Processes` and `Upgrade`.
+world through `SignalSource`, `Processes` and `Upgrade`.
 
 A reload makes a new generation beside the running one, of a configuration that
 another process has read before (see `reader`). Only when all its workers have come up
@@ -47,7 +47,7 @@ _WHILE_READING = (*_CONCERNS_START, signal.SIGUSR1, signal.SIGALRM)
 """What is taken while a configuration is read; the others stay pending."""
 
 
-class Signals(Protocol):
+class SignalSource(Protocol):
     """Where signals come from; the module `signals` is one such place."""
 
     def wait(
@@ -88,7 +88,7 @@ class Origin:
 
     @property
     def owns_sockets(self) -> bool:
-        """Whether nobody else needs the inherited sockets, and their files."""
+        """Whether no other process needs the inherited sockets, and their files."""
         return not (self.activated or self.old_master_lives)
 
 
@@ -107,7 +107,7 @@ class Master:
         *,
         reader: Reader,
         processes: Processes,
-        signals: Signals,
+        signals: SignalSource,
         upgrade: Upgrade,
         notify: Notify,
         origin: Origin,

@@ -1,7 +1,7 @@
 """What systemd is told (sd_notify(3)), and the sockets it hands over.
 
-Both are in the environment, and away from there once they were read: nobody whom
-we start is to think that it is meant.
+Both are in the environment, and are removed from it once read: a program that we start
+must not take them for its own.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Notify:
         address = self._address
         if address.startswith("@"):
             address = "\0" + address[1:]
-        with contextlib.suppress(OSError):  # who does not listen need not know
+        with contextlib.suppress(OSError):  # systemd may have stopped listening
             self._socket.sendto(message.encode(), address)
 
 

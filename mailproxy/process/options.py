@@ -23,9 +23,3 @@ class Options:
     """The start-up log, prefix applied; empty for stderr."""
     test: bool = False
     """-t, or -T."""
-
-    @property
-    def directory(self) -> str:
-        """C/, the directory of the main file, with a slash; P/ if it has none."""
-        directory, slash, _ = self.conf_file.rpartition("/")
-        return directory + slash if slash else self.prefix

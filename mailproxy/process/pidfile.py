@@ -10,6 +10,7 @@ import os
 import re
 
 from mailproxy import outside
+from mailproxy.frozen import Frozen
 from mailproxy.log import open_for_appending, unknown_workers
 
 OLDBIN = ".oldbin"
@@ -19,7 +20,7 @@ _SHOWN = 22
 """So many bytes nginx reads of a pid file."""
 
 
-class PidError(Exception):
+class PidError(Frozen, Exception):
     """There is no usable process id; the text is nginx's message.
 
     Attributes:

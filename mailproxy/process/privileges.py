@@ -14,13 +14,14 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 
+from mailproxy.frozen import Frozen
 from mailproxy.log import Logger
-from mailproxy.process.core import Affinity, MainSettings, online_cpus
+from mailproxy.process.settings import Affinity, MainSettings, online_cpus
 
 _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
 
-class UnfitError(Exception):
+class UnfitError(Frozen, Exception):
     """This process must not be a worker; why is in the log."""
 
 
@@ -67,7 +68,7 @@ def environment(
     found: dict[str, str] = {}
     for name, value in (*entries, ("TZ", None)):
         kept = start.get(name) if value is None else value
-        # A variable without a name can be given to nobody: setenv(3) refuses it.
+        # setenv(3) refuses a variable without a name.
         if kept is not None and name:
             found.setdefault(name, kept)  # getenv(3) finds the first of a name
     return found

@@ -90,7 +90,7 @@ class Reader:
         self._abandoned: set[int] = set()
 
     def start(self, log: Logger) -> bool:
-        """Begin to read; False if there is no process to be had, as the log says."""
+        """Begin to read; False, and a line in the log, if no process can be created."""
         assert self.pid is None, "one at a time"
         failed = "memfd_create()"
         try:
@@ -112,15 +112,15 @@ class Reader:
     def finish(self, end: End, log: Logger) -> Findings | None:
         """What the reader, which has ended, found; None if that cannot be used.
 
-        Why not is logged. Of a good configuration nothing is said here: who loads
-        it says it.
+        Why not is logged. Of a good configuration nothing is said here: the load
+        says it.
         """
         content = self._take_sheet()
         if end.code != 0:
             log.alert(f"{NAME} {end.pid} {end.text}")
             log.emerg(_UNREAD)
             return None
-        # A fork of this very process has written it, where nobody else could.
+        # A fork of this very process has written it, where no other process could.
         report: _Report = pickle.loads(content)  # noqa: S301
         if report.good:
             return report.findings

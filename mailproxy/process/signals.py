@@ -2,7 +2,7 @@
 
 All of them stay blocked from the start to the end of every process of ours. No
 handler ever runs: the master waits for the next signal in one place (`wait`), a
-worker reads them from a descriptor (`Descriptor`). Both learn who sent a signal,
+worker reads them from a descriptor (`SignalDescriptor`). Both learn who sent a signal,
 which nginx's log lines tell and which a handler in Python would not know.
 """
 
@@ -82,7 +82,7 @@ def wait(
     return Received(Signals(info.si_signo), info.si_pid)
 
 
-class Descriptor:
+class SignalDescriptor:
     """Blocked signals, to be read like a file (signalfd(2)); wait for it to be readable.
 
     Python offers no signalfd of its own, hence the call to libc.

@@ -21,7 +21,14 @@ from mailproxy import __version__, outside
 from mailproxy.log import Logger, Logs
 from mailproxy.net import listening
 from mailproxy.outside import Findings
-from mailproxy.process import generation, pidfile, reader, signals, upgrade
+from mailproxy.process import (
+    generation,
+    pidfile,
+    reader,
+    signals,
+    upgrade,
+    worker_services,
+)
 from mailproxy.process.alone import Alone
 from mailproxy.process.children import FATAL, Children
 from mailproxy.process.configuration import Configuration
@@ -152,7 +159,11 @@ class _Home:
         try:
             become_worker(born.main, slot, log)
             return Worker(
-                born.configuration, born.listeners, born.logs, orders, retitle
+                born.configuration,
+                born.listeners,
+                born.logs,
+                worker_services.of_worker(orders),
+                retitle,
             ).run()
         except UnfitError:
             return FATAL
@@ -222,7 +233,7 @@ def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> i
         born.configuration,
         born.listeners,
         born.logs,
-        reconfigure=alone.reconfigure,
+        worker_services.of_single_process(alone.reconfigure),
     ).run()
     alone.leave()
     return code

@@ -29,7 +29,7 @@ _SPARE = "X" * 300
 def inherited(variables: MutableMapping[str, str], log: Logger) -> list[int] | None:
     """The descriptors that an old master left us; None if there is no such master.
 
-    The variables are taken away: nobody whom we start is to think they are meant.
+    The variables are removed: a program that we start must not take them for its own.
     """
     found = None
     for name in VARIABLES:

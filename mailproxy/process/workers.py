@@ -1,9 +1,9 @@
-"""The workers as the master sees them: who runs, who leaves, who is to follow.
+"""The workers as the master sees them: which run, leave, or are to be replaced.
 
-A worker that ends without having been ordered to is replaced: at once if it had
-been well for a while, ever later if workers die of their start; never if it ended
-with the code FATAL. Workers are asked now and then whether they are alive, and one
-that is stuck is killed.
+A worker that ends without an order is replaced: at once if it had run for a while,
+later each time if workers end right after their start, and never if it ended with the
+code FATAL. Workers are asked now and then whether they are alive, and a stuck one is
+killed.
 """
 
 from __future__ import annotations
@@ -12,34 +12,27 @@ import gc
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from signal import Signals
 from typing import Protocol
 
 from mailproxy.log import Logger
-from mailproxy.process.children import (
-    FATAL,
-    PING,
-    QUIT,
-    REOPEN,
-    STOP,
-    End,
-    SpawnError,
-)
+from mailproxy.process.children import FATAL, End, Heard, SpawnError
 from mailproxy.process.generation import Generation
+from mailproxy.process.messages import Complaints, Order
 
 HEALTHY = 10.0
-"""A worker that lived so many seconds did not die of its start."""
-SLOWEST = 32
-"""Seconds between the starts, at most, of workers that die of their start."""
+"""Seconds after which the end of a worker is not blamed on its start."""
+MAX_RESPAWN_DELAY = 32
+"""Seconds between the starts, at most, of workers that end right after them."""
 PATIENCE = 60.0
 """Seconds without an answer after which a worker counts as stuck."""
-FIRST_STOP = 0.05
+FIRST_STOP_DELAY = 0.05
 """Seconds until a stop order is repeated; then twice as long, and so on …"""
-LAST_STOP = 1.0
+MAX_STOP_DELAY = 1.0
 """… and once it is longer than this, SIGKILL follows: three seconds in all."""
-MOST = 1024
+MAX_PROCESSES = 1024
 """As many processes as nginx can have (NGX_MAX_PROCESSES)."""
 
 _NAME = "worker process"
@@ -49,8 +42,8 @@ class Processes(Protocol):
     """What is done with processes; `Children` does it."""
 
     def start(self, work: Callable[[socket.socket], int]) -> int: ...
-    def tell(self, pid: int, order: bytes) -> bool: ...
-    def hear(self, pid: int) -> bool: ...
+    def tell(self, pid: int, order: Order) -> bool: ...
+    def hear(self, pid: int) -> Heard: ...
     def kill(self, pid: int, number: int) -> None: ...
     def reap(self) -> list[End]: ...
 
@@ -61,28 +54,30 @@ slot, with the line to the master; returns the exit code."""
 
 
 @dataclass(slots=True)
-class Worker:
-    """One worker."""
+class WorkerProcess:
+    """One worker, as the master sees it."""
 
     pid: int
     slot: int
     generation: Generation
     started: float
     died_young: int
-    """How many before it in its slot died of their start, in a row."""
+    """How many in a row before it, in its slot, ended right after their start."""
     up: bool = False
-    """It has answered."""
+    """It has answered a ping."""
     leaving: bool = False
-    """It was ordered to, and is not replaced."""
+    """It was ordered to leave, and is not replaced."""
     asked: float | None = None
     """Since when an answer is due."""
+    complaints: Complaints = field(kw_only=True)
+    """About its messages."""
 
 
 class Workers:
     """All workers of all generations.
 
     Attributes:
-      generation: that of those who start.
+      generation: that of the workers to be started.
       outgoing: the one it replaces, while that is not decided.
       failed: a worker of `generation` could not be started, or ended before it came
         up.
@@ -105,10 +100,11 @@ class Workers:
         self._processes = processes
         self._clock = clock
         self._patience = patience
-        self._all: dict[int, Worker] = {}
+        self._all: dict[int, WorkerProcess] = {}
         self._respawns: list[tuple[float, int, int]] = []
-        self._stop_delay = FIRST_STOP
+        self._stop_delay = FIRST_STOP_DELAY
         self._stop_at: float | None = None
+        self._unheard = False
         self._watch_at = clock() + patience / 4
 
     def __len__(self) -> int:
@@ -116,19 +112,19 @@ class Workers:
 
     @property
     def coming_up(self) -> bool:
-        """Whether some of the current generation still are."""
+        """Whether some workers of the current generation have not answered yet."""
         return any(not each.up for each in self._all.values() if self._current(each))
 
     @property
     def any_up(self) -> bool:
-        """Whether some worker of the current generation is, and is to stay."""
+        """Whether some worker of the current generation has answered, and is to stay."""
         return any(each.up for each in self._all.values() if self._current(each))
 
     @property
     def _log(self) -> Logger:
         return self.generation.log
 
-    def _current(self, worker: Worker) -> bool:
+    def _current(self, worker: WorkerProcess) -> bool:
         return worker.generation is self.generation and not worker.leaving
 
     # Start
@@ -155,8 +151,8 @@ class Workers:
                     return
 
     def _start(self, slot: int, died_young: int = 0) -> None:
-        if len(self._all) >= MOST:
-            self._log.alert(f"no more than {MOST} processes can be spawned")
+        if len(self._all) >= MAX_PROCESSES:
+            self._log.alert(f"no more than {MAX_PROCESSES} processes can be spawned")
             self.failed = True
             return
         try:
@@ -172,13 +168,20 @@ class Workers:
                 self._start_later(slot, died_young + 1)
             return
         self._log.notice(f"start {_NAME} {pid}")
-        worker = Worker(pid, slot, self.generation, self._clock(), died_young)
+        worker = WorkerProcess(
+            pid,
+            slot,
+            self.generation,
+            self._clock(),
+            died_young,
+            complaints=Complaints(self._clock),
+        )
         self._all[pid] = worker
         self._ask(worker)
 
     def _start_later(self, slot: int, died_young: int) -> int:
         """Start a worker in some seconds; returns how many."""
-        delay = min(1 << max(died_young - 2, 0), SLOWEST)
+        delay = min(1 << max(died_young - 2, 0), MAX_RESPAWN_DELAY)
         self._respawns.append((self._clock() + delay, slot, died_young))
         return delay
 
@@ -219,7 +222,7 @@ class Workers:
         self._respawns.clear()
         for worker in self._all.values():
             if not worker.leaving and worker.generation is not but:
-                self._order(worker, QUIT, signal.SIGQUIT)
+                self._order(worker, Order.QUIT, signal.SIGQUIT)
                 worker.leaving = True
 
     def stop(self, but: Generation | None = None) -> None:
@@ -227,7 +230,7 @@ class Workers:
         self._respawns.clear()
         for worker in self._all.values():
             if worker.generation is not but:
-                self._order(worker, STOP, signal.SIGTERM)
+                self._order(worker, Order.STOP, signal.SIGTERM)
                 worker.leaving = True
 
     def insist(self) -> None:
@@ -238,13 +241,13 @@ class Workers:
     def reopen_logs(self) -> None:
         """Order all to open their log files again."""
         for worker in self._all.values():
-            self._order(worker, REOPEN, signal.SIGUSR1)
+            self._order(worker, Order.REOPEN, signal.SIGUSR1)
 
-    def _order(self, worker: Worker, order: bytes, otherwise: Signals) -> None:
+    def _order(self, worker: WorkerProcess, order: Order, otherwise: Signals) -> None:
         if not self._processes.tell(worker.pid, order):
             self._kill(worker, otherwise)
 
-    def _kill(self, worker: Worker, number: Signals) -> None:
+    def _kill(self, worker: WorkerProcess, number: Signals) -> None:
         try:
             self._processes.kill(worker.pid, number)
         except OSError as error:
@@ -254,20 +257,29 @@ class Workers:
 
     def hear(self) -> None:
         """Take in what workers have said."""
+        self._unheard = False
         for worker in self._all.values():
-            if self._processes.hear(worker.pid):
+            heard = self._processes.hear(worker.pid)
+            if heard.alive:
                 worker.asked = None
                 worker.up = self.ever_up = True
+            if heard.invalid and worker.complaints.is_due():
+                self._log.alert(f"worker {worker.pid} sent an invalid message")
+            self._unheard = self._unheard or heard.more
 
     def until_next(self) -> float:
         """Seconds until `catch_up` has something to do."""
+        if self._unheard:
+            return 0.0
         due = [self._watch_at, *(due for due, _, _ in self._respawns)]
         if self._stop_at is not None:
             due.append(self._stop_at)
         return max(min(due) - self._clock(), 0.0)
 
     def catch_up(self) -> bool:
-        """Do what has become due; True if that was a look at who is stuck."""
+        """Do what has become due; True if it looked for stuck workers."""
+        if self._unheard:
+            self.hear()
         now = self._clock()
         if self._stop_at is not None and now >= self._stop_at:
             self._stop_again(now)
@@ -281,7 +293,7 @@ class Workers:
         return True
 
     def _stop_again(self, now: float) -> None:
-        if self._stop_delay > LAST_STOP:
+        if self._stop_delay > MAX_STOP_DELAY:
             for worker in self._all.values():
                 self._kill(worker, signal.SIGKILL)
         else:
@@ -290,7 +302,7 @@ class Workers:
         self._stop_at = now + self._stop_delay
 
     def _watch(self, now: float) -> None:
-        """Kill who is stuck, and ask the others whether they are alive."""
+        """Kill stuck workers, and ask the others whether they are alive."""
         self.hear()
         for worker in self._all.values():
             if worker.asked is None:
@@ -303,6 +315,6 @@ class Workers:
                 self._kill(worker, signal.SIGKILL)
                 worker.asked = now  # it may take its time to die, too
 
-    def _ask(self, worker: Worker) -> None:
-        if self._processes.tell(worker.pid, PING):
+    def _ask(self, worker: WorkerProcess) -> None:
+        if self._processes.tell(worker.pid, Order.PING):
             worker.asked = self._clock()

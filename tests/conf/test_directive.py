@@ -9,19 +9,19 @@ import pytest
 from mailproxy.conf.directive import (
     Block,
     Given,
-    Scope,
+    Reading,
     Settings,
     declarations,
     directive,
     documented,
 )
 from mailproxy.conf.places import BlockKind, Language
-from mailproxy.conf.resolve import Reader
+from mailproxy.conf.resolve import Interpreter
 from mailproxy.conf.syntax import parse
-from mailproxy.conf.tree import Directive, Source, Word
+from mailproxy.conf.tree import Directive, SourceText, Word
 from mailproxy.conf.values import HOUR, choices, duration, flag, words
 from mailproxy.mail.modules import MODULES
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +62,25 @@ def test_a_field_declares_what_the_directive_takes() -> None:
     }
 
 
-def read(text: str) -> Scope:
-    scope = Scope()
+def read(text: str) -> Reading:
+    reading = Reading()
     language = Language(
         settings=(BirdSettings,),
         blocks=(BlockKind(name="nest", parent="main", repeats="add"),),
     )
-    reader = Reader(language, scope)
-    reader._parse(Source("F", text), reader.main)  # noqa: SLF001 # without a file
-    scope.block = reader.main
-    return scope
+    interpreter = Interpreter(language, reading)
+    interpreter._parse(SourceText("F", text), interpreter.main)  # noqa: SLF001 # without a file
+    reading.block = interpreter.main
+    return reading
 
 
 def test_a_block_holds_what_is_written_in_it_and_asks_those_around_it() -> None:
-    scope = read("nest { song a; song b; } fly off; nest { fly on; }")
-    first, second = scope.block.blocks
-    assert BirdSettings.make(first, scope) == BirdSettings(fly=False, song=(b"a", b"b"))
-    assert BirdSettings.make(second, scope) == BirdSettings(fly=True)
+    reading = read("nest { song a; song b; } fly off; nest { fly on; }")
+    first, second = reading.block.blocks
+    assert BirdSettings.make(first, reading) == BirdSettings(
+        fly=False, song=(b"a", b"b")
+    )
+    assert BirdSettings.make(second, reading) == BirdSettings(fly=True)
     found = first.find("fly")
     assert found is not None
     assert str(found.position) == "F:1"
@@ -86,7 +88,7 @@ def test_a_block_holds_what_is_written_in_it_and_asks_those_around_it() -> None:
 
 
 def test_what_applies_can_be_asked_of_a_block_made_by_hand() -> None:
-    [statement], _ = parse(Source("F", "fly off;"))
+    [statement], _ = parse(SourceText("F", "fly off;"))
     block = Block("nest", Block("main"))
     assert not block.written("fly")
     block.given["fly"] = Given(False, statement)

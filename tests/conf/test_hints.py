@@ -17,8 +17,8 @@ from mailproxy.conf.resolve import NO_VARIABLES
 from mailproxy.mail.modules import MODULES
 from mailproxy.process.configuration import ConfigErrors, Configuration
 from mailproxy.process.configuration import load as load_options
-from mailproxy.process.core import EventsSettings, MainSettings
 from mailproxy.process.options import Options
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 Load = Callable[..., Configuration]
 OURS = sorted(

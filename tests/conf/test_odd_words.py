@@ -11,7 +11,7 @@ import pytest
 from mailproxy import cli, inspection
 from mailproxy.conf.directive import Declaration, declarations
 from mailproxy.mail.modules import MODULES
-from mailproxy.process.core import EventsSettings, MainSettings
+from mailproxy.process.settings import EventsSettings, MainSettings
 
 DECLARATIONS = {
     name: declaration

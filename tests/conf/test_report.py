@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy.conf.report import explanation, headline, printable
-from mailproxy.conf.tree import ConfigError, Position, Source
+from mailproxy.conf.tree import ConfigError, Position, SourceText
 from mailproxy.process.configuration import ConfigErrors, Configuration
 
 Load = Callable[..., Configuration]
@@ -20,7 +20,7 @@ def explain(load: Load) -> Callable[[str], str]:
     def read(text: str) -> str:
         with pytest.raises(ConfigErrors) as caught:
             load(text)
-        sources = {"C/main": Source("C/main", text)}
+        sources = {"C/main": SourceText("C/main", text)}
         return "".join(
             f"{headline(message, 'mailproxy')}\n{explanation(message, sources)}"
             for message in caught.value.messages
@@ -84,7 +84,7 @@ def test_a_message_without_place_has_its_remedy_only() -> None:
 def test_of_a_long_line_the_part_around_the_word_is_shown() -> None:
     text = "a" * 300 + " wrong " + "b" * 300
     error = ConfigError("x", Position("F", 1, 302))
-    shown, marks = explanation(error, {"F": Source("F", text)}).splitlines()
+    shown, marks = explanation(error, {"F": SourceText("F", text)}).splitlines()
     assert len(shown) <= 110
     at = marks.index("^^^^^")
     assert shown[at : at + 5] == "wrong"
@@ -102,7 +102,7 @@ def test_nothing_reaches_the_terminal_that_could_steer_it() -> None:
 
 
 def test_where_nginx_names_no_place_it_stands_below() -> None:
-    source = Source("C/main", "mail {\n  ssl_certificate x.pem;\n}\n")
+    source = SourceText("C/main", "mail {\n  ssl_certificate x.pem;\n}\n")
     message = ConfigError(
         'cannot load certificate "x.pem"',
         None,
@@ -124,7 +124,7 @@ def test_the_mark_goes_to_the_cause_where_nginx_names_another_place(
     line: int, place: str
 ) -> None:
     """The line of the cause is named, if nginx's line does not name it."""
-    source = Source("C/main", "mail {\n  ssl_session_ticket_key x; }\n}\n")
+    source = SourceText("C/main", "mail {\n  ssl_session_ticket_key x; }\n}\n")
     message = ConfigError(
         '"x" must be 48 or 80 bytes',
         Position("C/main", line, 1),
@@ -142,6 +142,6 @@ def test_the_mark_goes_to_the_cause_where_nginx_names_another_place(
 def test_a_private_key_in_a_configuration_is_not_shown() -> None:
     text = '\tssl_certificate_key "data:-----BEGIN PRIVATE KEY-----\\nMIGHAgEA";'
     message = ConfigError("wrong", Position("C/main", 1, 2))
-    shown = explanation(message, {"C/main": Source("C/main", text)})
+    shown = explanation(message, {"C/main": SourceText("C/main", text)})
     assert "MIGHAgEA" not in shown
     assert shown.startswith('    1 | \tssl_certificate_key "data:-----BEGIN PRIVATE')

@@ -10,6 +10,7 @@ from mailproxy.mail.imap import ImapSettings
 from mailproxy.mail.pop3 import Pop3Settings
 from mailproxy.mail.smtp import SmtpSettings
 from mailproxy.process.configuration import ConfigErrors, Configuration
+from tests.play import auth_http, auth_url
 
 Load = Callable[..., Configuration]
 Complain = Callable[..., list[str]]
@@ -81,9 +82,8 @@ def test_directives_of_lists_are_not_duplicates(load: Load) -> None:
     assert isinstance(server.protocol, ImapSettings)
     assert server.protocol.imap_auth == {"plain", "login"}
     assert server.protocol.imap_capabilities == (b"A", b"B")
-    assert server.auth.auth_http_header == ((b"X", b"1"), (b"X", b"1"))
-    assert server.auth.auth_http is not None
-    assert server.auth.auth_http.uri == b"/a"
+    assert auth_http(server).auth_http_header == ((b"X", b"1"), (b"X", b"1"))
+    assert auth_url(server).uri == b"/a"
 
 
 def test_the_line_of_an_error_is_that_of_the_terminator(complain: Complain) -> None:
@@ -110,9 +110,7 @@ def test_a_server_uses_its_own_value_then_that_of_mail_then_the_default(
     assert (first.core.timeout, second.core.timeout) == (7, 9)
     assert (first.proxy.proxy_timeout, second.proxy.proxy_timeout) == (7200, 10800)
     assert first.core.max_errors == 5
-    assert first.auth.auth_http is not None
-    assert second.auth.auth_http is not None
-    assert (first.auth.auth_http.uri, second.auth.auth_http.uri) == (b"/", b"/mail")
+    assert (auth_url(first).uri, auth_url(second).uri) == (b"/", b"/mail")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mailproxy.conf.tree import (
     ConfigError,
     Directive,
     Position,
-    Source,
+    SourceText,
     Word,
     decode,
     format_tree,
@@ -36,13 +36,13 @@ def shape(statements: list[Directive]) -> Tree:
 
 
 def read(text: str) -> Tree:
-    statements, error = parse(Source("F", text))
+    statements, error = parse(SourceText("F", text))
     assert error is None
     return shape(statements)
 
 
 def wrong(text: str) -> str:
-    error = parse(Source("F", text)).error
+    error = parse(SourceText("F", text)).error
     assert error is not None
     return str(error)
 
@@ -181,12 +181,12 @@ def test_a_carriage_return_does_not_end_a_comment() -> None:
 def test_words_and_comments_must_fit_into_nginx_s_buffer(
     text: str, message: str | None
 ) -> None:
-    error = parse(Source("F", text)).error
+    error = parse(SourceText("F", text)).error
     assert (None if error is None else str(error)) == message
 
 
 def test_statements_before_a_syntax_error_are_there() -> None:
-    statements, error = parse(Source("F", "a 1;\nb {\n c;\n d { e; ;"))
+    statements, error = parse(SourceText("F", "a 1;\nb {\n c;\n d { e; ;"))
     assert shape(statements) == [
         (["a", "1"], None),
         (["b"], [(["c"], None), (["d"], [(["e"], None)])]),
@@ -197,7 +197,7 @@ def test_statements_before_a_syntax_error_are_there() -> None:
 
 def test_the_text_of_g_has_no_blocks_and_no_limits() -> None:
     def globals_error(text: str) -> str | None:
-        error = parse(Source(COMMAND_LINE, text)).error
+        error = parse(SourceText(COMMAND_LINE, text)).error
         return None if error is None else str(error)
 
     missing = 'unexpected end of parameter, expecting ";" in command line'
@@ -213,7 +213,7 @@ def test_the_text_of_g_has_no_blocks_and_no_limits() -> None:
 
 
 def test_a_position_is_that_of_the_word_and_names_the_line_of_the_terminator() -> None:
-    [found], _ = parse(Source("F", "# é\n\tname 1\n  2\n;"))
+    [found], _ = parse(SourceText("F", "# é\n\tname 1\n  2\n;"))
     assert found.position == Position("F", 2, 2, 4)
     assert str(found.position) == "F:4"
     assert found.args[1].position == Position("F", 3, 3)
@@ -290,7 +290,7 @@ PIECES = st.sampled_from(
 
 @given(st.one_of(st.binary(max_size=200).map(decode), st.lists(PIECES).map("".join)))
 def test_any_bytes_give_a_tree_or_an_error_with_a_place(text: str) -> None:
-    statements, error = parse(Source("F", text))
+    statements, error = parse(SourceText("F", text))
     if error is not None:
         assert error.position is not None
         assert 1 <= error.position.line <= text.count("\n") + 1

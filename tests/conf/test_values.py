@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from mailproxy.conf import addresses, values
 from mailproxy.conf.addresses import AddressError, parse_url
-from mailproxy.conf.directive import Scope, Value
+from mailproxy.conf.directive import Reading, Value
 from mailproxy.conf.syntax import parse
-from mailproxy.conf.tree import ConfigError, Source
+from mailproxy.conf.tree import ConfigError, SourceText
 
 
-def convert(value: Value[object], text: str, scope: Scope | None = None) -> object:
+def convert(value: Value[object], text: str, reading: Reading | None = None) -> object:
     """What a directive `x` with these arguments comes to."""
-    [found], error = parse(Source("F", f"x {text};"))
+    [found], error = parse(SourceText("F", f"x {text};"))
     assert error is None
-    return value.parse(found, scope or Scope("/p/", "/c/"))
+    return value.parse(found, reading or Reading("/p/", "/c/"))
 
 
 def refusal(value: Value[object], text: str) -> str:
@@ -127,9 +127,9 @@ def test_a_choice_is_made_in_any_case() -> None:
 
 
 def test_choices_add_up_and_warn_of_what_is_said_twice() -> None:
-    scope = Scope()
-    assert convert(values.choices("A", "b"), "a B a", scope) == {"A", "b"}
-    assert [str(each) for each in scope.messages] == ['duplicate value "a" in F:1']
+    reading = Reading()
+    assert convert(values.choices("A", "b"), "a B a", reading) == {"A", "b"}
+    assert [str(each) for each in reading.messages] == ['duplicate value "a" in F:1']
     assert refusal(values.choices("a"), "a login") == 'invalid value "login"'
 
 
@@ -224,11 +224,11 @@ def test_networks() -> None:
 
 
 def test_bits_of_a_host_in_a_network_are_masked_with_a_warning() -> None:
-    scope = Scope()
-    assert convert(networks, "10.1.1.1/8", scope) == (
+    reading = Reading()
+    assert convert(networks, "10.1.1.1/8", reading) == (
         ipaddress.ip_network("10.0.0.0/8"),
     )
-    assert [str(each) for each in scope.messages] == [
+    assert [str(each) for each in reading.messages] == [
         "low address bits of 10.1.1.1/8 are meaningless in F:1"
     ]
 

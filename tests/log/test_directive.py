@@ -5,14 +5,15 @@ import socket
 
 import pytest
 
+from mailproxy.conf.addresses import Address, AddressError
 from mailproxy.log import DEBUG, ERROR, INFO, ErrorLog, parse_error_log
-from mailproxy.log.directive import Address, File, Filter, Memory, Stderr, Syslog
+from mailproxy.log.directive import File, Filter, Memory, Stderr, Syslog
 
 
 def address(text: str, port: int) -> Address:
     if text == "nosuch.invalid":
-        raise ValueError("host not found")
-    return socket.AF_INET, (text, port), f"{text}:{port}"
+        raise AddressError("host not found")
+    return Address(socket.AF_INET, (text, port), f"{text}:{port}")
 
 
 def parse(words: str) -> ErrorLog:
@@ -41,13 +42,15 @@ def parse(words: str) -> ErrorLog:
         ),
         (
             "syslog:server=10.0.0.1",
-            ErrorLog(Syslog((socket.AF_INET, ("10.0.0.1", 514), "10.0.0.1:514")), 4),
+            ErrorLog(
+                Syslog(Address(socket.AF_INET, ("10.0.0.1", 514), "10.0.0.1:514")), 4
+            ),
         ),
         (
             "syslog:server=10.0.0.1,facility=mail,severity=crit,tag=mp_1,nohostname info",
             ErrorLog(
                 Syslog(
-                    (socket.AF_INET, ("10.0.0.1", 514), "10.0.0.1:514"),
+                    Address(socket.AF_INET, ("10.0.0.1", 514), "10.0.0.1:514"),
                     facility=2,
                     tag="mp_1",
                     hostname=False,
@@ -114,6 +117,10 @@ def test_arguments_have_their_meaning(words: str, directive: ErrorLog) -> None:
         ("f filter=tag", 'missing filter type in "tag"'),
         ("f filter=tag:", 'empty filter pattern "tag:"'),
         ("f filter=tag:=", 'empty filter pattern "tag:="'),
+        (
+            "f filter=sourcefile:x.c",
+            '"error_log" directive source file filtering requires debug build',
+        ),
         (
             "f filter=colour:red",
             "error_log directive at /C/nginx.conf:3 has filter"

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.log import ERROR, ErrorLog, Logs, Workers, open_logs
+from mailproxy.log import ERROR, ErrorLog, Logs, WorkerAccount, open_logs
 from mailproxy.log import files as under_test
 from mailproxy.log.directive import File
 from mailproxy.log.files import Opened, RefusedError, open_for_appending
 
 UID = 33
-WORKERS = Workers(UID, frozenset({33, 4}))
+WORKERS = WorkerAccount(UID, frozenset({33, 4}))
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be tricked")
 
@@ -119,11 +119,11 @@ def no_open_ends() -> Iterator[None]:
         os.close(_open_ends.pop())
 
 
-def open_log(path: Path, workers: Workers | None = WORKERS) -> Logs:
+def open_log(path: Path, workers: WorkerAccount | None = WORKERS) -> Logs:
     return open_logs([ErrorLog(File(str(path)), ERROR)], default="", workers=workers)
 
 
-def opened(path: Path, workers: Workers | None = WORKERS) -> Opened:
+def opened(path: Path, workers: WorkerAccount | None = WORKERS) -> Opened:
     found = open_for_appending(str(path), workers)
     os.close(found.fd)
     return found
@@ -457,12 +457,12 @@ class TestRootsOwn:
         [
             (5, WORKERS, True),
             (4, WORKERS, False),
-            (5, Workers(), False),
-            (0, Workers(), True),
+            (5, WorkerAccount(), False),
+            (0, WorkerAccount(), True),
         ],
     )
     def test_group_matters_if_it_may_be_the_workers(
-        self, root: Path, group: int, workers: Workers, good: bool
+        self, root: Path, group: int, workers: WorkerAccount, good: bool
     ) -> None:
         os.chown(root, 0, group)
         root.chmod(0o775)

@@ -6,8 +6,8 @@ import base64
 
 import pytest
 
-from mailproxy.log.lines import LINE_LIMIT
-from mailproxy.mail.protocol import too_long_command
+from mailproxy.log.record import LINE_LIMIT
+from mailproxy.mail.commands import too_long_command
 from tests.play import Stage, load_server, play
 
 TOKEN = "t" * 3500

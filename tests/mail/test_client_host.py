@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mailproxy.log import ERROR, MailContext
+from mailproxy.log import ERROR, SessionInfo
 from mailproxy.mail.client_host import TEMPUNAVAIL, UNAVAILABLE, find_client_host
 from mailproxy.net.dns import Resolver, ResolverSettings
 from tests.captured_log import CapturedLog
@@ -36,7 +36,7 @@ async def client_host_of(
     resolver: Resolver, client: str = "192.0.2.1"
 ) -> tuple[bytes, list[str]]:
     captured = CapturedLog(ERROR)
-    context = MailContext(1, client, 99, "127.0.0.1:25")
+    context = SessionInfo(1, client, 99, "127.0.0.1:25")
     name = await find_client_host(resolver, context, captured.log.bind(context=context))
     events = [
         text.removesuffix(", server: 127.0.0.1:25") for _, text in captured.events

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.mail.imap_syntax import Field, Literal, parse_id
-from mailproxy.mail.protocol import BadCommand
+from mailproxy.mail.commands import BadCommand
+from mailproxy.mail.imap_syntax import Field, parse_id
+from mailproxy.mail.literals import Literal
 from tests.mail.test_imap import TLS, imap
 
 KEY, VALUE = "k" * 30, "v" * 1024

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from mailproxy.errors import BackendError
-from mailproxy.mail.protocol import send
-from mailproxy.net.lines import LineStream
+from mailproxy.log import SessionInfo
+from mailproxy.mail.backend import Backend
 from tests.memory import MemoryWire
 from tests.play import Stage, play
 
@@ -207,9 +207,9 @@ async def test_words_before_a_broken_pipe(said: str) -> None:
     wire = MemoryWire()
     wire.put(f"{said}\r\n".encode() if said else b"")
     wire.finish(errno.EPIPE)
-    backend = LineStream(wire, 4096, BackendError, "gone")
+    backend = Backend(wire, 4096, SessionInfo(1, "127.0.0.1"))
     with trio.fail_after(1), pytest.raises(BackendError) as caught:
-        await send(backend, b"USER u\r\n")
+        await backend.send(b"USER u\r\n")
     error = caught.value
     assert error.error is not None
     assert error.error.errno == errno.EPIPE
@@ -224,8 +224,8 @@ async def test_only_a_closed_connection_is_read_once_more() -> None:
     wire = MemoryWire()
     wire.put(b"421 not for you\r\n")
     wire.finish(errno.ENOBUFS)
-    backend = LineStream(wire, 4096, BackendError, "gone")
+    backend = Backend(wire, 4096, SessionInfo(1, "127.0.0.1"))
     with trio.fail_after(1), pytest.raises(BackendError) as caught:
-        await send(backend, b"USER u\r\n")
+        await backend.send(b"USER u\r\n")
     assert caught.value.event == "send() failed"
     assert caught.value.reply == b""

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.conf.addresses import SocketAddress
+from mailproxy.conf.addresses import IPAddress, SocketAddress
 from mailproxy.net.dns import Resolver
-from mailproxy.net.dns_messages import NOT_FOUND, Answer, IPAddress, packed
+from mailproxy.net.dns_messages import NOT_FOUND, Answer, packed
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemoryWire
-from tests.play import Stage, answer, load_server, play
+from tests.play import Stage, answer, auth_url, load_server, play
 
 TLS = "ssl_certificate ⟨cert⟩; ssl_certificate_key ⟨cert⟩;"
 ASKED = """
@@ -753,10 +753,7 @@ def converse(protocol: str, pieces: list[bytes]) -> tuple[object, ...]:
     """What everyone hears, and what is logged, when a client says this and leaves."""
     server = load_server(f"protocol {protocol}; {PROTOCOLS[protocol]}")
     stage = Stage(server)
-    assert server.auth.auth_http is not None
-    stage.network = network = Neighbours(
-        protocol, server.auth.auth_http.sockaddr, stage.log
-    )
+    stage.network = network = Neighbours(protocol, auth_url(server).sockaddr, stage.log)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:

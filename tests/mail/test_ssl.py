@@ -15,10 +15,12 @@ import trustme
 from trustme import KeyType
 
 from mailproxy.conf.report import explanation
-from mailproxy.conf.tree import Source
+from mailproxy.conf.tree import SourceText
 from mailproxy.mail.ssl import SslSettings
 from mailproxy.mail.ssl_values import Key, PasswordFile, SessionCache
 from mailproxy.net import openssl
+from mailproxy.net.openssl.headers import ssl_h
+from mailproxy.net.openssl.headers.prototype import has
 from mailproxy.process.configuration import ConfigErrors, Configuration, Loader
 from tests.tls import Certificates, shake_hands
 
@@ -187,7 +189,7 @@ def explain(load: Load, files: Certificates) -> Callable[[str], str]:
         (error,) = [e for e in caught.value.messages if e.level != "warn"]
         assert error.position is None, "nginx names no place"
         main = files.path("main")
-        text = explanation(error, {main: Source(main, files.text("main"))})
+        text = explanation(error, {main: SourceText(main, files.text("main"))})
         return text.replace(f"{files.directory}/", "")
 
     return read
@@ -534,7 +536,7 @@ def test_ticket_keys_that_are_none(
     assert messages(caught) == [f"{said} in {main}:{end_of_mail}"]
     # nginx's line names the brace; people are shown the directive.
     [error] = caught.value.messages
-    source = Source(main, files.text("main"))
+    source = SourceText(main, files.text("main"))
     shown = explanation(error, {main: source}).splitlines()
     assert shown[0] == f"  in {main}:7"
     assert shown[1].startswith(f"    7 | ssl_session_ticket_key {name};")
@@ -837,7 +839,7 @@ def test_commands_overrule_directives(
 def test_certificate_compression_is_there_or_warned_of(load: Load) -> None:
     whole = load("", f"starttls on; {PAIR} ssl_certificate_compression on;")
     said = [str(message) for message in whole.messages]
-    if not openssl.library.c.has("SSL_CTX_compress_certs"):
+    if not has(ssl_h.SSL_CTX_compress_certs):
         assert said == [
             '"ssl_certificate_compression" is not supported on this platform, ignored'
         ]

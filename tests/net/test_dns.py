@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from mailproxy.conf.addresses import Address
 from mailproxy.net.dns import CACHED, TIMED_OUT, Resolver
 from mailproxy.net.dns_messages import (
     NOT_FOUND,
@@ -21,7 +22,6 @@ from mailproxy.net.dns_messages import (
     Question,
     packed,
 )
-from mailproxy.net.dns_port import ServerAddress
 from tests.name_servers import (
     FIRST,
     NEVER,
@@ -174,7 +174,7 @@ class TestMemory:
         """The oldest answers make room for new ones."""
         asked = 0
 
-        async def ask(server: ServerAddress, question: Question) -> Answer:
+        async def ask(server: Address, question: Question) -> Answer:
             nonlocal asked
             asked += 1
             return Answer(0, (b"m.example",), ttl=1000)

@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from mailproxy.conf.addresses import Address
 from mailproxy.net.dns_messages import (
     NOT_FOUND,
     Answer,
@@ -29,7 +30,6 @@ from mailproxy.net.dns_port import (
     MAX_STRAYS,
     PORT_AGE,
     PORT_QUERIES,
-    ServerAddress,
 )
 from mailproxy.net.dns_transport import PORTS, STREAMS, Transport
 from mailproxy.net.engine import Engine
@@ -157,7 +157,7 @@ async def test_over_ipv6() -> None:
     engine = Engine()
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp:
         udp.bind(("::1", 0))
-        address = ServerAddress(socket.AF_INET6, udp.getsockname(), "[::1]")
+        address = Address(socket.AF_INET6, udp.getsockname(), "[::1]")
         transport = Transport(engine)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.run)

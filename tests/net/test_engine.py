@@ -1,29 +1,58 @@
 """The engine in company: what else a worker waits for is noticed at once.
 
 Sessions only relay meanwhile, so that the engine waits in trio's place. Whatever is to
-wake the worker happens in another process, once this one is asleep.
+wake the worker happens in another process, once this one is asleep. Each test runs in
+a process of its own: threads that other tests have left, even idle ones of trio's, would
+keep the engine from waiting there, and nothing would be shown.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import select
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import ParamSpec
 
+import pytest
 import trio
 
 from mailproxy.net.engine import Engine
 from mailproxy.net.relay import Relay
 from mailproxy.net.wire import Wire
 
+P = ParamSpec("P")
+
 PATIENCE = 30.0
 """Seconds to the one deadline that a deaf engine would wait for."""
 EPOLL_WAIT = {"232", "22", "281"}
 """epoll_wait(2) of x86-64, and epoll_pwait(2) of it and of most others."""
+
+
+def in_a_process(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Run an asynchronous test in a process without other threads."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                assert threading.active_count() == 1
+                trio.run(functools.partial(test, *args, **kwargs))
+                status = 0
+            except BaseException:  # noqa: BLE001 # pytest is the other process
+                traceback.print_exc()
+            os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+
+    return run
 
 
 @contextmanager
@@ -83,6 +112,7 @@ async def worker() -> AsyncIterator[tuple[socket.socket, socket.socket]]:
         engine.close()
 
 
+@in_a_process
 async def test_relaying_goes_on_while_the_engine_waits() -> None:
     read_end, write_end = os.pipe()
     async with worker() as (client, backend):
@@ -98,6 +128,7 @@ async def test_relaying_goes_on_while_the_engine_waits() -> None:
     os.close(write_end)
 
 
+@in_a_process
 async def test_the_result_of_a_thread_wakes_the_worker() -> None:
     read_end, write_end = os.pipe()
     async with worker():
@@ -107,6 +138,7 @@ async def test_the_result_of_a_thread_wakes_the_worker() -> None:
     os.close(write_end)
 
 
+@in_a_process
 async def test_a_readable_socket_of_trio_s_wakes_the_worker() -> None:
     ours, theirs = trio.socket.socketpair()
     async with worker():
@@ -116,6 +148,7 @@ async def test_a_readable_socket_of_trio_s_wakes_the_worker() -> None:
     theirs.close()
 
 
+@in_a_process
 async def test_a_writable_socket_of_trio_s_wakes_the_worker() -> None:
     ours, theirs = trio.socket.socketpair()
     sent = 0
@@ -135,6 +168,7 @@ async def test_a_writable_socket_of_trio_s_wakes_the_worker() -> None:
     theirs.close()
 
 
+@in_a_process
 async def test_a_deadline_wakes_the_worker() -> None:
     async with worker():
         began = trio.current_time()
@@ -142,6 +176,7 @@ async def test_a_deadline_wakes_the_worker() -> None:
         assert trio.current_time() - began < PATIENCE
 
 
+@in_a_process
 async def test_a_call_from_another_thread_wakes_the_worker() -> None:
     token = trio.lowlevel.current_trio_token()
     read_end, write_end = os.pipe()
@@ -157,5 +192,81 @@ async def test_a_call_from_another_thread_wakes_the_worker() -> None:
         with once_asleep(lambda: os.write(write_end, b"x")):
             await called.wait()
         thread.join()
+    os.close(read_end)
+    os.close(write_end)
+
+
+@in_a_process
+async def test_a_thread_that_ends_as_the_engine_looks_wakes_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread may leave a call and be gone while the engine asks who else there is."""
+    token = trio.lowlevel.current_trio_token()
+    called = trio.Event()
+    go_on = threading.Event()
+    count = threading.active_count
+
+    def call() -> None:
+        go_on.wait(PATIENCE)
+        token.run_sync_soon(called.set)
+
+    thread = threading.Thread(target=call)
+
+    def count_after_its_end() -> int:
+        if not thread.ident or go_on.is_set():
+            return count()
+        go_on.set()
+        thread.join(PATIENCE)
+        return count()
+
+    async with worker():
+        thread.start()
+        monkeypatch.setattr(threading, "active_count", count_after_its_end)
+        await called.wait()
+
+
+@pytest.mark.parametrize("asleep", [False, True], ids=["in trio", "in its place"])
+@in_a_process
+async def test_a_handler_that_fails_ends_the_engine(*, asleep: bool) -> None:
+    """trio would drop an instrument that raises, and the worker would go on without."""
+    engine = Engine()
+    ours, theirs = socket.socketpair()
+
+    def fail(events: int) -> None:
+        if events & select.EPOLLIN:
+            raise LookupError(ours)
+
+    engine.register(ours.fileno(), fail)
+    if asleep:
+        trio.lowlevel.add_instrument(engine)
+    with trio.fail_after(PATIENCE) as limit:
+        with once_asleep(lambda: theirs.send(b"x")), pytest.raises(LookupError):
+            await engine.run()
+        # The engine waits for nobody any more, and so not in trio's place.
+        await trio.sleep(0.01)
+        assert trio.current_time() < limit.deadline
+    if asleep:
+        trio.lowlevel.remove_instrument(engine)  # it is still there
+    engine.close()
+    ours.close()
+    theirs.close()
+
+
+@in_a_process
+async def test_a_cancelled_engine_leaves_the_waiting_to_trio() -> None:
+    engine = Engine()
+    trio.lowlevel.add_instrument(engine)
+    read_end, write_end = os.pipe()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(PATIENCE) as limit:
+        engine.woke = False  # as after a round in which only handlers had work
+        with once_asleep(lambda: os.write(write_end, b"x")):
+            await trio.lowlevel.wait_readable(read_end)
+        assert trio.current_time() < limit.deadline
+    trio.lowlevel.remove_instrument(engine)
+    engine.close()
     os.close(read_end)
     os.close(write_end)

@@ -28,9 +28,12 @@ NO_MORE = (
 )
 """How `ssl` says that the peer is gone."""
 BAD_RECORD = ssl.SSLError(
-    1, "[SSL: BAD_RECORD_MAC] decryption failed or bad record mac (_ssl.c:1)"
+    1,
+    "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] "
+    "decryption failed or bad record mac (_ssl.c:1)",
 )
 BAD_RECORD.library = "SSL"
+BAD_RECORD.reason = "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"
 OUR_FAULT = ssl.SSLError(1, "[SSL] internal error (_ssl.c:1)")
 OUR_FAULT.library = "SSL"
 

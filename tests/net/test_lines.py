@@ -37,9 +37,6 @@ class _Segments:
     async def send_all(self, data: bytes) -> None:
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    async def aclose(self) -> None:
-        pass
-
 
 async def test_lines_come_one_by_one() -> None:
     lines = stream_of(b"a\r\nb\nc", b"d\n")
@@ -70,6 +67,14 @@ async def test_parts_of_a_command_share_the_buffer() -> None:
     assert (literal, await lines.read_line(len(line) + 3)) == (b"xyz", b"\n")
     with pytest.raises(TooLong):
         await stream_of(b"abc {9}\nxyzxyz", limit=12).read_exactly(9, 8)
+
+
+async def test_a_literal_that_is_here_already_may_be_too_long_for_its_command() -> None:
+    lines = stream_of(b"{9}\nxyzxyzxyz", limit=13)
+    line = await lines.read_line()
+    with pytest.raises(TooLong) as raised:
+        await lines.read_exactly(9, len(line) + 1)
+    assert raised.value.received == b"xyzxyzxy"
 
 
 async def test_the_rest_is_handed_over() -> None:

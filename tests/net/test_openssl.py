@@ -21,13 +21,22 @@ import pytest
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import NameOID
 from trustme import KeyType
 
 from mailproxy.net import openssl
-from mailproxy.net.openssl import ContextBuilder, OpenSSLError, callbacks, library
-from mailproxy.net.sessions import SessionZone
+from mailproxy.net.openssl import (
+    ContextBuilder,
+    OpenSSLError,
+    callbacks,
+    certificates,
+    library,
+    peers,
+)
+from mailproxy.net.openssl.headers import pem_h, ssl_h, store_h
+from mailproxy.net.openssl.headers.prototype import has
+from mailproxy.net.tls_sessions import SessionZone
 from mailproxy.process.configuration import load
 from mailproxy.process.options import Options
 from tests.tls import Certificates, shake_hands
@@ -104,16 +113,6 @@ def test_an_unknown_layout_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy.net.openssl.contexts.unreachable", lambda: reason)
     with pytest.raises(OpenSSLError, match="layout"):
         ContextBuilder(BOTH)
-
-
-def test_openssl_has_all_that_is_called() -> None:
-    lacking = {name for name in library._SIGNATURES if not library.c.has(name)}  # noqa: SLF001 - the table
-    assert lacking <= {"SSL_CTX_compress_certs"}
-
-
-def test_a_function_that_openssl_lacks_is_an_error_when_called() -> None:
-    with pytest.raises(OpenSSLError, match=r"SSL_nothing\(\) is not available in"):
-        library.c.SSL_nothing()
 
 
 # -- versions, ciphers, groups -----------------------------------------------------
@@ -321,8 +320,8 @@ def _make_engine(key_file: str) -> int:
     def load(engine: int, name: int, method: int, data: int) -> int | None:
         if ctypes.string_at(name) != b"ec":
             return None
-        bio = library.c.BIO_new_file(key_file.encode(), b"r")
-        return library.c.PEM_read_bio_PrivateKey(bio, None, None, None)
+        bio = pem_h.BIO_new_file(key_file.encode(), b"r")
+        return pem_h.PEM_read_bio_PrivateKey(bio, None, None, None)
 
     engine = pointer(lib.ENGINE_new())
     lib.ENGINE_set_id(engine, b"ours")
@@ -337,7 +336,7 @@ def _make_engine(key_file: str) -> int:
 
 _kept: list[object] = []
 needs_engines = pytest.mark.skipif(
-    not library.c.has("ENGINE_new"), reason="this OpenSSL has no engines"
+    not has(store_h.ENGINE_by_id), reason="this OpenSSL has no engines"
 )
 
 
@@ -377,9 +376,68 @@ def test_a_key_of_an_engine(files: Certificates) -> None:
 def test_compression_is_refused_where_openssl_has_none(make: Make) -> None:
     server = make()
     assert server.compress_certificates(enable=False)
-    assert server.compress_certificates(enable=True) is library.c.has(
-        "SSL_CTX_compress_certs"
+    assert server.compress_certificates(enable=True) is has(
+        ssl_h.SSL_CTX_compress_certs
     )
+
+
+Signer = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | dsa.DSAPrivateKey
+
+
+Digest = hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | hashes.SHA3_256
+
+
+def self_signed(key: Signer, digest: Digest) -> bytes:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    builder = builder.public_key(key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(datetime(1951, 12, 31, 23, 59, 58, tzinfo=UTC))
+    builder = builder.not_valid_after(datetime(2055, 1, 2, 3, 4, 5, tzinfo=UTC))
+    return builder.sign(key, digest).public_bytes(serialization.Encoding.DER)
+
+
+@pytest.mark.parametrize(
+    ("key", "digest", "signature", "kind"),
+    [
+        (rsa.generate_private_key(65537, 2048), hashes.SHA384(), "RSA-SHA384", "RSA2048"),
+        (ec.generate_private_key(ec.SECP384R1()), hashes.SHA512(), "ecdsa-with-SHA512", "EC384"),
+        (ec.generate_private_key(ec.SECP256R1()), hashes.SHA3_256(), "id-ecdsa-with-sha3-256", "EC256"),
+        (dsa.generate_private_key(2048), hashes.SHA256(), "dsa_with_SHA256", "DSA2048"),
+    ],
+    ids=["RSA", "EC", "SHA3", "DSA"],
+)  # fmt: skip
+def test_a_certificate_is_described_in_openssl_s_words(
+    key: Signer, digest: Digest, signature: str, kind: str
+) -> None:
+    der = self_signed(key, digest)
+    shown = certificates.server_certificate(der)
+    assert shown == openssl.ServerCertificate(signature.encode(), kind.encode())
+    ran = subprocess.run(
+        ["openssl", "x509", "-inform", "DER", "-noout", "-dates"],
+        input=der,
+        capture_output=True,
+        check=True,
+    )
+    form = "not%s=%%b %%d %%H:%%M:%%S %%Y GMT"
+    validity = certificates.validity(der)
+    assert validity.begins is not None
+    assert validity.ends is not None
+    assert ran.stdout.decode().replace("  ", " 0").splitlines() == [
+        validity.begins.strftime(form % "Before"),
+        validity.ends.strftime(form % "After"),
+    ]
+
+
+def test_what_cannot_be_read_of_a_certificate_limits_nothing() -> None:
+    """OpenSSL accepts an unknown version of X.509, `cryptography` does not."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    good = self_signed(key, hashes.SHA256())
+    bad = good.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), 1)
+    assert peers.describe(bad).common_name == b"a"
+    assert certificates.validity(bad) == openssl.Validity(None, None)
+    assert certificates.server_certificate(bad) is None
+    with pytest.raises(ValueError, match="version"):
+        certificates.peer_certificate(bad)
 
 
 # -- ALPN, SNI, renegotiation ------------------------------------------------------
@@ -403,7 +461,7 @@ def test_alpn_takes_the_protocol_or_refuses(
         openssl.error_text(error)
         == "error:0A0000EB:SSL routines::no application protocol"
     )
-    assert openssl.error_level(error) == "info"
+    assert openssl.is_peers_fault(error)
 
 
 def test_any_server_name_is_accepted_and_known(make: Make, files: Certificates) -> None:
@@ -881,24 +939,22 @@ def test_wrong_commands(
 
 
 @pytest.mark.parametrize(
-    ("sent", "text", "level"),
+    ("sent", "text"),
     [
-        (b"GET / HTTP/1.0\r\n\r\n", "0A00009C:SSL routines::http request", "info"),
-        (b"a1 LOGIN x y\r\n", "0A00010B:SSL routines::wrong version number", "info"),
+        (b"GET / HTTP/1.0\r\n\r\n", "0A00009C:SSL routines::http request"),
+        (b"a1 LOGIN x y\r\n", "0A00010B:SSL routines::wrong version number"),
         (
             b"\x15\x03\x01\x00\x02\x02\x28",
             "0A0000F4:SSL routines::unexpected message",
-            "info",
         ),
         (
             b"\x16\x03\x01\xff\xff",
             "0A0000C6:SSL routines::packet length too long",
-            "info",
         ),
     ],
 )
 def test_what_is_logged_of_a_client_that_speaks_no_tls(
-    make: Make, sent: bytes, text: str, level: str
+    make: Make, sent: bytes, text: str
 ) -> None:
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = make().context.wrap_bio(up, down, server_side=True)
@@ -906,7 +962,7 @@ def test_what_is_logged_of_a_client_that_speaks_no_tls(
     with pytest.raises(ssl.SSLError) as caught:
         server.do_handshake()
     assert openssl.error_text(caught.value) == f"error:{text}"
-    assert openssl.error_level(caught.value) == level
+    assert openssl.is_peers_fault(caught.value)
 
 
 def test_what_is_logged_of_an_alert(make: Make) -> None:
@@ -925,7 +981,7 @@ def test_what_is_logged_of_an_alert(make: Make) -> None:
     assert openssl.error_text(caught.value) == (
         "error:0A000418:SSL routines::tlsv1 alert unknown ca:SSL alert number 48"
     )
-    assert openssl.error_level(caught.value) == "info"
+    assert openssl.is_peers_fault(caught.value)
 
 
 def test_a_client_that_leaves_during_the_handshake(make: Make) -> None:
@@ -947,7 +1003,7 @@ def test_a_client_that_leaves_during_the_handshake(make: Make) -> None:
 )
 def test_errors_without_a_code(error: ssl.SSLError, text: str) -> None:
     assert openssl.error_text(error) == text
-    assert openssl.error_level(error) == "crit"
+    assert not openssl.is_peers_fault(error)
 
 
 def test_a_whole_queue_of_errors_is_shown(files: Certificates) -> None:

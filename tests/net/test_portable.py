@@ -68,6 +68,8 @@ _OIDS = [
     NameOID.USER_ID,
     NameOID.SURNAME,
     NameOID.SERIAL_NUMBER,
+    NameOID.JURISDICTION_LOCALITY_NAME,
+    NameOID.INN,
     ObjectIdentifier("1.3.6.1.4.1.99999.1"),
 ]
 _ATTRIBUTE = st.builds(
@@ -368,7 +370,7 @@ def test_the_memory_for_refused_sessions_is_bounded(
     files: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.issue("deep", ca=files.ca.create_child_ca(key_type=KeyType.ECDSA))
-    monkeypatch.setattr(plain, "_MOST_SESSIONS", 3)
+    monkeypatch.setattr(plain, "_MAX_SESSIONS", 3)
     context = verifying(files, 0).context
     for _ in range(5):
         done = shake_hands(context, files.client(version=TLS1_2, own="deep"))

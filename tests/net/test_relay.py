@@ -19,6 +19,7 @@ from mailproxy.net.idle import Connection, Reuse
 from mailproxy.net.network import Network
 from mailproxy.net.relay import PIPES, Ended, Relay
 from mailproxy.net.wire import Wire
+from tests.net.test_wire import no_descriptors_left
 
 MIB = 1 << 20
 
@@ -204,6 +205,44 @@ async def test_more_transfers_than_pipes() -> None:
                 transfers.start_soon(transfer)
 
 
+def reset(connection: socket.socket) -> None:
+    """Break a connection, without the relay's having a chance to send the rest."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    connection.close()
+
+
+async def test_without_descriptors_for_pipes_transfers_are_copied() -> None:
+    data = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(MIB // 8))
+    async with running() as relay, trio.open_nursery() as nursery:
+        client, backend = await Session(relay).carry(nursery)
+        with no_descriptors_left():
+            async with trio.open_nursery() as both:
+                both.start_soon(backend.send_all, data)
+                assert await receive_exactly(client, len(data)) == data
+        await client.aclose()
+
+
+async def test_a_wire_sends_more_than_the_kernel_takes_at_a_time() -> None:
+    data = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(MIB // 4))
+    async with running() as relay, trio.open_nursery() as nursery:
+        ours, peer = tcp_pair()
+        wire = Wire(relay.engine, ours)
+        nursery.start_soon(wire.send_all, data)
+        assert await receive_exactly(stream(peer), len(data)) == data
+        wire.close()
+        wire.close()  # does nothing
+
+
+async def test_a_broken_connection_is_not_quiet() -> None:
+    async with running() as relay:
+        ours, peer = tcp_pair()
+        wire = Wire(relay.engine, ours)
+        assert wire.is_quiet()
+        reset(peer)
+        assert not wire.is_quiet()
+        wire.close()
+
+
 @contextmanager
 def blocking_client(
     connection: socket.socket, context: ssl.SSLContext
@@ -318,7 +357,7 @@ async def test_a_reset_is_the_end_and_is_told() -> None:
         assert await backend.receive_some() == b""
     assert session.ended is not None
     assert isinstance(session.ended.error, ConnectionResetError)
-    assert session.ended.action == "proxying and reading from client"
+    assert session.ended.side == "client"
 
 
 async def test_a_backend_that_closed_before_the_relay_is_noticed() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mailproxy.process import signals
-from mailproxy.process.children import ALIVE, PING, QUIT, Children, End
+from mailproxy.process.children import MESSAGES_IN_A_ROW, Children, End, Heard
+from mailproxy.process.messages import MAX_FRAME, Order, read_order, write_order
 from tests.processes import PATIENCE, wait_for
 
 
@@ -40,7 +41,7 @@ def end(children: Children) -> End:
 
 def receive(orders: socket.socket) -> bytes:
     assert select.select([orders], [], [], PATIENCE)[0]
-    return orders.recv(16)
+    return orders.recv(MAX_FRAME)
 
 
 def test_exit_code_is_what_the_work_returns(children: Children) -> None:
@@ -70,38 +71,106 @@ def test_end_by_a_signal_is_told(children: Children) -> None:
 
 def test_orders_arrive_one_by_one(children: Children) -> None:
     def work(orders: socket.socket) -> int:
-        return [receive(orders), receive(orders)] != [PING, QUIT]
+        told = [read_order(receive(orders))[0] for _ in range(2)]
+        return told != [Order.PING, Order.QUIT]
 
     pid = children.start(work)
-    assert children.tell(pid, PING)
-    assert children.tell(pid, QUIT)
+    assert children.tell(pid, Order.PING)
+    assert children.tell(pid, Order.QUIT)
     assert end(children).code == 0
     with pytest.raises(KeyError):
-        children.tell(pid, QUIT)
+        children.tell(pid, Order.QUIT)
 
 
 def test_answer_is_heard_and_signalled(children: Children) -> None:
     def work(orders: socket.socket) -> int:
         receive(orders)
-        orders.send(ALIVE)
+        orders.send(write_order(Order.ALIVE))
         receive(orders)
         return 0
 
     pid = children.start(work)
-    assert not children.hear(pid)
-    children.tell(pid, PING)
+    assert not children.hear(pid).alive
+    children.tell(pid, Order.PING)
     assert signals.wait(PATIENCE, [signal.SIGIO])
-    assert children.hear(pid)
-    assert not children.hear(pid)
-    children.tell(pid, QUIT)
+    assert children.hear(pid).alive
+    assert not children.hear(pid).alive
+    children.tell(pid, Order.QUIT)
+    assert end(children).code == 0
+
+
+ALIVE = write_order(Order.ALIVE)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"alive", ALIVE[:-1], ALIVE + b"x", write_order(Order.STOP), bytes(1 << 17)],
+    ids=["empty", "text", "short", "long", "order", "too long"],
+)
+def test_invalid_message_is_told_and_the_next_one_heard(
+    children: Children, frame: bytes
+) -> None:
+    def work(orders: socket.socket) -> int:
+        orders.send(frame)
+        orders.send(ALIVE)
+        return read_order(receive(orders))[0] != Order.QUIT
+
+    pid = children.start(work)
+    heard: list[Heard] = []
+
+    def all_heard() -> bool:
+        heard.append(children.hear(pid))
+        return heard[-1].alive
+
+    wait_for(all_heard, "the worker")
+    assert any(each.invalid for each in heard)
+    assert not any(each.more for each in heard)
+    assert children.hear(pid) == Heard()
+    assert children.tell(pid, Order.QUIT)
+    assert end(children).code == 0
+
+
+def test_worker_that_floods_is_heard_in_pieces(children: Children) -> None:
+    """However much it says, the master has its turn between the pieces."""
+
+    def work(orders: socket.socket) -> int:
+        for _ in range(2 * MESSAGES_IN_A_ROW):
+            orders.send(b"x")
+        orders.send(ALIVE)
+        return 0
+
+    pid = children.start(work)
+    assert signals.wait(PATIENCE, [signal.SIGCHLD])
+    assert [children.hear(pid) for _ in range(4)] == [
+        Heard(invalid=True, more=True),
+        Heard(invalid=True, more=True),
+        Heard(alive=True),
+        Heard(),
+    ]
+    assert end(children).code == 0
+
+
+def test_order_that_finds_no_room_is_not_sent(children: Children) -> None:
+    """A worker that does not listen does not stop the master."""
+
+    def work(orders: socket.socket) -> int:
+        assert read_order(receive(orders))[0] == Order.PING
+        signal.sigwait([signal.SIGUSR1])
+        return 0
+
+    pid = children.start(work)
+    while children.tell(pid, Order.PING):
+        pass
+    assert not children.tell(pid, Order.QUIT)
+    children.kill(pid, signal.SIGUSR1)
     assert end(children).code == 0
 
 
 def test_dead_child_cannot_be_told(children: Children) -> None:
     pid = children.start(lambda _: 0)
     assert signals.wait(PATIENCE, [signal.SIGCHLD])
-    assert not children.tell(pid, PING)
-    assert not children.hear(pid)
+    assert not children.tell(pid, Order.PING)
+    assert not children.hear(pid).alive
     assert end(children).pid == pid
 
 

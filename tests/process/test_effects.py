@@ -173,6 +173,14 @@ def test_sessions_are_logged_where_their_server_says(site: Site) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(site.directory / "sock"))
         is_told("quiet.log", 2)
+
+    def greetings() -> list[str]:
+        said = (site.directory / "quiet.log").read_text().splitlines()
+        return [line for line in said if 'to client: "* OK IMAP4 ready"' in line]
+
+    site.wait_for(lambda: len(greetings()) >= 2, "the dialogues of both")
+    assert len(greetings()) == 2, "the one of 127.0.0.1 is not shown"
+    assert all(" [debug] " in line for line in greetings())
     of_one, of_the_other = lines("quiet.log")
     assert "client 127.0.0.9:" in of_one
     assert "client unix: " in of_the_other

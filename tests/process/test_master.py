@@ -7,6 +7,7 @@ from pathlib import Path
 from signal import (
     SIGHUP,
     SIGINT,
+    SIGIO,
     SIGKILL,
     SIGQUIT,
     SIGTERM,
@@ -18,7 +19,8 @@ from signal import (
 
 import pytest
 
-from mailproxy.process.core import MainSettings
+from mailproxy.process.children import MESSAGES_IN_A_ROW
+from mailproxy.process.settings import MainSettings
 from tests.process.world import NEW_BINARY, PROGRAM, Story, World
 
 
@@ -324,6 +326,44 @@ class TestWatchdog:
             assert line.startswith("[alert] worker process 102 is stuck: no answer for")
             yield world.dies(102, by=9)
             assert world.running == [101, 103]
+
+        world.play(story)
+
+    def test_invalid_messages_are_told_once_a_second(self, world: World) -> None:
+        def story(world: World) -> Story:
+            world.log()
+            world.invalid = {101: 2, 102: 1}
+            yield SIGIO
+            told = [
+                f"[alert] worker {pid} sent an invalid message" for pid in (101, 102)
+            ]
+            assert world.log() == told
+            for _ in range(9):
+                world.invalid = {101: 1}
+                yield SIGIO
+                yield 0.1
+            assert world.log() == []
+            yield 0.1
+            world.invalid = {101: 1}
+            yield SIGIO
+            assert world.log() == told[:1]
+            yield 1000.0
+            assert (world.killed, world.told, world.log()) == ([], [], [])
+
+        world.play(story)
+
+    def test_signals_are_taken_while_a_worker_floods(self, world: World) -> None:
+        """What it says is heard in pieces, and without being told again."""
+
+        def story(world: World) -> Story:
+            world.log()
+            world.invalid = {101: 9 * MESSAGES_IN_A_ROW + 1}
+            yield SIGIO
+            yield SIGUSR1
+            assert world.invalid[101] > 0
+            assert world.told == ["101 reopen", "102 reopen"]
+            yield 0.001
+            assert world.invalid[101] == 0
 
         world.play(story)
 

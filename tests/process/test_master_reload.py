@@ -20,10 +20,10 @@ from signal import (
 
 import pytest
 
-from mailproxy.process.core import MainSettings
 from mailproxy.process.generation import Generation
 from mailproxy.process.notify import Notify
-from mailproxy.process.workers import MOST
+from mailproxy.process.settings import MainSettings
+from mailproxy.process.workers import MAX_PROCESSES
 from tests.process.world import NEW_BINARY, READER, Story, World
 
 UNREAD = "[emerg] the configuration could not be read, nothing is changed"
@@ -345,15 +345,16 @@ class TestWorkersThatCannotBeForked:
             world.log()
             yield world.has_read()
             assert world.log()[-2:] == [
-                f"[alert] no more than {MOST} processes can be spawned",
+                f"[alert] no more than {MAX_PROCESSES} processes can be spawned",
                 NO_WORKERS,
             ]
             assert set(world.told) == {
-                f"{pid} stop" for pid in range(101 + MOST // 2 + 1, 101 + MOST)
+                f"{pid} stop"
+                for pid in range(101 + MAX_PROCESSES // 2 + 1, 101 + MAX_PROCESSES)
             }
 
         world.main = world.next_main = replace(
-            world.main, worker_processes=MOST // 2 + 1
+            world.main, worker_processes=MAX_PROCESSES // 2 + 1
         )
         world.play(story)
 

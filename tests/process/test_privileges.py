@@ -14,7 +14,6 @@ from typing import cast
 
 import pytest
 
-from mailproxy.process.core import Affinity, MainSettings, User
 from mailproxy.process.privileges import (
     UnfitError,
     become_worker,
@@ -22,6 +21,7 @@ from mailproxy.process.privileges import (
     environment,
     set_environment,
 )
+from mailproxy.process.settings import Affinity, MainSettings, User
 from tests.captured_log import CapturedLog
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")

@@ -24,7 +24,7 @@ from signal import (
 import pytest
 
 from mailproxy.process import signals
-from mailproxy.process.signals import Descriptor, Received
+from mailproxy.process.signals import Received, SignalDescriptor
 from tests.fakes import FakeAuth, FakeImap, granted
 from tests.process.site import Client, Site, children, title
 from tests.processes import answers, wait_for
@@ -249,7 +249,7 @@ class TestReceived:
 
     def test_sender_is_known_to_who_reads(self) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [SIGUSR1, SIGWINCH])
-        descriptor = Descriptor()
+        descriptor = SignalDescriptor()
         try:
             assert descriptor.read() == []
             os.kill(os.getpid(), SIGWINCH)

@@ -23,13 +23,14 @@ from pathlib import Path
 from mailproxy.log import NOTICE, ErrorLog, Logger, open_logs
 from mailproxy.log.directive import File
 from mailproxy.outside import Findings
-from mailproxy.process.children import End, SpawnError
+from mailproxy.process.children import MESSAGES_IN_A_ROW, End, Heard, SpawnError
 from mailproxy.process.configuration import Configuration, Messages
-from mailproxy.process.core import EventsSettings, MainSettings
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.master import Master, Origin, Pause
+from mailproxy.process.messages import Order
 from mailproxy.process.notify import Notify
 from mailproxy.process.reader import Reader
+from mailproxy.process.settings import EventsSettings, MainSettings
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.upgrade import Successor
 
@@ -72,6 +73,8 @@ class World:
     prompt: bool = True
     mute: set[int] = field(default_factory=set)
     """Workers that never answer."""
+    invalid: dict[int, int] = field(default_factory=dict)
+    """How many invalid messages of a worker wait, by its pid."""
     forks: int = 1 << 30
     """How many more processes can be had."""
     readers: int = 1 << 30
@@ -234,20 +237,24 @@ class World:
             raise OSError(11, os.strerror(11))
         return NEW_BINARY
 
-    def tell(self, pid: int, order: bytes) -> bool:
-        if order == b"ping":
+    def tell(self, pid: int, order: Order) -> bool:
+        if order == Order.PING:
             self._pinged.add(pid)
         else:
-            self.told.append(f"{pid} {order.decode()}")
+            self.told.append(f"{pid} {order.name.lower()}")
         return True
 
-    def hear(self, pid: int) -> bool:
+    def hear(self, pid: int) -> Heard:
+        waiting = self.invalid.get(pid, 0)
+        taken = min(waiting, MESSAGES_IN_A_ROW)
+        self.invalid[pid] = waiting - taken
+        alive = pid in self._answered
         if self.prompt and pid in self._pinged - self.mute:
             self._pinged.remove(pid)
-            return True
-        heard = pid in self._answered
-        self._answered.discard(pid)
-        return heard
+            alive = True
+        else:
+            self._answered.discard(pid)
+        return Heard(alive=alive, invalid=taken > 0, more=taken == MESSAGES_IN_A_ROW)
 
     def kill(self, pid: int, number: int) -> None:
         self.killed.append(f"{pid} {number}")

@@ -10,7 +10,7 @@ import socket
 import pytest
 from trio.testing import MockClock
 
-from mailproxy.mail.auth.answer import parse
+from mailproxy.auth.http_answer import parse
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import Connection, Reuse
 from mailproxy.net.network import Network

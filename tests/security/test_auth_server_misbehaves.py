@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mailproxy.mail.auth.answer import parse as parse_header
-from mailproxy.mail.auth.exchange import HEADER_LIMIT, MOST_WAITS
+from mailproxy.auth.http_answer import parse as parse_header
+from mailproxy.auth.http_exchange import MAX_HEADER, MAX_WAITS
 from tests.play import load_server, parse
 from tests.security.acts import Act, Dialogue, act_out
 from tests.security.world import world
@@ -194,7 +194,7 @@ def test_waiting_has_an_end() -> None:
         return trio.current_time() - start
 
     passed = trio.run(run, clock=MockClock(autojump_threshold=0))
-    assert MOST_WAITS <= passed < 2 * MOST_WAITS
+    assert MAX_WAITS <= passed < 2 * MAX_WAITS
     assert act.wire.outgoing.endswith(INTERNAL)
 
 
@@ -218,7 +218,7 @@ def test_nonsense_for_the_time_to_wait(wait: str) -> None:
 
 def test_header_that_just_fits_and_one_that_does_not() -> None:
     start = "HTTP/1.0 200 OK⏎Auth-Status: no⏎X: "
-    room = HEADER_LIMIT - len(start.replace("⏎", "\r\n")) - 4
+    room = MAX_HEADER - len(start.replace("⏎", "\r\n")) - 4
     assert b"a NO no" in answered(f"{start}⟨x*{room}⟩⏎⏎…").wire.outgoing
     assert INTERNAL in answered(f"{start}⟨x*{room + 1}⟩⏎⏎…").wire.outgoing
 
@@ -227,5 +227,5 @@ def test_a_header_of_spaces_costs_no_time() -> None:
     """Read with a careless expression, they cost the square of their number."""
     start = time.process_time()
     for _ in range(10):
-        parse_header(b"Auth-Status: no\r\nX: a" + b" " * HEADER_LIMIT + b"b")
+        parse_header(b"Auth-Status: no\r\nX: a" + b" " * MAX_HEADER + b"b")
     assert time.process_time() - start < 1

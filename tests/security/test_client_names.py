@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from trio.testing import MockClock
 
+from mailproxy.conf.addresses import Address
 from mailproxy.mail.smtp_backend import format_xclient
 from mailproxy.net.dns import Resolver
 from mailproxy.net.dns_messages import Answer, Question, read_answer, write_query
-from mailproxy.net.dns_port import ServerAddress
 from mailproxy.net.proxy_protocol import (
     Endpoint,
     ProxyProtocolError,
@@ -69,7 +69,7 @@ def header_lines(request: bytes) -> list[bytes]:
 def resolver_of(label: bytes) -> Resolver:
     """A resolver for which every client is called `label`.example.com."""
 
-    async def ask(server: ServerAddress, asked: Question) -> Answer:
+    async def ask(server: Address, asked: Question) -> Answer:
         question = dns.message.from_wire(write_query(b"id", asked))
         response = dns.message.make_response(question)
         name = question.question[0].name

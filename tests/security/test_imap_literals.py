@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailproxy.mail.imap_syntax import MAX_LITERAL
+from mailproxy.mail.literals import MAX_LITERAL
 from tests.play import Stage, play
 
 BUFFER = 4096

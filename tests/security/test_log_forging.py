@@ -59,7 +59,7 @@ EVIL = [
 EVERY_EVIL = pytest.mark.parametrize("evil", EVIL, ids=range(len(EVIL)))
 QUOTED = r'"(?:[^"\\]|\\x[0-9A-F]{2})*"'
 TEXT = re.compile(
-    r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(?:info|error)\] \d+#\d+: \*1 "
+    r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(?:info|error|debug)\] \d+#\d+: \*1 "
     rf"(?:[^\"\\]|{QUOTED})*"
 )
 CONTEXT = re.compile(
@@ -87,13 +87,17 @@ class Lines(CapturedLog):
         """Every line is one, and says who it is about."""
         for text in map(line_of, self.texts):
             assert TEXT.fullmatch(text), text
-            assert CONTEXT.search(text) or " connected to " in text, text
+            of_debug = " [debug] " in text
+            assert CONTEXT.search(text) or of_debug or " connected to " in text, text
         for line in self.angies:
             line_of(line)
         for line in self.objects:
             found = json.loads(line_of(line))
-            assert found["level"] in ("info", "error")
+            assert found["level"] in ("info", "error", "debug")
             assert found["connection"] == 1
+            assert ("mail" in found) == (found["level"] != "debug")
+            if found["level"] == "debug":
+                continue
             mail = found["mail"]
             assert mail["client"] == "127.0.0.1:40000"
             assert mail["server"] == "127.0.0.1:1143"

@@ -6,10 +6,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.mail.auth.exchange import HEADER_LIMIT
+from mailproxy.auth.http_exchange import MAX_HEADER
+from mailproxy.conf.addresses import Address
 from mailproxy.net.dns import CACHED, CACHED_VALUES, Resolver
 from mailproxy.net.dns_messages import Answer, Kind, Question
-from mailproxy.net.dns_port import ServerAddress
 from tests.name_servers import resolver_settings
 from tests.play import load_server, parse
 from tests.security.acts import Act
@@ -109,7 +109,7 @@ def test_auth_server_that_sends_without_end(start: str, octets: bytes) -> None:
     taken = taken_of_a_flood(
         "protocol imap;", f"C: a LOGIN u SECRET\n{start}", "A", octets
     )
-    assert taken <= HEADER_LIMIT + 16 * 1024  # and one read more
+    assert taken <= MAX_HEADER + 16 * 1024  # and one read more
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_long_answers_of_name_servers_are_not_kept(values: int) -> None:
     """Whoever has a zone for their addresses chooses what is in it."""
     asked = 0
 
-    async def ask(server: ServerAddress, question: Question) -> Answer:
+    async def ask(server: Address, question: Question) -> Answer:
         nonlocal asked
         asked += 1
         assert question.kind is Kind.A

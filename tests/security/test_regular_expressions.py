@@ -29,19 +29,22 @@ Use = tuple[str, re.Pattern[str] | re.Pattern[bytes], str]
 """Name, pattern, and the method by which it is used."""
 
 PEERS = {
-    "log.lines._UNSAFE": "client_buffer, proxy_buffer, HEADER_LIMIT: what they held",
-    "log.lines._CONTROL": "the same",
-    "log.lines._HALF_ESCAPE": "_PROPERTY_LIMIT",
-    "log.lines._BROKEN_END": "LINE_LIMIT",
-    "mail.auth.answer._HEADER": "HEADER_LIMIT",
-    "mail.auth.answer._HEADERS": "HEADER_LIMIT",
-    "mail.auth.answer._MUTE_STATUS": "HEADER_LIMIT",
-    "mail.auth.answer._SECRET": "SHOWN_LIMIT, or HEADER_LIMIT",
-    "mail.auth.answer._SUCCESS": "HEADER_LIMIT",
-    "mail.auth.exchange._END": "HEADER_LIMIT",
-    "mail.auth.request._UNSAFE": "client_buffer, or a certificate's 100 KB in OpenSSL",
-    "mail.imap._BYE": "proxy_buffer",
-    "mail.imap._CAPABILITIES": "proxy_buffer",
+    "log.record._UNSAFE": "client_buffer, proxy_buffer, MAX_HEADER: what they held",
+    "log.record._CONTROL": "the same",
+    "log.record._HALF_ESCAPE": "_PROPERTY_LIMIT",
+    "log.record._BROKEN_END": "LINE_LIMIT",
+    "auth.http_answer._HEADER": "MAX_HEADER",
+    "auth.http_answer._HEADERS": "MAX_HEADER",
+    "auth.http_answer._MUTE_STATUS": "MAX_HEADER",
+    "auth.http_answer._SECRET": "MAX_SHOWN, or MAX_HEADER",
+    "auth.http_answer._SUCCESS": "MAX_HEADER",
+    "auth.http_exchange._END": "MAX_HEADER",
+    "auth.http_request._UNSAFE": "client_buffer, or a certificate's 100 KB in OpenSSL",
+    "mail.backend._FAREWELL": "proxy_buffer",
+    "mail.commands._REVEALING": "client_buffer",
+    "mail.imap_backend._BYE": "proxy_buffer",
+    "mail.imap_backend._CAPABILITIES": "proxy_buffer",
+    "mail.imap_backend._REFUSAL": "proxy_buffer",
     "mail.imap_commands._COMMAND": "imap_client_buffer",
     "mail.imap_commands._TAG": "imap_client_buffer",
     "mail.imap_syntax._ARGUMENT": "imap_client_buffer",
@@ -49,15 +52,18 @@ PEERS = {
     "mail.imap_syntax._ESCAPED": "imap_client_buffer",
     "mail.imap_syntax._STRING": "imap_client_buffer",
     "mail.pop3._COMMAND": "pop3_client_buffer",
-    "mail.protocol._FAREWELL": "proxy_buffer",
-    "mail.protocol._REVEALING": "client_buffer",
-    "mail.sasl._ALPHABET": "client_buffer",
-    "mail.sasl._ESCAPED": "client_buffer",
-    "mail.sasl._STRAY": "client_buffer",
-    "mail.sasl._XOAUTH2": "client_buffer",
+    "mail.pop3._TEMPORARY": "proxy_buffer",
+    "mail.sasl.clients._ALPHABET": "client_buffer",
+    "mail.sasl.clients._ESCAPED": "client_buffer",
+    "mail.sasl.clients._STRAY": "client_buffer",
+    "mail.sasl.clients._XOAUTH2": "client_buffer",
     "mail.smtp._COMMAND": "smtp_client_buffer",
     "mail.smtp_backend._NOT_XTEXT": "smtp_client_buffer",
     "mail.smtp_backend._OFFER": "proxy_buffer",
+    "mail.trace._MECHANISM": "client_buffer",
+    "mail.trace._NAME": "client_buffer",
+    "mail.trace._PROMPT": "proxy_buffer",
+    "mail.trace._TAGGED_NAME": "client_buffer",
     "net.dns_messages._HOST_NAME": "255, the length of a name (RFC 1035, 2.3.4)",
     "net.openssl.certificates._ESCAPED": "a certificate's 100 KB in OpenSSL",
     "net.openssl.certificates._HEX": "a certificate's 100 KB in OpenSSL",
@@ -258,6 +264,6 @@ def test_slow_ones_are_found(pattern: str | bytes, method: str) -> None:
 
 
 def test_every_pattern_over_a_peers_octets_has_a_bound() -> None:
-    rooms = ("log.lines", "mail", "net")
+    rooms = ("auth", "log.record", "mail", "net")
     found = {name for name, _, _ in uses() if name.startswith(rooms)}
     assert found - set(OWN) == set(PEERS)

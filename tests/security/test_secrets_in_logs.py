@@ -11,18 +11,26 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mailproxy.errors import AuthError, BackendError
-from mailproxy.mail.auth.answer import Unusable, parse
-from mailproxy.mail.auth.http import AuthHttpSettings
-from mailproxy.mail.auth.source import Granted
-from mailproxy.mail.client import Client
-from mailproxy.mail.protocol import Login, redacted, too_long_command
+from mailproxy.auth.http import AuthHttpSettings
+from mailproxy.auth.http_answer import Unusable, parse
+from mailproxy.auth.request import AuthRequest
+from mailproxy.auth.source import Chain
+from mailproxy.auth.verdict import Granted, Route, Unavailable
+from mailproxy.errors import AuthError, BackendError, LoginRefused
+from mailproxy.log import DEBUG, Logger
+from mailproxy.mail.commands import Command, redacted, too_long_command
+from mailproxy.mail.imap_syntax import split_arguments
+from mailproxy.mail.login import Login
+from mailproxy.mail.sasl.clients import Credentials
 from mailproxy.net.lines import TooLong
-from tests.play import load_server
+from mailproxy.net.network import Network
+from mailproxy.net.timer import Timer
+from tests.play import auth_http, load_server
 from tests.play import parse as parse_script
 from tests.security.acts import DIALOGUES, Act, Dialogue, act_out, b64, plain
 
 SECRET = plain("u", "SECRET")
+ROUTE = Route(server="127.0.0.1", port=1)
 
 
 def log_of(directives: str, script: str) -> str:
@@ -30,7 +38,7 @@ def log_of(directives: str, script: str) -> str:
     dialogue = Dialogue("", directives, script)
     act = act_out(dialogue, len(dialogue.steps))  # looks for the secret itself
     assert act is not None
-    return "\n".join(text for _, text in act.log.events)
+    return "\n".join([text for _, text in act.log.events] + act.log.debug)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +164,8 @@ def test_answers_of_the_auth_server(answer: str) -> None:
 def test_tracebacks(dialogue: Dialogue) -> None:
     """A bug is logged with its traceback, to its last line."""
     server = load_server(dialogue.directives)
-    act = Act(dataclasses.replace(server, auth=Careless.of(server.auth)))
+    careless = Chain((Careless.of(auth_http(server)),))
+    act = Act(dataclasses.replace(server, auth=careless), level=DEBUG)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
@@ -166,9 +175,9 @@ def test_tracebacks(dialogue: Dialogue) -> None:
                 act.leave("C", "close")
 
     trio.run(run, clock=MockClock(autojump_threshold=0))
-    log = "\n".join(text for _, text in act.log.events)
+    log = "\n".join([text for _, text in act.log.events] + act.log.debug)
     assert "session failed, this is a bug" in log
-    assert "RuntimeError: (Login(" in log
+    assert "RuntimeError: (AuthRequest(" in log
     for secret in ("SECRET", "TOKEN", b64("SECRET"), SECRET, "0123456789abcdef"):
         assert secret not in log
 
@@ -182,18 +191,27 @@ class Careless(AuthHttpSettings):
         fields = dataclasses.fields(settings)
         return cls(**{field.name: getattr(settings, field.name) for field in fields})
 
-    async def check(self, login: Login, client: Client) -> Granted:
-        granted = Granted(2, ("127.0.0.1", 1), "x", b"u", login.secret)
+    async def check(
+        self, request: AuthRequest, network: Network, timer: Timer, log: Logger
+    ) -> Granted:
+        granted = Granted(user=b"u", secret=request.secret, route=ROUTE)
         try:
-            raise AuthError("failed", login, granted)
+            raise AuthError("failed", request, granted)
         except AuthError as error:
-            raise RuntimeError(login, granted, repr(error), str(client)) from error
+            raise RuntimeError(request, granted, repr(error), str(timer)) from error
 
 
 def test_reprs() -> None:
     shown = [
-        Login("plain", b"u", b"SECRET"),
-        Granted(2, ("127.0.0.1", 1), "x", b"u", b"SECRET"),
+        Login(method="plain", user=b"u", secret=b"SECRET"),
+        Credentials(b"u", b"SECRET"),
+        Command(b"PASS", [b"SECRET"]),
+        split_arguments(b" u SECRET", 2),
+        AuthRequest(
+            protocol="imap", method="plain", user=b"u", secret=b"SECRET", client="::1"
+        ),
+        Granted(user=b"u", secret=b"SECRET", route=ROUTE),
+        Unavailable(event="%s", values=(b"SECRET",)),
         parse(b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\nAuth-Pass: SECRET"),
         Unusable("sent invalid header: ", b"X_Y: SECRET", "something else"),
         TooLong(b"SECRET"),
@@ -201,6 +219,7 @@ def test_reprs() -> None:
         BackendError(
             'upstream sent invalid response: "%s"', b"SECRET", reply=b"SECRET"
         ),
+        LoginRefused("%s", b"SECRET", reply=b"SECRET"),
         AuthError("%s", b"SECRET"),
     ]
     for each in shown:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import trio
 
-from mailproxy.log import MailContext
+from mailproxy.log import INFO, SessionInfo
 from mailproxy.mail import session
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
@@ -153,7 +153,7 @@ class World:
         self.server = load_server(directives)
         self.engine = Engine(limit)
         self.network = Network(self.engine)
-        self.log = CapturedLog()
+        self.log = CapturedLog(INFO)
         self.running = 0
         self.peers: list[Peer] = []
         self._ended = trio.Condition()
@@ -193,17 +193,17 @@ class World:
             ours, address = listening.accept()
         ours.setblocking(False)
         listen = self.server.core.listen[0]
-        context = MailContext(self.network.next_number(), *address)
-        context.server = listen.address
+        info = SessionInfo(self.network.next_number(), *address)
+        info.server = listen.address
         self.running += 1
-        self._nursery.start_soon(self._run, Wire(self.engine, ours), context)
+        self._nursery.start_soon(self._run, Wire(self.engine, ours), info)
         return far
 
-    async def _run(self, wire: Wire, context: MailContext) -> None:
+    async def _run(self, wire: Wire, info: SessionInfo) -> None:
         listen = self.server.core.listen[0]
         try:
             await session.run(
-                wire, self.server, listen, self.network, self.log.log, context
+                wire, self.server, listen, self.network, self.log.log, info
             )
         finally:
             self.running -= 1
@@ -239,13 +239,17 @@ class World:
         await auth.send(self.granted().replace(b"keep-alive", b"close"))
         return await self.backend()
 
-    async def over(self) -> None:
-        """Return when no session is running; who is asked meanwhile hangs up."""
+    async def over(self, left: int = 0) -> None:
+        """Return when no session is running; who is asked meanwhile hangs up.
+
+        Args:
+          left: as many may still run.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_hang_up, self._auth)
             nursery.start_soon(_hang_up, self._backend)
             async with self._ended:
-                while self.running:
+                while self.running > left:
                     await self._ended.wait()
             nursery.cancel_scope.cancel()
 

@@ -1,39 +1,43 @@
 """What nginx asks of OpenSSL and the `ssl` module does not offer.
 
 This package is the one place that calls OpenSSL by ctypes, and only the OpenSSL that
-`ssl` itself is linked with. `context_builder` makes contexts as nginx makes them, with
+`ssl` itself is linked with. What `ssl` and `cryptography` can do as nginx does it is
+left to them. What stays are nginx's texts for OpenSSL's errors, engines and stores,
+session caches and ticket keys, what decides during a handshake (ALPN, certificates of
+clients), lists of groups, raw commands, and names as OpenSSL prints them.
+
+`context_builder` makes contexts as nginx makes them, with
 nginx's texts for what goes wrong; the other functions tell about a handshake. What
 `ssl` offers is not repeated here: `version()`, `cipher()` and
 `selected_alpn_protocol()` of an `ssl.SSLSocket` work as always.
 
-    library.py       the functions of OpenSSL, the layout of the objects of `ssl`
+    headers/         the functions of OpenSSL that are called, and its numbers
+    library.py       the layout of the objects of `ssl`; can OpenSSL be called?
+    exceptions.py    what is raised where it says no
     errors.py        OpenSSL's errors in nginx's words
     options.py       the options that nginx sets
     callbacks.py     what OpenSSL calls during a handshake
     material.py      certificates, keys and other files -> OpenSSL's objects
     contexts.py      ContextBuilder
     peers.py         who the peer is, and what was agreed with it
+    certificates.py  what certificates say
 
 and for Pythons that carry OpenSSL inside, so that its functions cannot be called:
 
     portable.py      PortableBuilder: contexts made with `ssl` alone
     plain.py         these contexts, their connections
     hello.py         what a client says before anything is encrypted
-    certificates.py  what certificates say
 """
 
 from mailproxy.net.openssl.builder import context_builder
 from mailproxy.net.openssl.contexts import ContextBuilder
-from mailproxy.net.openssl.errors import OpenSSLError, error_level, error_text
+from mailproxy.net.openssl.errors import error_text, is_peers_fault
+from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
 from mailproxy.net.openssl.hello import MAX_HELLO, Hello, read_hello
-from mailproxy.net.openssl.library import (
-    NeedsOpenSSLError,
-    PrivateKeyError,
-    unreachable,
-    unsupported,
-)
+from mailproxy.net.openssl.library import NeedsOpenSSLError, unreachable, unsupported
 from mailproxy.net.openssl.material import Validity, shown, use_engine
 from mailproxy.net.openssl.peers import (
+    UNTRUSTED,
     PeerCertificate,
     ServerCertificate,
     peer_certificate,
@@ -54,6 +58,7 @@ __all__ = [
     "ALERT",
     "LACKING",
     "MAX_HELLO",
+    "UNTRUSTED",
     "ContextBuilder",
     "Hello",
     "NeedsOpenSSLError",
@@ -65,8 +70,8 @@ __all__ = [
     "ServerCertificate",
     "Validity",
     "context_builder",
-    "error_level",
     "error_text",
+    "is_peers_fault",
     "peer_certificate",
     "read_hello",
     "refusal",

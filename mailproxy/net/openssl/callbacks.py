@@ -10,25 +10,34 @@ two microseconds. With the default configuration there is but one, for clients t
 send ALPN.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
+import os
+import ssl as python_ssl
 import sys
 import time
-from ctypes import byref, c_char_p, c_int, c_uint, c_void_p
+from ctypes import byref, c_char_p, c_int, c_uint
 from dataclasses import dataclass
 
-from mailproxy.net.openssl.library import c, callback
-from mailproxy.net.sessions import MAX_SESSION, ROTATION, SessionZone
+from mailproxy.net.openssl.headers import crypto_h, ssl_h
+from mailproxy.net.openssl.headers.prototype import callback
+from mailproxy.net.openssl.headers.types import (
+    EVP_CIPHER,
+    OSSL_PARAM,
+    OSSL_PARAM_UTF8_STRING,
+    SSL,
+    SSL_CTX,
+    SSL_SESSION,
+    Address,
+    Int,
+    UInt,
+)
+from mailproxy.net.openssl.library import encoded
+from mailproxy.net.tls_sessions import MAX_SESSION, ROTATION, SessionZone
 
-TLS1_3 = 0x0304
-OP_NO_TICKET = 0x4000
+_TLS1_3 = python_ssl.TLSVersion.TLSv1_3
 
-SET_TICKET_KEYS = 59
-_ACCEPT_LOOP = 0x2001
-_NEGOTIATED = 1
-_ALPN_OK, _ALPN_FATAL = 0, 2
+# What the callback for tickets returns, SSL_CTX_set_tlsext_ticket_key_evp_cb(3).
 _TICKET_ERROR, _TICKET_NONE, _TICKET_GOOD, _TICKET_RENEW = -1, 0, 1, 2
 
 
@@ -37,18 +46,27 @@ def alpn(protocol: bytes) -> object:
     """The callback that chooses `protocol`, or refuses a client with others only."""
     wanted = bytes([len(protocol)]) + protocol  # OpenSSL keeps the address of it
 
-    @callback("ippppup")
+    @callback
     def choose(
-        _ssl: int, out: int, length: int, offered: int, size: int, _data: int
-    ) -> int:
-        found = c.SSL_select_next_proto(out, length, wanted, len(wanted), offered, size)
-        return _ALPN_OK if found == _NEGOTIATED else _ALPN_FATAL
+        _ssl: SSL,
+        out: Address,
+        out_size: Address,
+        offered: Address,
+        size: UInt,
+        _data: Address,
+    ) -> Int:
+        found = ssl_h.SSL_select_next_proto(
+            out, out_size, wanted, len(wanted), offered, size
+        )
+        if found == ssl_h.OPENSSL_NPN_NEGOTIATED:
+            return ssl_h.SSL_TLSEXT_ERR_OK
+        return ssl_h.SSL_TLSEXT_ERR_ALERT_FATAL
 
     return choose
 
 
-@callback("iip")
-def go_on(_ok: int, _store: int) -> int:
+@callback
+def go_on(_ok: Int, _store: Address) -> Int:
     """Accept any client certificate.
 
     The result is asked for after the handshake, so that the client can be told.
@@ -56,41 +74,40 @@ def go_on(_ok: int, _store: int) -> int:
     return 1
 
 
-@callback("vpii")
-def limit_lifetime(ssl: int, where: int, _value: int) -> None:
+@callback
+def limit_lifetime(ssl: SSL, where: Int, _value: Int) -> None:
     """End a session `ssl_session_timeout` after its full handshake.
 
     With TLS 1.3, OpenSSL starts the time anew whenever a session is resumed. A
     client could go on for ever with a certificate that has expired meanwhile.
     """
-    if where != _ACCEPT_LOOP or c.SSL_version(ssl) != TLS1_3:
+    if where != ssl_h.SSL_CB_ACCEPT_LOOP or ssl_h.SSL_version(ssl) != _TLS1_3:
         return
-    session = c.SSL_get_session(ssl)
+    session = ssl_h.SSL_get_session(ssl)
     if not session:
         return
     now = int(time.time())
-    age = now - c.SSL_SESSION_get_time(session)
+    age = now - ssl_h.SSL_SESSION_get_time(session)
     if not age:
         return
     limit = min(
-        c.SSL_SESSION_get_timeout(session),
-        c.SSL_CTX_get_timeout(c.SSL_get_SSL_CTX(ssl)),
+        ssl_h.SSL_SESSION_get_timeout(session),
+        ssl_h.SSL_CTX_get_timeout(ssl_h.SSL_get_SSL_CTX(ssl)),
     )
     if age >= limit:
-        c.SSL_SESSION_set1_id_context(session, b"", 0)
+        ssl_h.SSL_SESSION_set1_id_context(session, b"", 0)
     else:
-        c.SSL_SESSION_set_time(session, now)
-        c.SSL_SESSION_set_timeout(session, limit - age)
+        ssl_h.SSL_SESSION_set_time(session, now)
+        ssl_h.SSL_SESSION_set_timeout(session, limit - age)
 
 
 # -- which sessions a context may resume -------------------------------------------
 
 
-_identities: dict[int, bytes] = {}
-_HELLO_GOOD = 1
+_identities: dict[SSL_CTX, bytes] = {}
 
 
-def keep_identity(ctx: int, identity: bytes) -> None:
+def keep_identity(ctx: SSL_CTX, identity: bytes) -> None:
     """See that connections have the session id context of their context.
 
     Since 3.13, Python gives every connection one of its own, the same for all
@@ -98,43 +115,43 @@ def keep_identity(ctx: int, identity: bytes) -> None:
     """
     if sys.version_info >= (3, 12):  # in case that it comes to 3.12 as well
         _identities[ctx] = identity
-        c.SSL_CTX_set_client_hello_cb(ctx, _identify, None)
+        ssl_h.SSL_CTX_set_client_hello_cb(ctx, _identify, None)
 
 
-@callback("ippp")
-def _identify(ssl: int, _alert: int, _data: int) -> int:
-    identity = _identities.get(c.SSL_get_SSL_CTX(ssl), b"")
-    c.SSL_set_session_id_context(ssl, identity, len(identity))
-    return _HELLO_GOOD
+@callback
+def _identify(ssl: SSL, _alert: Address, _data: Address) -> Int:
+    identity = _identities.get(ssl_h.SSL_get_SSL_CTX(ssl), b"")
+    ssl_h.SSL_set_session_id_context(ssl, identity, len(identity))
+    return ssl_h.SSL_CLIENT_HELLO_SUCCESS
 
 
 # -- ssl_session_cache shared ------------------------------------------------------
 
 
-_zones: dict[int, SessionZone] = {}
-_keyed: dict[int, SessionZone] = {}
+_zones: dict[SSL_CTX, SessionZone] = {}
+_keyed: dict[SSL_CTX, SessionZone] = {}
 """The contexts whose tickets are made with the key of their zone."""
 _renewal = 0.0
 """When some zone has a new key."""
 
 
-def share_sessions(ctx: int, zone: SessionZone) -> None:
+def share_sessions(ctx: SSL_CTX, zone: SessionZone) -> None:
     """Keep the sessions of a context in a zone."""
     _zones[ctx] = zone
-    c.SSL_CTX_sess_set_new_cb(ctx, _store)
-    c.SSL_CTX_sess_set_get_cb(ctx, _find)
-    c.SSL_CTX_sess_set_remove_cb(ctx, _remove)
+    ssl_h.SSL_CTX_sess_set_new_cb(ctx, _store)
+    ssl_h.SSL_CTX_sess_set_get_cb(ctx, _find)
+    ssl_h.SSL_CTX_sess_set_remove_cb(ctx, _remove)
 
 
-def use_zone_key(ctx: int, zone: SessionZone) -> None:
+def use_zone_key(ctx: SSL_CTX, zone: SessionZone) -> None:
     """Make tickets with the key of a zone, whatever it is at the time."""
     _keyed[ctx] = zone
     _give_key(ctx, zone)
 
 
-def _give_key(ctx: int, zone: SessionZone) -> None:
+def _give_key(ctx: SSL_CTX, zone: SessionZone) -> None:
     key = zone.ticket_key()
-    c.SSL_CTX_ctrl(ctx, SET_TICKET_KEYS, len(key), key)
+    ssl_h.SSL_CTX_ctrl(ctx, ssl_h.SSL_CTRL_SET_TLSEXT_TICKET_KEYS, len(key), key)
 
 
 def _renew_keys() -> None:
@@ -144,47 +161,43 @@ def _renew_keys() -> None:
         _give_key(ctx, zone)
 
 
-@callback("ipp")
-def _store(ssl: int, session: int) -> int:
-    if c.SSL_version(ssl) == TLS1_3 and not c.SSL_get_options(ssl) & OP_NO_TICKET:
+@callback
+def _store(ssl: SSL, session: SSL_SESSION) -> Int:
+    tickets = not ssl_h.SSL_get_options(ssl) & python_ssl.OP_NO_TICKET
+    if tickets and ssl_h.SSL_version(ssl) == _TLS1_3:
         # The ticket holds the session; OpenSSL only lets us know.
         if time.monotonic() >= _renewal:
             _renew_keys()
         return 0
-    zone = _zones.get(c.SSL_get_SSL_CTX(ssl))
+    zone = _zones.get(ssl_h.SSL_get_SSL_CTX(ssl))
     if zone is None:
         return 0
-    start = c_void_p()
-    size = c.i2d_SSL_SESSION(session, byref(start))
-    if size > 0 and start.value:
-        encoded = ctypes.string_at(start.value, size)
-        c.CRYPTO_free(start, None, 0)
-        if size <= MAX_SESSION:
-            lifetime = c.SSL_SESSION_get_timeout(session)
-            zone.store(_id(session), encoded, lifetime)
+    content = encoded(session, ssl_h.i2d_SSL_SESSION)
+    if 0 < len(content) <= MAX_SESSION:
+        zone.store(_id(session), content, ssl_h.SSL_SESSION_get_timeout(session))
     return 0
 
 
-@callback("Pppip")
-def _find(ssl: int, start: int, size: int, copy: int) -> int:
+@callback
+def _find(ssl: SSL, start: Address, size: Int, copy: Address) -> SSL_SESSION:
     c_int.from_address(copy).value = 0  # the caller gets the only reference
-    zone = _zones.get(c.SSL_get_SSL_CTX(ssl))
-    encoded = None if zone is None else zone.find(ctypes.string_at(start, size))
-    if encoded is None:
-        return 0
-    return c.d2i_SSL_SESSION(None, byref(c_char_p(encoded)), len(encoded))
+    zone = _zones.get(ssl_h.SSL_get_SSL_CTX(ssl))
+    content = None if zone is None else zone.find(ctypes.string_at(start, size))
+    if content is None:
+        return SSL_SESSION(0)
+    return ssl_h.d2i_SSL_SESSION(None, byref(c_char_p(content)), len(content))
 
 
-@callback("vpp")
-def _remove(ctx: int, session: int) -> None:
+@callback
+def _remove(ctx: SSL_CTX, session: SSL_SESSION) -> None:
     zone = _zones.get(ctx)
     if zone is not None:
         zone.remove(_id(session))
 
 
-def _id(session: int) -> bytes:
+def _id(session: SSL_SESSION) -> bytes:
     size = c_uint()
-    start = c.SSL_SESSION_get_id(session, byref(size))
+    start = ssl_h.SSL_SESSION_get_id(session, byref(size))
     return ctypes.string_at(start, size.value)
 
 
@@ -194,7 +207,7 @@ def _id(session: int) -> bytes:
 @dataclass(frozen=True, repr=False)
 class _TicketKey:
     name: bytes
-    cipher: int
+    cipher: EVP_CIPHER
     cipher_key: bytes
     mac_key: bytes
 
@@ -202,62 +215,52 @@ class _TicketKey:
 def _ticket_key(text: bytes) -> _TicketKey:
     """A key file: 48 bytes for AES-128, 80 for AES-256, in nginx's layouts."""
     if len(text) == 48:
-        return _TicketKey(text[:16], c.EVP_aes_128_cbc(), text[16:32], text[32:])
-    return _TicketKey(text[:16], c.EVP_aes_256_cbc(), text[48:], text[16:48])
+        return _TicketKey(text[:16], crypto_h.EVP_aes_128_cbc(), text[16:32], text[32:])
+    return _TicketKey(text[:16], crypto_h.EVP_aes_256_cbc(), text[48:], text[16:48])
 
 
-_ticket_keys: dict[int, tuple[_TicketKey, ...]] = {}
+_ticket_keys: dict[SSL_CTX, tuple[_TicketKey, ...]] = {}
 
 
-def use_ticket_keys(ctx: int, texts: tuple[bytes, ...]) -> None:
+def use_ticket_keys(ctx: SSL_CTX, texts: tuple[bytes, ...]) -> None:
     """Make tickets with the first of these keys, and take those of all."""
     _ticket_keys[ctx] = tuple(map(_ticket_key, texts))
-    c.SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, _protect_ticket)
+    ssl_h.SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, _protect_ticket)
 
 
-class _Parameter(ctypes.Structure):
-    """OSSL_PARAM."""
-
-    _fields_ = (
-        ("key", c_char_p),
-        ("data_type", c_uint),
-        ("data", c_char_p),
-        ("data_size", ctypes.c_size_t),
-        ("return_size", ctypes.c_size_t),
-    )
+_SHA256 = (OSSL_PARAM * 2)(
+    OSSL_PARAM(b"digest", OSSL_PARAM_UTF8_STRING, b"SHA256", 6, 0)
+)
 
 
-_UTF8_STRING = 4
-_SHA256 = (_Parameter * 2)(_Parameter(b"digest", _UTF8_STRING, b"SHA256", 6, 0))
-
-
-@callback("ipppppi")
+@callback
 def _protect_ticket(
-    ssl: int, name: int, iv: int, cipher: int, mac: int, encrypt: int
-) -> int:
-    keys = _ticket_keys.get(c.SSL_get_SSL_CTX(ssl), ())
+    ssl: SSL, name: Address, iv: Address, cipher: Address, mac: Address, encrypt: Int
+) -> Int:
+    keys = _ticket_keys.get(ssl_h.SSL_get_SSL_CTX(ssl), ())
     wanted = None if encrypt else ctypes.string_at(name, 16)
     key = next((key for key in keys if wanted in (None, key.name)), None)
     if key is None:
         return _TICKET_NONE
     if encrypt:
         ctypes.memmove(name, key.name, 16)
-        done = c.RAND_bytes(iv, 16) == 1 and c.EVP_EncryptInit_ex(
-            cipher, key.cipher, None, key.cipher_key, iv
-        )
+        ctypes.memmove(iv, os.urandom(16), 16)
+        done = crypto_h.EVP_EncryptInit_ex(cipher, key.cipher, None, key.cipher_key, iv)
     else:
-        done = c.EVP_DecryptInit_ex(cipher, key.cipher, None, key.cipher_key, iv)
-    if not done or not c.EVP_MAC_init(mac, key.mac_key, len(key.mac_key), _SHA256):
+        done = crypto_h.EVP_DecryptInit_ex(cipher, key.cipher, None, key.cipher_key, iv)
+    if not done or not crypto_h.EVP_MAC_init(
+        mac, key.mac_key, len(key.mac_key), _SHA256
+    ):
         return _TICKET_ERROR
-    if not encrypt and (key is not keys[0] or c.SSL_version(ssl) == TLS1_3):
+    if not encrypt and (key is not keys[0] or ssl_h.SSL_version(ssl) == _TLS1_3):
         return _TICKET_RENEW
     return _TICKET_GOOD
 
 
-def forget(ctx: int) -> None:
+def forget(ctx: SSL_CTX) -> None:
     """Drop what belongs to a context that is about to be freed."""
     if _zones.pop(ctx, None) is not None:
-        c.SSL_CTX_sess_set_remove_cb(ctx, None)
+        ssl_h.SSL_CTX_sess_set_remove_cb(ctx, None)
     _keyed.pop(ctx, None)
     _ticket_keys.pop(ctx, None)
     _identities.pop(ctx, None)

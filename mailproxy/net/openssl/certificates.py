@@ -1,95 +1,85 @@
 """What a certificate says, read by `cryptography`, in OpenSSL's words.
 
-Only for Pythons whose OpenSSL cannot be called; importing `cryptography` takes as long
-as all the rest of a start.
+Dates and kinds of keys are read here for all Pythons, names for those whose OpenSSL
+cannot be called: the text of a name is OpenSSL's, and `cryptography` reads less than it.
+
+Importing `cryptography` costs a start about 30 ms, so this module is imported where a
+certificate is at hand.
 """
 
 from __future__ import annotations
 
+import _ssl  # CPython's half of `ssl`: OpenSSL's names of objects
 import hashlib
 import re
 import ssl
-from datetime import datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import NameOID
 
 from mailproxy.net.openssl.material import Validity
 from mailproxy.net.openssl.peers import PeerCertificate, ServerCertificate
 
-_NAMES = {
-    NameOID.COMMON_NAME: "CN",
-    NameOID.SURNAME: "SN",
-    NameOID.SERIAL_NUMBER: "serialNumber",
-    NameOID.COUNTRY_NAME: "C",
-    NameOID.LOCALITY_NAME: "L",
-    NameOID.STATE_OR_PROVINCE_NAME: "ST",
-    NameOID.STREET_ADDRESS: "street",
-    NameOID.ORGANIZATION_NAME: "O",
-    NameOID.ORGANIZATIONAL_UNIT_NAME: "OU",
-    NameOID.TITLE: "title",
-    NameOID.GIVEN_NAME: "GN",
-    NameOID.INITIALS: "initials",
-    NameOID.GENERATION_QUALIFIER: "generationQualifier",
-    NameOID.X500_UNIQUE_IDENTIFIER: "x500UniqueIdentifier",
-    NameOID.DN_QUALIFIER: "dnQualifier",
-    NameOID.PSEUDONYM: "pseudonym",
-    NameOID.USER_ID: "UID",
-    NameOID.DOMAIN_COMPONENT: "DC",
-    NameOID.EMAIL_ADDRESS: "emailAddress",
-    NameOID.UNSTRUCTURED_NAME: "unstructuredName",
-    NameOID.POSTAL_CODE: "postalCode",
-    NameOID.BUSINESS_CATEGORY: "businessCategory",
-    NameOID.ORGANIZATION_IDENTIFIER: "organizationIdentifier",
-}
-"""OpenSSL's short names of what a name is made of."""
-_SIGNATURES = {
-    "1.2.840.113549.1.1.4": "RSA-MD5",
-    "1.2.840.113549.1.1.5": "RSA-SHA1",
-    "1.2.840.113549.1.1.10": "RSASSA-PSS",
-    "1.2.840.113549.1.1.11": "RSA-SHA256",
-    "1.2.840.113549.1.1.12": "RSA-SHA384",
-    "1.2.840.113549.1.1.13": "RSA-SHA512",
-    "1.2.840.113549.1.1.14": "RSA-SHA224",
-    "1.2.840.10045.4.1": "ecdsa-with-SHA1",
-    "1.2.840.10045.4.3.1": "ecdsa-with-SHA224",
-    "1.2.840.10045.4.3.2": "ecdsa-with-SHA256",
-    "1.2.840.10045.4.3.3": "ecdsa-with-SHA384",
-    "1.2.840.10045.4.3.4": "ecdsa-with-SHA512",
-    "1.3.101.112": "ED25519",
-    "1.3.101.113": "ED448",
-}
-"""OpenSSL's short names of algorithms."""
 _BIT_STRING = x509.name._ASN1Type.BitString  # noqa: SLF001 - not text, and rare
 _ESCAPED = re.compile(rb'^[ #](?=.)|[,+"\\<>;]| \Z', re.DOTALL)
 _HEX = re.compile(rb"[\x00-\x1f\x7f-\xff]")
 
 
-def validity(certificate: x509.Certificate) -> Validity:
+def _certificate(der: bytes) -> x509.Certificate:
+    """Read a certificate.
+
+    Raises:
+      ValueError: OpenSSL accepts more than `cryptography` can read.
+    """
+    try:
+        return x509.load_der_x509_certificate(der)
+    except x509.InvalidVersion as error:  # which is no ValueError
+        raise ValueError("the version of the certificate is unknown") from error
+
+
+def validity(der: bytes) -> Validity:
     """When a certificate is valid."""
-    return Validity(
-        _moment(certificate.not_valid_before_utc),
-        _moment(certificate.not_valid_after_utc),
-    )
+    try:
+        certificate = _certificate(der)
+        return Validity(
+            certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        )
+    except ValueError:
+        return Validity(None, None)
 
 
-def _moment(time: datetime) -> tuple[int, ...]:
-    return tuple(time.utctimetuple()[:6])
+def server_certificate(der: bytes) -> ServerCertificate | None:
+    """A certificate as PROXY headers describe the server's own; None: unreadable."""
+    try:
+        certificate = _certificate(der)
+        kind = _key(certificate)
+    except ValueError:
+        return None
+    oid = certificate.signature_algorithm_oid
+    signature = _short_name(oid) or oid.dotted_string
+    return ServerCertificate(signature.encode(), kind.encode())
 
 
-def server_certificate(certificate: x509.Certificate) -> ServerCertificate:
-    """A certificate as PROXY headers describe the server's own."""
-    oid = certificate.signature_algorithm_oid.dotted_string
-    key = certificate.public_key()
-    kind = ""
+def _key(certificate: x509.Certificate) -> str:
+    try:
+        key = certificate.public_key()
+    except UnsupportedAlgorithm:
+        return ""
     if isinstance(key, rsa.RSAPublicKey):
-        kind = f"RSA{key.key_size}"
-    elif isinstance(key, ec.EllipticCurvePublicKey):
-        kind = f"EC{key.key_size}"
-    elif isinstance(key, dsa.DSAPublicKey):
-        kind = f"DSA{key.key_size}"
-    return ServerCertificate(_SIGNATURES.get(oid, oid).encode(), kind.encode())
+        return f"RSA{key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"EC{key.key_size}"
+    return f"DSA{key.key_size}" if isinstance(key, dsa.DSAPublicKey) else ""
+
+
+def _short_name(oid: x509.ObjectIdentifier) -> str | None:
+    """OpenSSL's short name of an object (``CN``, ``RSA-SHA256``) that it knows."""
+    try:
+        return _ssl.txt2obj(oid.dotted_string)[1]
+    except ValueError:
+        return None
 
 
 def peer_certificate(der: bytes) -> PeerCertificate:
@@ -98,7 +88,7 @@ def peer_certificate(der: bytes) -> PeerCertificate:
     Raises:
       ValueError: OpenSSL accepts more than `cryptography` can read.
     """
-    certificate = x509.load_der_x509_certificate(der)
+    certificate = _certificate(der)
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     serial = f"{certificate.serial_number:X}"
     return PeerCertificate(
@@ -121,7 +111,7 @@ def rfc2253(name: x509.Name) -> bytes:
 
 
 def _attribute(attribute: x509.NameAttribute[str | bytes]) -> bytes:
-    name = _NAMES.get(attribute.oid)
+    name = _short_name(attribute.oid)
     if name is None or attribute._type is _BIT_STRING:  # noqa: SLF001 - see above
         oid = name or attribute.oid.dotted_string
         return f"{oid}=#{_value_der(attribute).hex().upper()}".encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import ssl
@@ -11,54 +10,35 @@ from collections.abc import Callable, Collection, Sequence
 
 from mailproxy import outside
 from mailproxy.net.openssl import callbacks, material
-from mailproxy.net.openssl.errors import OpenSSLError, failure
+from mailproxy.net.openssl.errors import failure
+from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
+from mailproxy.net.openssl.headers import crypto_h, ssl_h, x509_h
+from mailproxy.net.openssl.headers.prototype import has
+from mailproxy.net.openssl.headers.types import X509
 from mailproxy.net.openssl.library import (
-    PrivateKeyError,
-    c,
     ctx_of,
     defaults,
+    encoded,
     owned,
     unreachable,
     unsupported,
 )
 from mailproxy.net.openssl.options import (
-    ALWAYS,
-    CIPHER_SERVER_PREFERENCE,
     NO_CERTIFICATE_COMPRESSION,
-    REFUSALS,
+    set_options,
+    with_protocols,
 )
-from mailproxy.net.sessions import SessionZone
+from mailproxy.net.tls_sessions import SessionZone
 
-_SET_TMP_DH = 3
-_MODE = 33
-_SET_READ_AHEAD = 41
-_SET_CACHE_SIZE = 42
-_SET_CACHE_MODE = 44
-_SET_CHAIN = 88
-_SET_CURVES_LIST = 92
-_SET_MIN_VERSION = 123
-_SET_MAX_VERSION = 124
-
-_MODE_NO_AUTO_CHAIN = 0x08
-_MODE_RELEASE_BUFFERS = 0x10
-
-_EVERY_OPTION = 2**64 - 1
-
-_LONGEST = 2**31 - 1
-_CACHE_OFF = 0
-_CACHE_SERVER = 0x002
-_CACHE_NO_AUTO_CLEAR = 0x080
-_CACHE_NO_INTERNAL_STORE = 0x200
-_CACHE_NO_INTERNAL = 0x300
-
-_VERIFY_PEER = 1
-_CRL_CHECK_ALL = 0x4 | 0x8
+_LONGEST_TIMEOUT = 2**31 - 1
 
 _CONF_FLAGS = (
-    0x2 | 0x4 | 0x8 | 0x10 | 0x20
-)  # file client server show_errors certificate
-_CONF_FILE = 2  # what SSL_CONF_cmd_value_type() says of a value
-_CONF_DIRECTORY = 3
+    ssl_h.SSL_CONF_FLAG_FILE
+    | ssl_h.SSL_CONF_FLAG_CLIENT
+    | ssl_h.SSL_CONF_FLAG_SERVER
+    | ssl_h.SSL_CONF_FLAG_SHOW_ERRORS
+    | ssl_h.SSL_CONF_FLAG_CERTIFICATE
+)
 
 
 class ContextBuilder:
@@ -80,20 +60,18 @@ class ContextBuilder:
         reason = unsupported() or unreachable()
         if reason is not None:
             raise OpenSSLError(reason)
-        c.ERR_clear_error()
+        crypto_h.ERR_clear_error()
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._ctx = ctx = ctx_of(self.context)
         weakref.finalize(self.context, callbacks.forget, ctx)
         options, level = defaults()
-        for name, refusal in REFUSALS.items():
-            options = options & ~refusal if name in protocols else options | refusal
-        c.SSL_CTX_clear_options(ctx, _EVERY_OPTION)
-        self._set_options(options | ALWAYS)
-        c.SSL_CTX_set_security_level(ctx, level)
-        self._control(_SET_MIN_VERSION, 0)
-        self._control(_SET_MAX_VERSION, callbacks.TLS1_3)
-        self._control(_MODE, _MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
-        self._control(_SET_READ_AHEAD, 1)
+        set_options(self.context, with_protocols(options, protocols))
+        ssl_h.SSL_CTX_set_security_level(ctx, level)
+        self.context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        self.context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+        mode = ssl_h.SSL_MODE_RELEASE_BUFFERS | ssl_h.SSL_MODE_NO_AUTO_CHAIN
+        self._control(ssl_h.SSL_CTRL_MODE, mode)
+        self._control(ssl_h.SSL_CTRL_SET_READ_AHEAD, 1)
         self._identity = b""
         self._zone: SessionZone | None = None
         self._certificates: list[bytes] = []
@@ -101,22 +79,24 @@ class ContextBuilder:
         self._verification: list[bytes] = []
         """All that decides what is made of client certificates; empty: nothing is."""
 
-    def _control(self, command: int, number: int = 0, data: object = None) -> int:
-        return c.SSL_CTX_ctrl(self._ctx, command, number, data)
+    def _control(
+        self, command: int, number: int = 0, data: bytes | int | None = None
+    ) -> int:
+        return ssl_h.SSL_CTX_ctrl(self._ctx, command, number, data)
 
-    def _set_options(self, options: int) -> None:
-        c.SSL_CTX_set_options(self._ctx, options)
+    def _add_options(self, options: int) -> None:
+        set_options(self.context, self.context.options | options)
 
     def alpn(self, protocol: bytes) -> None:
         """Choose `protocol`; a client that offers only others is refused."""
-        c.SSL_CTX_set_alpn_select_cb(self._ctx, callbacks.alpn(protocol), None)
+        ssl_h.SSL_CTX_set_alpn_select_cb(self._ctx, callbacks.alpn(protocol), None)
 
     def ciphers(self, text: str, *, prefer_server: bool = False) -> None:
         """The ciphers of TLS 1.2 and older, and whose order counts."""
-        if not c.SSL_CTX_set_cipher_list(self._ctx, os.fsencode(text)):
+        if not ssl_h.SSL_CTX_set_cipher_list(self._ctx, os.fsencode(text)):
             raise failure(f'SSL_CTX_set_cipher_list("{text}") failed')
         if prefer_server:
-            self._set_options(CIPHER_SERVER_PREFERENCE)
+            self._add_options(ssl.OP_CIPHER_SERVER_PREFERENCE)
 
     def certificate(
         self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
@@ -137,36 +117,34 @@ class ContextBuilder:
         """
         with material.certificates(certificate) as (own, *chain):
             name = material.shown(certificate)
-            if not c.SSL_CTX_use_certificate(self._ctx, own):
+            if not ssl_h.SSL_CTX_use_certificate(self._ctx, own):
                 raise failure(f'SSL_CTX_use_certificate("{name}") failed')
-            self._certificates.append(material.digest(own, c.X509_digest))
-            validity = material.validity(own)
-            with owned(c.OPENSSL_sk_new_null(), c.OPENSSL_sk_free) as stack:
-                for each in chain:
-                    c.OPENSSL_sk_push(stack, each)
-                if not self._control(_SET_CHAIN, 1, stack):  # 1: it copies the stack
+            der = encoded(own, x509_h.i2d_X509)
+            self._certificates.append(_digest(der))
+            for each in chain:
+                if not self._control(ssl_h.SSL_CTRL_CHAIN_CERT, _COPY, each):
                     raise failure(f'SSL_CTX_set0_chain("{name}") failed')
         try:
             self._use_key(key, passwords)
         except OpenSSLError as error:
             raise PrivateKeyError(str(error)) from None
-        return validity
+        return _validity(der)
 
     def _use_key(self, key: str, passwords: Sequence[bytes] | None) -> None:
         with material.private_key(key, passwords) as private_key:
-            if not c.SSL_CTX_use_PrivateKey(self._ctx, private_key):
+            if not ssl_h.SSL_CTX_use_PrivateKey(self._ctx, private_key):
                 name = material.shown(key)
                 raise failure(f'SSL_CTX_use_PrivateKey("{name}") failed')
 
     def compress_certificates(self, *, enable: bool) -> bool:
         """Send certificates compressed (RFC 8879); False where that is impossible."""
         if not enable:
-            self._set_options(NO_CERTIFICATE_COMPRESSION)
+            self._add_options(NO_CERTIFICATE_COMPRESSION)
             return True
-        if not c.has("SSL_CTX_compress_certs"):
+        if not has(ssl_h.SSL_CTX_compress_certs):
             return False
-        done = c.SSL_CTX_compress_certs(self._ctx, 0)
-        c.ERR_clear_error()
+        done = ssl_h.SSL_CTX_compress_certs(self._ctx, 0)
+        crypto_h.ERR_clear_error()
         return bool(done)
 
     def verify_client(self, depth: int, mode: str = "on") -> None:
@@ -176,9 +154,9 @@ class ContextBuilder:
           depth: how many CA certificates a chain may have, as nginx counts.
           mode: `ssl_verify_client`; the caller acts upon it after the handshake.
         """
-        c.SSL_CTX_set_verify(self._ctx, _VERIFY_PEER, callbacks.go_on)
-        c.SSL_CTX_set_verify_depth(self._ctx, depth)
-        c.SSL_CTX_set_info_callback(self._ctx, callbacks.limit_lifetime)
+        ssl_h.SSL_CTX_set_verify(self._ctx, ssl_h.SSL_VERIFY_PEER, callbacks.go_on)
+        ssl_h.SSL_CTX_set_verify_depth(self._ctx, depth)
+        ssl_h.SSL_CTX_set_info_callback(self._ctx, callbacks.limit_lifetime)
         self._verification.append(f"{mode} {depth}".encode())
 
     def announce(self, path: str) -> None:
@@ -194,40 +172,40 @@ class ContextBuilder:
     def revoke(self, path: str) -> None:
         """Use the CRLs of a file; there must be one for every CA of a chain then."""
         self._verification.append(b"revoked")
-        store = c.SSL_CTX_get_cert_store(self._ctx)
+        store = ssl_h.SSL_CTX_get_cert_store(self._ctx)
         with material.revocation_lists(path) as lists:
             for each in lists:
-                if not c.X509_STORE_add_crl(store, each):
+                if not x509_h.X509_STORE_add_crl(store, each):
                     raise failure(f'X509_STORE_add_crl("{path}") failed')
-                self._verification.append(material.digest(each, c.X509_CRL_digest))
-        c.X509_STORE_set_flags(store, _CRL_CHECK_ALL)
+                self._verification.append(_digest(encoded(each, x509_h.i2d_X509_CRL)))
+        self.context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 
-    def _trust(self, path: str, then: Callable[[int], None]) -> None:
-        store = c.SSL_CTX_get_cert_store(self._ctx)
+    def _trust(self, path: str, then: Callable[[X509], None]) -> None:
+        store = ssl_h.SSL_CTX_get_cert_store(self._ctx)
         with material.certificates(path) as authorities:
             for authority in authorities:
-                if not c.X509_STORE_add_cert(store, authority):
+                if not x509_h.X509_STORE_add_cert(store, authority):
                     raise failure(f'X509_STORE_add_cert("{path}") failed')
-                self._verification.append(material.digest(authority, c.X509_digest))
+                self._verification.append(_digest(encoded(authority, x509_h.i2d_X509)))
                 then(authority)
 
-    def _announce(self, authority: int) -> None:
-        name = c.X509_get_subject_name(authority)
-        identity = material.digest(name, c.X509_NAME_digest)
+    def _announce(self, authority: X509) -> None:
+        name = x509_h.X509_get_subject_name(authority)
+        identity = _digest(encoded(name, x509_h.i2d_X509_NAME))
         if identity not in self._announced:
             self._announced[identity] = None
-            c.SSL_CTX_add_client_CA(self._ctx, authority)
+            ssl_h.SSL_CTX_add_client_CA(self._ctx, authority)
 
     def dh_parameters(self, path: str) -> None:
         """Parameters for DHE ciphers."""
         with material.dh_parameters(path) as parameters:
-            if not self._control(_SET_TMP_DH, 0, parameters):
+            if not self._control(ssl_h.SSL_CTRL_SET_TMP_DH, 0, parameters):
                 raise failure(f'SSL_CTX_set_tmp_dh("{path}") failed')
 
     def curves(self, names: str) -> None:
         """Groups for the key exchange, separated by colons; OpenSSL's for "auto"."""
         if names != "auto" and not self._control(
-            _SET_CURVES_LIST, 0, os.fsencode(names)
+            ssl_h.SSL_CTRL_SET_GROUPS_LIST, 0, os.fsencode(names)
         ):
             raise failure(f'SSL_CTX_set1_curves_list("{names}") failed')
 
@@ -251,8 +229,8 @@ class ContextBuilder:
         identity += b"".join(b"\0" + each for each in self._verification)
         if private:
             identity += os.urandom(32)
-        value = hashlib.sha1(identity, usedforsecurity=False).digest()
-        if not c.SSL_CTX_set_session_id_context(self._ctx, value, len(value)):
+        value = _digest(identity)
+        if not ssl_h.SSL_CTX_set_session_id_context(self._ctx, value, len(value)):
             raise failure("SSL_CTX_set_session_id_context() failed")
         self._identity = value
 
@@ -274,22 +252,31 @@ class ContextBuilder:
             as OpenSSL likes, None none.
           zone: the memory in which all workers keep them.
         """
-        c.SSL_CTX_set_timeout(self._ctx, min(timeout, _LONGEST))
+        ssl_h.SSL_CTX_set_timeout(self._ctx, min(timeout, _LONGEST_TIMEOUT))
         if cache is False:
-            self._control(_SET_CACHE_MODE, _CACHE_OFF)
+            self._cache(ssl_h.SSL_SESS_CACHE_OFF)
         elif cache is None:
-            mode = _CACHE_SERVER | _CACHE_NO_AUTO_CLEAR | _CACHE_NO_INTERNAL_STORE
-            self._control(_SET_CACHE_MODE, mode)
-            self._control(_SET_CACHE_SIZE, 1)
+            self._cache(
+                ssl_h.SSL_SESS_CACHE_SERVER
+                | ssl_h.SSL_SESS_CACHE_NO_AUTO_CLEAR
+                | ssl_h.SSL_SESS_CACHE_NO_INTERNAL_STORE,
+                size=1,
+            )
         else:
-            internal = 0 if builtin is not None or zone is None else _CACHE_NO_INTERNAL
-            self._control(_SET_CACHE_MODE, _CACHE_SERVER | internal)
-            if builtin is not None and builtin >= 0:
-                self._control(_SET_CACHE_SIZE, builtin)
+            mode = ssl_h.SSL_SESS_CACHE_SERVER
+            if builtin is None and zone is not None:
+                mode |= ssl_h.SSL_SESS_CACHE_NO_INTERNAL
+            self._cache(mode, size=-1 if builtin is None else builtin)
             if zone is not None:
                 callbacks.keep_identity(self._ctx, self._identity)
                 callbacks.share_sessions(self._ctx, zone)
                 self._zone = zone
+
+    def _cache(self, mode: int, size: int = -1) -> None:
+        """Set OpenSSL's own cache: -1 keeps as many sessions as it likes."""
+        self._control(ssl_h.SSL_CTRL_SET_SESS_CACHE_MODE, mode)
+        if size >= 0:
+            self._control(ssl_h.SSL_CTRL_SET_SESS_CACHE_SIZE, size)
 
     def tickets(self, *, enable: bool, keys: Sequence[bytes] = ()) -> None:
         """Session tickets (RFC 5077), after `sessions`.
@@ -299,12 +286,12 @@ class ContextBuilder:
             the key of the zone, or else one that OpenSSL makes for the context.
         """
         if not enable:
-            self._set_options(callbacks.OP_NO_TICKET)
+            self._add_options(ssl.OP_NO_TICKET)
         if keys:
             callbacks.keep_identity(self._ctx, self._identity)
         if len(keys) == 1 and len(keys[0]) == 80:
             # OpenSSL's own layout, which costs no callback.
-            self._control(callbacks.SET_TICKET_KEYS, 80, keys[0])
+            self._control(ssl_h.SSL_CTRL_SET_TLSEXT_TICKET_KEYS, 80, keys[0])
         elif keys:
             callbacks.use_ticket_keys(self._ctx, tuple(keys))
         elif self._zone is not None:
@@ -318,20 +305,35 @@ class ContextBuilder:
         Args:
           full_name: completes a file name.
         """
-        with owned(c.SSL_CONF_CTX_new(), c.SSL_CONF_CTX_free) as configuration:
-            c.SSL_CONF_CTX_set_flags(configuration, _CONF_FLAGS)
-            c.SSL_CONF_CTX_set_ssl_ctx(configuration, self._ctx)
+        with owned(ssl_h.SSL_CONF_CTX_new(), ssl_h.SSL_CONF_CTX_free) as configuration:
+            ssl_h.SSL_CONF_CTX_set_flags(configuration, _CONF_FLAGS)
+            ssl_h.SSL_CONF_CTX_set_ssl_ctx(configuration, self._ctx)
             for name, value in commands:
                 key = os.fsencode(name)
-                kind = c.SSL_CONF_cmd_value_type(configuration, key)
-                if kind in (_CONF_FILE, _CONF_DIRECTORY):
+                kind = ssl_h.SSL_CONF_cmd_value_type(configuration, key)
+                if kind in (ssl_h.SSL_CONF_TYPE_FILE, ssl_h.SSL_CONF_TYPE_DIR):
                     value = full_name(value)
-                if kind == _CONF_FILE:
+                if kind == ssl_h.SSL_CONF_TYPE_FILE:
                     _check_file(f'SSL_CONF_cmd("{name}", "{value}") failed', value)
-                if c.SSL_CONF_cmd(configuration, key, os.fsencode(value)) <= 0:
+                if ssl_h.SSL_CONF_cmd(configuration, key, os.fsencode(value)) <= 0:
                     raise failure(f'SSL_CONF_cmd("{name}", "{value}") failed')
-            if c.SSL_CONF_CTX_finish(configuration) != 1:
+            if ssl_h.SSL_CONF_CTX_finish(configuration) != 1:
                 raise failure("SSL_CONF_finish() failed")
+
+
+_COPY = 1
+"""SSL_CTX_ctrl(): OpenSSL takes a reference of its own."""
+
+
+def _digest(octets: bytes) -> bytes:
+    """SHA-1, by which nginx knows certificates, names and contexts."""
+    return hashlib.sha1(octets, usedforsecurity=False).digest()
+
+
+def _validity(der: bytes) -> material.Validity:
+    from mailproxy.net.openssl import certificates  # it imports much
+
+    return certificates.validity(der)
 
 
 def _check_file(failed: str, path: str) -> None:
@@ -343,7 +345,7 @@ def _check_file(failed: str, path: str) -> None:
     try:
         outside.check_regular(path, material.MAX_FILE)
     except outside.FileError as error:
-        if error.errno in (errno.EFBIG, errno.EINVAL):
-            why = "no regular file" if error.errno == errno.EINVAL else error.strerror
+        if error.limit is not None:
+            why = "no regular file" if error.limit == "kind" else error.strerror
             raise OpenSSLError(f"{failed}: {why}") from None
         # A missing one is reported by OpenSSL, in its own words.

@@ -9,28 +9,41 @@ import os
 import re
 import ssl
 
-from mailproxy.net.openssl.library import OpenSSLError, c, unreachable
+from mailproxy.net.openssl.exceptions import OpenSSLError
+from mailproxy.net.openssl.headers import crypto_h
+from mailproxy.net.openssl.library import unreachable
 
-__all__ = ["OpenSSLError", "error_level", "error_text", "failure"]
-
-_SHIFT = 23
-_REASON = (1 << _SHIFT) - 1
-_TXT_STRING = 2
-_LOAD_SSL_STRINGS = 0x00200000
 _LIBRARIES = {
-    "RSA": 4, "DH": 5, "EVP": 6, "PEM": 9, "X509": 11, "ASN1": 13, "CRYPTO": 15,
-    "EC": 16, "SSL": 20, "BIO": 32, "X509V3": 34, "RAND": 36,
-}  # fmt: skip
+    "RSA": crypto_h.ERR_LIB_RSA,
+    "DH": crypto_h.ERR_LIB_DH,
+    "EVP": crypto_h.ERR_LIB_EVP,
+    "PEM": crypto_h.ERR_LIB_PEM,
+    "X509": crypto_h.ERR_LIB_X509,
+    "ASN1": crypto_h.ERR_LIB_ASN1,
+    "CRYPTO": crypto_h.ERR_LIB_CRYPTO,
+    "EC": crypto_h.ERR_LIB_EC,
+    "SSL": crypto_h.ERR_LIB_SSL,
+    "BIO": crypto_h.ERR_LIB_BIO,
+    "X509V3": crypto_h.ERR_LIB_X509V3,
+    "RAND": crypto_h.ERR_LIB_RAND,
+}
 """`ssl.SSLError.library` -> the number of that part of OpenSSL."""
 _LIBRARY_TEXTS = {
-    4: "rsa routines", 5: "Diffie-Hellman routines", 6: "digital envelope routines",
-    9: "PEM routines", 11: "x509 certificate routines", 13: "asn1 encoding routines",
-    15: "common libcrypto routines", 16: "elliptic curve routines", 20: "SSL routines",
-    32: "BIO routines", 34: "X509 V3 routines", 36: "random number generator",
-}  # fmt: skip
+    crypto_h.ERR_LIB_RSA: "rsa routines",
+    crypto_h.ERR_LIB_DH: "Diffie-Hellman routines",
+    crypto_h.ERR_LIB_EVP: "digital envelope routines",
+    crypto_h.ERR_LIB_PEM: "PEM routines",
+    crypto_h.ERR_LIB_X509: "x509 certificate routines",
+    crypto_h.ERR_LIB_ASN1: "asn1 encoding routines",
+    crypto_h.ERR_LIB_CRYPTO: "common libcrypto routines",
+    crypto_h.ERR_LIB_EC: "elliptic curve routines",
+    crypto_h.ERR_LIB_SSL: "SSL routines",
+    crypto_h.ERR_LIB_BIO: "BIO routines",
+    crypto_h.ERR_LIB_X509V3: "X509 V3 routines",
+    crypto_h.ERR_LIB_RAND: "random number generator",
+}
 """What OpenSSL calls its parts in messages, for where it cannot be asked."""
-_MAX_REASON = 1200
-_ALERT = 1000
+_SSL_AD_REASON_OFFSET = 1000
 """Reasons from here on are alerts that the peer sent."""
 
 _TEXT = re.compile(r"(?:\[[^\]]*\] )?(.*?)(?: \(\w+\.c:\d+\))?", re.DOTALL)
@@ -82,12 +95,11 @@ _CLIENT_REASONS: dict[str, int] = {
     )
 }
 """Reasons that a client brings about, by `ssl.SSLError.reason`."""
-_CLIENT_CODES = frozenset(_CLIENT_REASONS.values())
 
 
 def _describe(code: int) -> str:
     buffer = ctypes.create_string_buffer(256)
-    c.ERR_error_string_n(code, buffer, len(buffer))
+    crypto_h.ERR_error_string_n(code, buffer, len(buffer))
     return buffer.value.decode("ascii", "replace")
 
 
@@ -96,9 +108,11 @@ def failure(what: str) -> OpenSSLError:
     texts = []
     data, flags = ctypes.c_char_p(), ctypes.c_int()
     where = None, None, None
-    while code := c.ERR_get_error_all(*where, ctypes.byref(data), ctypes.byref(flags)):
+    while code := crypto_h.ERR_get_error_all(
+        *where, ctypes.byref(data), ctypes.byref(flags)
+    ):
         text = _describe(code)
-        if flags.value & _TXT_STRING and data.value:
+        if flags.value & crypto_h.ERR_TXT_STRING and data.value:
             text += ":" + os.fsdecode(data.value)
         texts.append(text)
     return OpenSSLError(f"{what} (SSL: {' '.join(texts)})" if texts else what)
@@ -110,62 +124,47 @@ def error_text(error: ssl.SSLError) -> str:
     nginx shows all errors that OpenSSL has queued; `ssl` keeps the last one, which
     nearly always is the only one.
     """
+    match = _TEXT.fullmatch(str(error.args[-1])) if error.args else None
+    text = match[1] if match is not None else ""
     code = _code(error)
-    text = _openssl_text(error)
     if not code:
         return f"error:{text}"
-    reason = code & _REASON
-    alert = f":SSL alert number {reason - _ALERT}" if reason >= _ALERT else ""
+    reason = crypto_h.ERR_GET_REASON(code)
+    alert = ""
+    if reason >= _SSL_AD_REASON_OFFSET:
+        alert = f":SSL alert number {reason - _SSL_AD_REASON_OFFSET}"
     if unreachable() is None:
         return _describe(code) + alert
-    library = _LIBRARY_TEXTS.get(code >> _SHIFT, "")
+    library = _LIBRARY_TEXTS.get(crypto_h.ERR_GET_LIB(code), "")
     return f"error:{code:08X}:{library}::{text}{alert}"
 
 
-def error_level(error: ssl.SSLError) -> str:
-    """nginx's log level: "info" for what a client brings about, else "crit"."""
+def is_peers_fault(error: ssl.SSLError) -> bool:
+    """Whether the client brought an error about, which nginx logs at level "info"."""
     if isinstance(error, ssl.SSLCertVerificationError) and unreachable() is not None:
-        return "info"  # nginx looks at a bad certificate after the handshake only
-    return "info" if _code(error) & _REASON in _CLIENT_CODES else "crit"
+        return True  # nginx looks at a bad certificate after the handshake only
+    return _reason(error) in _CLIENT_REASONS
 
 
-def _openssl_text(error: ssl.SSLError) -> str:
-    match = _TEXT.fullmatch(str(error.args[-1])) if error.args else None
-    return match[1] if match is not None else ""
+def _reason(error: ssl.SSLError) -> str:
+    """The name of an error without its ``SSL_R_``; empty if `ssl` has none for it."""
+    return getattr(error, "reason", None) or ""
 
 
 def _code(error: ssl.SSLError) -> int:
     """The number of an error, which `ssl` does not keep; 0 if it is not found."""
     library = _LIBRARIES.get(getattr(error, "library", None) or "", 0)
-    if not library:
-        return 0
-    if unreachable() is None:
-        return _codes(library).get(_openssl_text(error), 0)
-    return _codes_by_name(library).get(getattr(error, "reason", None) or "", 0)
+    return _codes(library).get(_reason(error), 0) if library else 0
 
 
 @functools.cache
 def _codes(library: int) -> dict[str, int]:
-    """The errors of one part of OpenSSL, by their texts."""
-    # OpenSSL has its texts from its first context on, which may be yet to come.
-    c.OPENSSL_init_ssl(_LOAD_SSL_STRINGS, None)
-    found: dict[str, int] = {}
-    for reason in range(1, _MAX_REASON):
-        code = library << _SHIFT | reason
-        text = c.ERR_reason_error_string(code)
-        if text:
-            found.setdefault(ctypes.string_at(text).decode("ascii", "replace"), code)
-    return found
-
-
-@functools.cache
-def _codes_by_name(library: int) -> dict[str, int]:
-    """The errors of one part of OpenSSL, by `ssl.SSLError.reason`, without asking it.
+    """The errors of one part of OpenSSL, by `ssl.SSLError.reason`.
 
     CPython has a table, which it does not promise to keep.
     """
     known: dict[tuple[int, int], str] = getattr(_ssl, "err_codes_to_names", {})
     found = {name: reason for (part, reason), name in known.items() if part == library}
-    if library == _LIBRARIES["SSL"]:
+    if library == crypto_h.ERR_LIB_SSL:
         found |= _CLIENT_REASONS
-    return {name: library << _SHIFT | reason for name, reason in found.items()}
+    return {name: crypto_h.ERR_PACK(library, each) for name, each in found.items()}

@@ -6,21 +6,26 @@ For connections of contexts that a builder made, after their handshake.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import ssl
 from ctypes import byref, c_char_p, c_void_p
 from dataclasses import dataclass
 
-from mailproxy.net.openssl.library import c, owned, ssl_of
+from mailproxy.net.openssl.headers import crypto_h, pem_h, ssl_h, x509_h
+from mailproxy.net.openssl.headers.types import BIO, X509_NAME
+from mailproxy.net.openssl.library import encoded, owned, ssl_of
 from mailproxy.net.openssl.plain import PortableContext, PortableSocket
 
-_BIO_PENDING = 10
-_RFC2253 = 0x1110317  # XN_FLAG_RFC2253
-_COMMON_NAME = 13
-_HOST_NAME = 0
-UNSPECIFIED = 1
-"""X509_V_ERR_UNSPECIFIED."""
-_KEYS = {6: "RSA", 912: "RSA", 116: "DSA", 408: "EC"}
+UNTRUSTED = frozenset((
+    x509_h.X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT,
+    x509_h.X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN,
+    x509_h.X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
+    x509_h.X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE,
+    x509_h.X509_V_ERR_CERT_UNTRUSTED,
+))  # fmt: skip
+"""Results of `verify_result` that say no more than that nobody whom we know vouches for
+the certificate, which may be good (nginx: ngx_ssl_verify_error_optional)."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,19 @@ def peer_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> PeerCertificate | No
 
 def describe(der: bytes) -> PeerCertificate:
     """What OpenSSL says of a certificate that it has accepted."""
-    certificate = c.d2i_X509(None, byref(c_char_p(der)), len(der))
+    certificate = x509_h.d2i_X509(None, byref(c_char_p(der)), len(der))
     with (
-        owned(certificate, c.X509_free),
-        owned(c.BIO_new(c.BIO_s_mem()), c.BIO_free) as bio,
+        owned(certificate, x509_h.X509_free),
+        owned(pem_h.BIO_new(pem_h.BIO_s_mem()), pem_h.BIO_free) as bio,
     ):
-        subject = c.X509_get_subject_name(certificate)
-        c.X509_NAME_print_ex(bio, subject, 0, _RFC2253)
+        subject = x509_h.X509_get_subject_name(certificate)
+        x509_h.X509_NAME_print_ex(bio, subject, 0, x509_h.XN_FLAG_RFC2253)
         subject_text = _written(bio)
-        c.X509_NAME_print_ex(bio, c.X509_get_issuer_name(certificate), 0, _RFC2253)
+        x509_h.X509_NAME_print_ex(
+            bio, x509_h.X509_get_issuer_name(certificate), 0, x509_h.XN_FLAG_RFC2253
+        )
         issuer_text = _written(bio)
-        c.i2a_ASN1_INTEGER(bio, c.X509_get_serialNumber(certificate))
+        x509_h.i2a_ASN1_INTEGER(bio, x509_h.X509_get_serialNumber(certificate))
         return PeerCertificate(
             subject=subject_text,
             issuer=issuer_text,
@@ -79,25 +86,27 @@ def _portable_certificate(der: bytes) -> PeerCertificate:
     return certificates.peer_certificate(der)
 
 
-def _written(bio: int) -> bytes:
+def _written(bio: BIO) -> bytes:
     """What has been written to a memory BIO since it was last asked."""
-    buffer = ctypes.create_string_buffer(c.BIO_ctrl(bio, _BIO_PENDING, 0, None))
-    size = c.BIO_read(bio, buffer, len(buffer))
+    buffer = ctypes.create_string_buffer(
+        pem_h.BIO_ctrl(bio, pem_h.BIO_CTRL_PENDING, 0, None)
+    )
+    size = pem_h.BIO_read(bio, buffer, len(buffer))
     return buffer.raw[: max(size, 0)]
 
 
-def _common_name(name: int) -> bytes:
-    index = c.X509_NAME_get_index_by_NID(name, _COMMON_NAME, -1)
+def _common_name(name: X509_NAME) -> bytes:
+    index = x509_h.X509_NAME_get_index_by_NID(name, x509_h.NID_commonName, -1)
     if index < 0:
         return b""
     text = c_void_p()
-    value = c.X509_NAME_ENTRY_get_data(c.X509_NAME_get_entry(name, index))
-    size = c.ASN1_STRING_to_UTF8(byref(text), value)
+    value = x509_h.X509_NAME_ENTRY_get_data(x509_h.X509_NAME_get_entry(name, index))
+    size = x509_h.ASN1_STRING_to_UTF8(byref(text), value)
     if size < 0 or text.value is None:
-        c.ERR_clear_error()
+        crypto_h.ERR_clear_error()
         return b""
     found = ctypes.string_at(text.value, size)
-    c.CRYPTO_free(text, None, 0)
+    crypto_h.CRYPTO_free(text.value, None, 0)
     return found
 
 
@@ -109,8 +118,8 @@ def verify_result(tls: ssl.SSLSocket | ssl.SSLObject) -> tuple[int, str]:
     context = tls.context
     if isinstance(context, PortableContext):
         return _portable_verdict(context, tls)
-    code = c.SSL_get_verify_result(ssl_of(tls))
-    return code, ctypes.string_at(c.X509_verify_cert_error_string(code)).decode()
+    code = ssl_h.SSL_get_verify_result(ssl_of(tls))
+    return code, (x509_h.X509_verify_cert_error_string(code) or b"").decode()
 
 
 def _portable_verdict(
@@ -121,7 +130,10 @@ def _portable_verdict(
         peer_certificate(tls)
     except ValueError:
         # Nobody can be told whose it is.
-        return UNSPECIFIED, "unspecified certificate verification error"
+        return (
+            x509_h.X509_V_ERR_UNSPECIFIED,
+            "unspecified certificate verification error",
+        )
     return verdict
 
 
@@ -130,17 +142,16 @@ def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     if isinstance(tls.context, PortableContext):
         return  # it remembers what it has refused
     connection = ssl_of(tls)
-    session = c.SSL_get_session(connection)
+    session = ssl_h.SSL_get_session(connection)
     if session:
-        c.SSL_CTX_remove_session(c.SSL_get_SSL_CTX(connection), session)
+        ssl_h.SSL_CTX_remove_session(ssl_h.SSL_get_SSL_CTX(connection), session)
 
 
 def server_name(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
     """The name that the client asked for by SNI, unchecked; None without."""
     if isinstance(tls.context, PortableContext):
         return tls.hello.server_name if isinstance(tls, PortableSocket) else None
-    name = c.SSL_get_servername(ssl_of(tls), _HOST_NAME)
-    return ctypes.string_at(name) if name else None
+    return ssl_h.SSL_get_servername(ssl_of(tls), ssl_h.TLSEXT_NAMETYPE_host_name)
 
 
 @dataclass(frozen=True)
@@ -161,13 +172,14 @@ def server_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> ServerCertificate 
     context = tls.context
     if isinstance(context, PortableContext):
         return context.own[0] if len(context.own) == 1 else None
-    certificate = c.SSL_get_certificate(ssl_of(tls))
+    certificate = ssl_h.SSL_get_certificate(ssl_of(tls))
     if not certificate:
         return None
-    signature = c.OBJ_nid2sn(c.X509_get_signature_nid(certificate))
-    key = c.X509_get0_pubkey(certificate)
-    kind = _KEYS.get(c.EVP_PKEY_get_base_id(key))
-    return ServerCertificate(
-        signature=ctypes.string_at(signature),
-        key=f"{kind}{c.EVP_PKEY_get_bits(key)}".encode() if kind else b"",
-    )
+    return _server_certificate(encoded(certificate, x509_h.i2d_X509))
+
+
+@functools.lru_cache(maxsize=64)
+def _server_certificate(der: bytes) -> ServerCertificate | None:
+    from mailproxy.net.openssl import certificates  # see there
+
+    return certificates.server_certificate(der)

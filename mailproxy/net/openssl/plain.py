@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING
 
+from mailproxy.net.openssl.headers.x509_h import X509_V_ERR_CERT_CHAIN_TOO_LONG
 from mailproxy.net.openssl.hello import Hello
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ LACKING = (
 )
 """What is refused where the functions of OpenSSL cannot be called."""
 
-_MOST_SESSIONS = 20 * 1024
+_MAX_SESSIONS = 20 * 1024
 """Sessions that OpenSSL keeps for a context, if it is not told another number."""
-_CHAIN_TOO_LONG = 22
 
 
 class PortableSocket(ssl.SSLSocket):
@@ -44,8 +44,8 @@ class PortableContext(ssl.SSLContext):
     """The protocol that clients must offer if they offer any; empty: any is good."""
     depth: int | None = None
     """CA certificates between a client's and a trusted one; None: it is not asked."""
-    own: tuple[ServerCertificate, ...] = ()
-    """The server's certificates."""
+    own: tuple[ServerCertificate | None, ...] = ()
+    """The server's certificates; None: one that cannot be read."""
 
     def __init__(self, protocol: int) -> None:
         del protocol  # __new__ has taken it
@@ -67,11 +67,11 @@ class PortableContext(ssl.SSLContext):
         chain = tls._sslobj.get_verified_chain() or ()  # type: ignore[union-attr] # noqa: SLF001
         if self.depth is not None and len(chain) - 2 > self.depth:
             self._too_deep[_session_id(tls)] = None
-            if len(self._too_deep) > _MOST_SESSIONS:
+            if len(self._too_deep) > _MAX_SESSIONS:
                 del self._too_deep[next(iter(self._too_deep))]
         elif not (tls.session_reused and _session_id(tls) in self._too_deep):
             return 0, "ok"
-        return _CHAIN_TOO_LONG, "certificate chain too long"
+        return X509_V_ERR_CERT_CHAIN_TOO_LONG, "certificate chain too long"
 
 
 def _session_id(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes:

@@ -18,23 +18,24 @@ from __future__ import annotations
 
 import os
 import ssl
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from mailproxy.net.openssl import certificates
-from mailproxy.net.openssl.errors import OpenSSLError, error_text
-from mailproxy.net.openssl.library import (
-    NeedsOpenSSLError,
-    PrivateKeyError,
-    unsupported,
-)
+from mailproxy.net.openssl.errors import error_text
+from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
+from mailproxy.net.openssl.library import NeedsOpenSSLError, unsupported
 from mailproxy.net.openssl.material import Validity, shown
-from mailproxy.net.openssl.options import ALWAYS, NO_CERTIFICATE_COMPRESSION, REFUSALS
+from mailproxy.net.openssl.options import (
+    NO_CERTIFICATE_COMPRESSION,
+    set_options,
+    with_protocols,
+)
 from mailproxy.net.openssl.plain import PortableContext
-from mailproxy.net.sessions import SessionZone
+from mailproxy.net.tls_sessions import SessionZone
 
 DEFAULT_TIMEOUT = 300
 """Seconds of `ssl_session_timeout` where nothing is written."""
@@ -67,17 +68,12 @@ class PortableBuilder:
         self.context = context = PortableContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
-        options = context.options & ~_BY_PYTHON | ALWAYS
-        for name, refusal in REFUSALS.items():
-            options = options & ~refusal if name in protocols else options | refusal
-        self._set_options(options)
+        options = context.options & ~_BY_PYTHON
+        set_options(context, with_protocols(options, protocols))
         self._cached = False
 
-    def _set_options(self, options: int) -> None:
-        with warnings.catch_warnings():
-            # `ssl` wants a range of versions; ssl_protocols may have gaps.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.context.options = ssl.Options(options)
+    def _add_options(self, options: int) -> None:
+        set_options(self.context, self.context.options | options)
 
     def alpn(self, protocol: bytes) -> None:
         self.context.alpn = protocol
@@ -92,7 +88,7 @@ class PortableBuilder:
                 "(SSL: error:0A0000B9:SSL routines::no cipher match)"
             ) from None
         if prefer_server:
-            self._set_options(self.context.options | ssl.OP_CIPHER_SERVER_PREFERENCE)
+            self._add_options(ssl.OP_CIPHER_SERVER_PREFERENCE)
 
     def certificate(
         self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
@@ -100,8 +96,8 @@ class PortableBuilder:
         what = f'cannot load certificate "{shown(certificate)}"'
         content = _read(certificate, what)
         try:
-            own = x509.load_pem_x509_certificates(content)[0]
-        except ValueError:
+            own = x509.load_pem_x509_certificates(content)[0].public_bytes(Encoding.DER)
+        except (ValueError, x509.InvalidVersion):
             raise OpenSSLError(
                 f"{what}: PEM_read_bio_X509_AUX() failed (SSL: error:0480006C:PEM "
                 "routines::no start line:Expecting: TRUSTED CERTIFICATE)"
@@ -153,7 +149,7 @@ class PortableBuilder:
     def compress_certificates(self, *, enable: bool) -> bool:
         if enable:
             raise NeedsOpenSSLError("ssl_certificate_compression")
-        self._set_options(self.context.options | NO_CERTIFICATE_COMPRESSION)
+        self._add_options(NO_CERTIFICATE_COMPRESSION)
         return True
 
     def verify_client(self, depth: int, mode: str = "on") -> None:
@@ -162,7 +158,7 @@ class PortableBuilder:
         self.context.verify_mode = ssl.CERT_OPTIONAL
         self.context.depth = depth
         self.context.num_tickets = 0
-        self._set_options(self.context.options | ssl.OP_NO_TICKET)
+        self._add_options(ssl.OP_NO_TICKET)
 
     def announce(self, path: str) -> None:
         self.trust(path)
@@ -227,7 +223,7 @@ class PortableBuilder:
         if not enable:
             if not self._cached:  # in TLS 1.3 what is in the cache has tickets, too
                 self.context.num_tickets = 0
-            self._set_options(self.context.options | ssl.OP_NO_TICKET)
+            self._add_options(ssl.OP_NO_TICKET)
 
     def commands(
         self, commands: Sequence[tuple[str, str]], full_name: Callable[[str], str]

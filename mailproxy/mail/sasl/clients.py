@@ -1,4 +1,4 @@
-"""SASL mechanisms, once for all protocols (RFC 4422).
+"""SASL mechanisms toward clients (RFC 4422).
 
 What a client sends is decoded here as nginx decodes it (base64 stops at the first
 "=", padding may be missing), and refused where nginx refuses it, with its texts.
@@ -12,9 +12,12 @@ import base64
 import binascii
 import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mailproxy.mail.protocol import FORBIDDEN, BadCommand, Login
+from mailproxy.auth.verdict import FORBIDDEN
+from mailproxy.mail.commands import BadCommand
+from mailproxy.mail.login import Login
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
@@ -30,13 +33,100 @@ OAUTH = frozenset(("xoauth2", "oauthbearer"))
 ALWAYS = frozenset(("plain", "login"))
 """Mechanisms that no directive switches off, as in nginx."""
 _WITHOUT_INITIAL_RESPONSE = frozenset(("cram-md5",))
+CRAM_MD5_DIGITS = 32
+"""Hexadecimal digits of a digest (RFC 2195, section 2)."""
+
+Ask = Callable[[bytes], Awaitable[list[bytes]]]
+"""Sends a challenge and returns the words of the answer; see `Dialogue.challenge`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who a client says that it is, and what shall prove it.
+
+    Attributes:
+      user: the user name.
+      secret: password, digest or token; None if the mechanism has none.
+    """
+
+    user: bytes
+    secret: bytes | None = field(repr=False)
+
+
+class _Exchange:
+    """The messages of one AUTH or AUTHENTICATE command.
+
+    Attributes:
+      name: of the mechanism, in upper case.
+    """
+
+    def __init__(
+        self, client: Client, name: str, initial: Sequence[bytes], ask: Ask
+    ) -> None:
+        self.client = client
+        self.name = name
+        self._initial = initial
+        self._ask = ask
+
+    async def respond(self, challenge: bytes) -> bytes:
+        """The initial response, or else the answer to a challenge."""
+        return self._initial[0] if self._initial else await self.ask(challenge)
+
+    async def ask(self, challenge: bytes) -> bytes:
+        """The first word of the answer to a challenge."""
+        return (await self._ask(challenge))[0]
+
+
+async def _plain(exchange: _Exchange) -> Credentials:
+    return parse_plain(await exchange.respond(b""))
+
+
+async def _login(exchange: _Exchange) -> Credentials:
+    user = decode(await exchange.respond(USER_CHALLENGE), exchange.name)
+    exchange.client.info.login = user
+    return Credentials(
+        user, decode(await exchange.ask(PASSWORD_CHALLENGE), exchange.name)
+    )
+
+
+async def _cram_md5(exchange: _Exchange) -> Credentials:
+    challenge = base64.b64encode(exchange.client.salt)
+    credentials = split_cram_md5(await exchange.respond(challenge))
+    if len(credentials.secret or b"") != CRAM_MD5_DIGITS:
+        exchange.client.info.login = credentials.user
+        raise _invalid("CRAM-MD5 hash", "AUTH CRAM-MD5")
+    return credentials
+
+
+async def _external(exchange: _Exchange) -> Credentials:
+    user = decode(await exchange.respond(USER_CHALLENGE), exchange.name)
+    return Credentials(user, None)
+
+
+async def _xoauth2(exchange: _Exchange) -> Credentials:
+    return parse_xoauth2(await exchange.respond(b""))
+
+
+async def _oauthbearer(exchange: _Exchange) -> Credentials:
+    return parse_oauthbearer(await exchange.respond(b""))
+
+
+_MECHANISMS: dict[str, Callable[[_Exchange], Awaitable[Credentials]]] = {
+    "plain": _plain,
+    "login": _login,
+    "cram-md5": _cram_md5,
+    "external": _external,
+    "xoauth2": _xoauth2,
+    "oauthbearer": _oauthbearer,
+}
+"""All mechanisms, in the order in which nginx announces them."""
 
 
 async def authenticate(
     client: Client,
     arguments: Sequence[bytes],
     enabled: Collection[str],
-    ask: Callable[[bytes], Awaitable[list[bytes]]],
+    ask: Ask,
     tag: bytes = b"",
 ) -> Login:
     """Have the dialogue of one AUTH or AUTHENTICATE command.
@@ -51,55 +141,38 @@ async def authenticate(
     Raises:
       BadCommand: unknown or disabled mechanism, or an answer that cannot be read.
     """
+    client.info.login = b""
+    mechanism = _find_mechanism(arguments, enabled)
+    exchange = _Exchange(client, mechanism.upper(), arguments[1:], ask)
+    found = await _MECHANISMS[mechanism](exchange)
+    client.info.login = found.user
+    check_credentials(found.user, found.secret, f"AUTH {exchange.name}")
+    method = "plain" if mechanism == "login" else mechanism
+    salt = client.salt if mechanism == "cram-md5" else b""
+    return Login(
+        method=method, user=found.user, secret=found.secret, tag=tag, salt=salt
+    )
+
+
+def _find_mechanism(arguments: Sequence[bytes], enabled: Collection[str]) -> str:
+    """The mechanism that a command names, in lower case.
+
+    Raises:
+      BadCommand: it is unknown or disabled, or has an initial response and must not.
+    """
     mechanism = arguments[0].decode("latin-1").lower() if arguments else ""
-    initial = arguments[1:]
-    client.context.login = b""
-    if mechanism not in _ORDER or (
+    if mechanism not in _MECHANISMS or (
         mechanism not in enabled and mechanism not in ALWAYS
     ):
         raise BadCommand
-    if len(initial) > (mechanism not in _WITHOUT_INITIAL_RESPONSE):
+    if len(arguments) - 1 > (mechanism not in _WITHOUT_INITIAL_RESPONSE):
         raise BadCommand
-
-    async def response(challenge: bytes) -> bytes:
-        """The initial response, or else the answer to a challenge."""
-        return initial[0] if initial else (await ask(challenge))[0]
-
-    name = mechanism.upper()
-    salt = b""
-    user: bytes
-    secret: bytes | None
-    match mechanism:
-        case "plain":
-            user, secret = parse_plain(await response(b""))
-        case "login":
-            user = decode(await response(USER_CHALLENGE), name)
-            client.context.login = user
-            secret = decode((await ask(PASSWORD_CHALLENGE))[0], name)
-        case "cram-md5":
-            salt = client.salt
-            user, secret = split_cram_md5(await response(base64.b64encode(salt)))
-            if len(secret) != 32:
-                client.context.login = user
-                raise _invalid("CRAM-MD5 hash", "AUTH CRAM-MD5")
-        case "external":
-            user, secret = decode(await response(USER_CHALLENGE), name), None
-        case "xoauth2":
-            user, secret = parse_xoauth2(await response(b""))
-        case _:
-            user, secret = parse_oauthbearer(await response(b""))
-    client.context.login = user
-    check_credentials(user, secret, f"AUTH {name}")
-    method = "plain" if mechanism == "login" else mechanism
-    return Login(method, user, secret, tag=tag, salt=salt)
-
-
-_ORDER = ("plain", "login", "cram-md5", "external", "xoauth2", "oauthbearer")
+    return mechanism
 
 
 def announced(enabled: Collection[str]) -> list[bytes]:
     """The enabled mechanisms as capabilities list them, in nginx's order."""
-    return [each.upper().encode() for each in _ORDER if each in enabled]
+    return [each.upper().encode() for each in _MECHANISMS if each in enabled]
 
 
 def check_credentials(user: bytes, secret: bytes | None, command: str) -> None:
@@ -133,7 +206,7 @@ def decode(text: bytes, mechanism: str) -> bytes:
         raise _invalid("base64 encoding", f"AUTH {mechanism}") from error
 
 
-def parse_plain(response: bytes) -> tuple[bytes, bytes]:
+def parse_plain(response: bytes) -> Credentials:
     """User and password of PLAIN (RFC 4616); the authorization identity is dropped.
 
     Raises:
@@ -146,20 +219,20 @@ def parse_plain(response: bytes) -> tuple[bytes, bytes]:
     user, nul, password = rest.partition(b"\0")
     if not nul:
         raise _invalid("password", "AUTH PLAIN")
-    return user, password
+    return Credentials(user, password)
 
 
-def split_cram_md5(response: bytes) -> tuple[bytes, bytes]:
+def split_cram_md5(response: bytes) -> Credentials:
     """User and digest of CRAM-MD5 (RFC 2195); both empty without a space.
 
     Raises:
       BadCommand: it is not base64.
     """
     user, space, digest = decode(response, "CRAM-MD5").partition(b" ")
-    return (user, digest) if space else (b"", b"")
+    return Credentials(user, digest) if space else Credentials(b"", b"")
 
 
-def parse_xoauth2(response: bytes) -> tuple[bytes, bytes]:
+def parse_xoauth2(response: bytes) -> Credentials:
     """User and token of XOAUTH2, in the one order Google documents.
 
     Raises:
@@ -171,10 +244,10 @@ def parse_xoauth2(response: bytes) -> tuple[bytes, bytes]:
     match = _XOAUTH2.fullmatch(message)
     if match is None:
         raise _invalid("token", "AUTH XOAUTH2")
-    return match[1], match[2]
+    return Credentials(match[1], match[2])
 
 
-def parse_oauthbearer(response: bytes) -> tuple[bytes, bytes]:
+def parse_oauthbearer(response: bytes) -> Credentials:
     """User and token of OAUTHBEARER (RFC 7628, section 3.1).
 
     Raises:
@@ -185,9 +258,9 @@ def parse_oauthbearer(response: bytes) -> tuple[bytes, bytes]:
     user = _unescape(names[0][2:]) if names else None
     if user is None:
         raise _invalid("login", "AUTH OAUTHBEARER")
-    for field in fields[:-1]:
-        if field[:12].lower() == b"auth=bearer " and field[12:]:
-            return user, field[12:]
+    for each in fields[:-1]:
+        if each[:12].lower() == b"auth=bearer " and each[12:]:
+            return Credentials(user, each[12:])
     raise _invalid("token", "AUTH OAUTHBEARER")
 
 

@@ -7,8 +7,8 @@ from trio.testing import MockClock
 from mailproxy.conf.tree import ConfigError
 from mailproxy.net.idle import Connection, Reuse
 from mailproxy.process.configuration import ConfigErrors
-from tests.mail.test_auth_http import ASKED, FAILED, WHERE, imap
-from tests.play import Stage, load_server
+from tests.auth.test_http import ASKED, FAILED, WHERE, imap
+from tests.play import Stage, auth_url, load_server
 from tests.play import parse as parse_script
 
 KEEPING = "auth_http_keepalive on;"
@@ -143,8 +143,7 @@ def test_kept_connection_that_is_dead_is_given_up(
 def test_a_dead_connection_costs_one_login_and_not_the_next_ones() -> None:
     """What was kept as long to the same server is not tried any more."""
     stage = Stage(load_server(f"protocol imap; {KEEPING}"))
-    url = stage.server.auth.auth_http
-    assert url is not None
+    url = auth_url(stage.server)
     wires = stage.network.wires["Q"]
     steps = parse_script(
         """

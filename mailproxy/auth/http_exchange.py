@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mailproxy.errors import AuthError
-from mailproxy.mail.auth.answer import (
+from mailproxy.auth import trace
+from mailproxy.auth.http_answer import (
     Answer,
     Unusable,
     decide,
@@ -24,30 +24,33 @@ from mailproxy.mail.auth.answer import (
     parse,
     shown,
 )
-from mailproxy.mail.auth.request import escape, request
-from mailproxy.mail.client import timed_out
+from mailproxy.auth.http_request import escape, format_request
+from mailproxy.auth.verdict import Granted, Refused, Unavailable
+from mailproxy.frozen import Frozen
+from mailproxy.log import DEBUG
 from mailproxy.net.idle import Connection
 from mailproxy.net.network import connect_level
+from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
+    from mailproxy.auth.http import AuthHttpSettings, AuthUrl
+    from mailproxy.auth.request import AuthRequest
+    from mailproxy.errors import AuthError
     from mailproxy.log import Logger
-    from mailproxy.mail.auth.http import AuthHttpSettings
-    from mailproxy.mail.auth.source import Granted, Refused
-    from mailproxy.mail.client import Client
-    from mailproxy.mail.protocol import Login
     from mailproxy.net.network import Network
+    from mailproxy.net.timer import Timer
     from mailproxy.net.wire import Wire
 
-HEADER_LIMIT = 16 * 1024
+MAX_HEADER = 16 * 1024
 """Octets of status line and headers (nginx: 1 KiB, and then it waits in vain)."""
-BODY_LIMIT = 64 * 1024
+MAX_BODY = 64 * 1024
 """A longer body is not read; the connection is closed instead of kept."""
-BODY_PATIENCE = 0.1
-"""Seconds for the body to come; nobody needs it, so nobody's login waits longer."""
-SILENCE_LIMIT = 2.0
+MAX_BODY_WAIT = 0.1
+"""Seconds for the body to come. It is of no use, so no login waits longer for it."""
+MAX_SILENCE = 2.0
 """Seconds without an octet of the answer after which a kept connection counts as dead,
 and at most half of `auth_http_timeout`."""
-MOST_WAITS = 100
+MAX_WAITS = 100
 """How often an auth server may put off its answer (`Auth-Status: WAIT`)."""
 MIN_KEY = 6
 """Octets from which on a value of `auth_http_header` counts as a secret."""
@@ -57,63 +60,86 @@ _WHOLE = "status line and headers, up to an empty line"
 
 
 async def check(
-    settings: AuthHttpSettings, login: Login, client: Client
-) -> Granted | Refused:
-    """Ask until there is a decision; see `AuthSource.check`."""
+    settings: AuthHttpSettings,
+    request: AuthRequest,
+    network: Network,
+    timer: Timer,
+    log: Logger,
+) -> Granted | Refused | Unavailable:
+    """Ask until there is a decision; see `Source.check`."""
     url = settings.auth_http
     assert url is not None, "every server has one"
-    question = _Question(request(settings, login, client), settings, client.log)
+    question = _Question(
+        format_request(settings, request), settings, log, _secrets(settings, request)
+    )
 
     def expired() -> AuthError:
-        if not question.received:
-            event = "auth http server %s timed out"
-            return AuthError(event, url.address, error=timed_out())
-        late = question.unusable("timed out: ", _WHOLE)
-        return _explained(late, settings, login, error=timed_out())
+        if question.received:
+            unusable = question.unusable("timed out: ", _WHOLE)
+            late = _explained(unusable, settings, request, timed_out())
+        else:
+            late = Unavailable(
+                event="auth http server %s timed out",
+                values=(url.address,),
+                error=timed_out(),
+            )
+        return late.exception()
 
     try:
-        for _ in range(MOST_WAITS):
-            client.timer.limit(settings.auth_http_timeout, expired)
-            answer = await question.ask(client.network)
+        for _ in range(MAX_WAITS):
+            timer.limit(settings.auth_http_timeout, expired)
+            answer = await question.ask(network)
             if not answer.puts_off:
-                needs_secret = client.server.protocol.name != "smtp"
-                return decide(answer, login, needs_secret=needs_secret)
-            client.timer.stop()
+                return decide(answer, request)
+            timer.stop()
             await trio.sleep(max(answer.wait, 1))
         raise answer.unusable(
             "put off its answer too often: ",
-            f"a decision after Auth-Status: WAIT, {MOST_WAITS} times at most",
+            f"a decision after Auth-Status: WAIT, {MAX_WAITS} times at most",
         )
     except Unusable as unusable:
-        raise _explained(unusable, settings, login) from None
+        return _explained(unusable, settings, request)
+    except _BrokenError as broken:
+        return broken.unavailable
 
 
 def _explained(
     unusable: Unusable,
     settings: AuthHttpSettings,
-    login: Login,
+    request: AuthRequest,
     error: OSError | None = None,
-) -> AuthError:
+) -> Unavailable:
     """What the log says: what came, and what was wanted."""
     url = settings.auth_http
     assert url is not None
-    return AuthError(
-        f'auth http server %s {unusable.text}"%s", wanted {unusable.wanted}',
-        url.address,
-        shown(unusable.came, _secrets(settings, login)),
+    return Unavailable(
+        event=f'auth http server %s {unusable.text}"%s", wanted {unusable.wanted}',
+        values=(url.address, shown(unusable.came, _secrets(settings, request))),
         error=error,
     )
 
 
-def _secrets(settings: AuthHttpSettings, login: Login) -> tuple[bytes, ...]:
+def _secrets(settings: AuthHttpSettings, request: AuthRequest) -> tuple[bytes, ...]:
     """What an answer must not bring into the log, should it repeat the request."""
-    sent = login.secret or b""
+    sent = request.secret or b""
     # A short value ("1", "imap") is no key, and would hide every status line.
     keys = [value for _, value in settings.auth_http_header if len(value) >= MIN_KEY]
     return sent, escape(sent), *keys
 
 
-class _NoAnswerError(Exception):
+class _BrokenError(Frozen, Exception):
+    """The connection cannot be made, or breaks within the answer."""
+
+    def __init__(self, unavailable: Unavailable) -> None:
+        super().__init__(unavailable)
+        self.unavailable = unavailable
+
+
+def _receiving_failed(error: OSError) -> _BrokenError:
+    return _BrokenError(Unavailable(event="recv() failed", error=error))
+
+
+class _NoAnswerError(Frozen, Exception):
     """The connection ended, or was given up, before an octet of the answer came."""
 
     def __init__(self, error: OSError | None = None) -> None:
@@ -128,6 +154,7 @@ class _Question:
     request: bytes = field(repr=False)
     settings: AuthHttpSettings
     log: Logger
+    secrets: tuple[bytes, ...] = field(repr=False)
     received: bytes = field(default=b"", repr=False)
 
     async def ask(self, network: Network) -> Answer:
@@ -135,7 +162,7 @@ class _Question:
 
         Raises:
           Unusable: what came is not an answer.
-          AuthError: the connection cannot be made, or breaks.
+          _BrokenError: the connection cannot be made, or breaks.
         """
         url = self.settings.auth_http
         assert url is not None
@@ -144,7 +171,7 @@ class _Question:
         kept = None
         if self.settings.auth_http_keepalive is not None:
             limit = self.settings.auth_http_timeout / 2
-            kept = network.idle.take(server, min(SILENCE_LIMIT, limit))
+            kept = network.idle.take(server, min(MAX_SILENCE, limit))
         if kept is not None:
             try:
                 return await self._ask_on(kept, network)
@@ -157,19 +184,10 @@ class _Question:
                         url.address,
                     )
         try:
-            wire = network.connect(url.family, url.sockaddr)
-        except OSError as error:
-            raise AuthError(
-                "connect() to %s failed",
-                url.address,
-                error=error,
-                level=connect_level(error),
-            ) from None
-        try:
-            return await self._ask_on(Connection(wire), network)
+            return await self._ask_on(Connection(_connect(network, url)), network)
         except _NoAnswerError as none:
             if none.error is not None:
-                raise AuthError("recv() failed", error=none.error) from None
+                raise _receiving_failed(none.error) from None
             raise Unusable("closed connection prematurely: ", b"", _WHOLE) from None
 
     async def _ask_on(self, connection: Connection, network: Network) -> Answer:
@@ -187,7 +205,7 @@ class _Question:
             finally:
                 network.idle.heard(connection)
             answer = await self._finish(wire)
-            if reuse is not None and answer.keep and 0 < answer.body <= BODY_LIMIT:
+            if reuse is not None and answer.keep and 0 < answer.body <= MAX_BODY:
                 await _drop_body(wire, answer)
         except BaseException:
             wire.close()
@@ -200,6 +218,8 @@ class _Question:
 
     async def _begin(self, wire: Wire) -> None:
         """Send the request, and receive the first octets of the answer."""
+        if self.log.level >= DEBUG:
+            trace.show(self.log, "to", self.request, self.secrets)
         try:
             await wire.send_all(self.request)
             self.received = await wire.receive_some()
@@ -213,19 +233,22 @@ class _Question:
         seen = 0
         while True:
             end = _END.search(self.received, seen)
-            if end is not None and end.end() <= HEADER_LIMIT:
+            if end is not None and end.end() <= MAX_HEADER:
                 break
-            if len(self.received) > HEADER_LIMIT:
-                raise self.unusable("sent too long header: ", f"{HEADER_LIMIT} octets")
+            if len(self.received) > MAX_HEADER:
+                raise self.unusable("sent too long header: ", f"{MAX_HEADER} octets")
             seen = max(len(self.received) - 3, 0)
             try:
                 data = await wire.receive_some()
             except OSError as error:
-                raise AuthError("recv() failed", error=error) from None
+                raise _receiving_failed(error) from None
             if not data:
                 raise self.unusable("closed connection prematurely: ", _WHOLE)
             self.received += data
-        answer = parse(self.received[: end.start()])
+        header = self.received[: end.start()]
+        if self.log.level >= DEBUG:
+            trace.show(self.log, "from", header, self.secrets)
+        answer = parse(header)
         answer.body -= len(self.received) - end.end()
         return answer
 
@@ -234,9 +257,27 @@ class _Question:
         return Unusable(text, first_line(self.received), wanted)
 
 
+def _connect(network: Network, url: AuthUrl) -> Wire:
+    """Begin to connect to the auth server.
+
+    Raises:
+      _BrokenError: connect() failed at once, or `worker_connections` are in use.
+    """
+    try:
+        return network.connect(url.family, url.sockaddr)
+    except OSError as error:
+        failed = Unavailable(
+            event="connect() to %s failed",
+            values=(url.address,),
+            error=error,
+            level=connect_level(error),
+        )
+        raise _BrokenError(failed) from None
+
+
 async def _drop_body(wire: Wire, answer: Answer) -> None:
     """Read the body away; if it does not come, the connection cannot be kept."""
-    with trio.move_on_after(BODY_PATIENCE), contextlib.suppress(OSError):
+    with trio.move_on_after(MAX_BODY_WAIT), contextlib.suppress(OSError):
         while answer.body > 0:
             data = await wire.receive_some()
             if not data:

@@ -21,7 +21,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from mailproxy.log.session_info import SessionInfo
 
 LEVELS = ("", "emerg", "alert", "crit", "error", "warn", "notice", "info", "debug")
 """Names of nginx's levels; the index is nginx's number."""
@@ -36,61 +37,6 @@ _PROPERTY_LIMIT = 256
 
 Fault = OSError | tuple[int, str]
 """The system error behind an event: the exception, or its number and text."""
-
-
-@dataclass(slots=True)
-class MailContext:
-    """Who an event of a session is about; one session owns and changes it."""
-
-    connection: int
-    """Number of the client's connection."""
-    client: str
-    """Address of the client without port, `unix:` for a unix socket."""
-    client_port: int | None = None
-    server: str = ""
-    """Text of the `listen` address."""
-    action: str | None = "sending client greeting line"
-    """What the session is doing, as it reads behind "while"."""
-    starttls: bool = False
-    """A STARTTLS handshake has begun."""
-    login: bytes = b""
-    upstream: str | None = None
-    """Address of the backend, once the connection to it has been started."""
-    tags: tuple[str, ...] = ()
-    """Values of `error_log_user_tag`."""
-    peer: str = ""
-    """Address and port at the other end of the socket: the client, or a proxy."""
-
-    def properties(self) -> dict[str, str]:
-        """The session as Angie's JSON lines and filters know it; nothing is empty."""
-        properties = {
-            "action": self.action,
-            "client": self.client_address,
-            "server": self.server,
-            "starttls": "true" if self.starttls else None,
-            "login": self.login.decode("utf-8", "surrogateescape"),
-            "upstream": self.upstream,
-        }
-        if self.peer != properties["client"]:
-            properties["peer"] = self.peer
-        return {name: value for name, value in properties.items() if value}
-
-    @property
-    def client_address(self) -> str:
-        """Address and port of the client."""
-        if self.client_port is None:
-            return self.client
-        if ":" in self.client:
-            return f"[{self.client}]:{self.client_port}"
-        return f"{self.client}:{self.client_port}"
-
-    @property
-    def all_tags(self) -> tuple[str, ...]:
-        """`mail`, then those of the configuration, each once."""
-        if not self.tags:
-            return ("mail",)
-        return tuple(dict.fromkeys(("mail", *self.tags)))
-
 
 _MISLEADING = (
     "\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069"
@@ -200,7 +146,7 @@ class Record:
         event: str,
         args: tuple[object, ...] = (),
         error: Fault | None = None,
-        context: MailContext | None = None,
+        context: SessionInfo | None = None,
         connection: int | None = None,
         part: str = "",
         suffix: str = "",

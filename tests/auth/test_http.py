@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.mail.auth.answer import SHOWN_LIMIT, Unusable, parse
-from mailproxy.mail.auth.exchange import HEADER_LIMIT, MOST_WAITS
-from mailproxy.mail.auth.request import escape
+from mailproxy.auth.http_answer import MAX_SHOWN, Unusable, parse
+from mailproxy.auth.http_exchange import MAX_HEADER, MAX_WAITS
+from mailproxy.auth.http_request import escape
 from tests.play import Stage, play
 
 ALL = "plain cram-md5 external xoauth2 oauthbearer"
@@ -311,16 +311,16 @@ def unusable(line: str, password: str = "q", directives: str = "") -> str:
 
 
 def test_a_long_line_is_cut() -> None:
-    assert unusable("x_" + "y" * 1000) == "x_" + "y" * (SHOWN_LIMIT - 2) + "..."
-    fitting = "x_" + "y" * (SHOWN_LIMIT - 2)
+    assert unusable("x_" + "y" * 1000) == "x_" + "y" * (MAX_SHOWN - 2) + "..."
+    fitting = "x_" + "y" * (MAX_SHOWN - 2)
     assert unusable(fitting) == fitting
 
 
 def test_octets_of_all_kinds_are_escaped() -> None:
     assert unusable('x_␀␛"⟨ff⟩\\') == r"x_\x00\x1B\x22\xFF\x5C"
     # All of it is there, and so is the context.
-    long = unusable("x_" + "␛" * SHOWN_LIMIT)
-    assert long == "x_" + r"\x1B" * (SHOWN_LIMIT - 2) + "..."
+    long = unusable("x_" + "␛" * MAX_SHOWN)
+    assert long == "x_" + r"\x1B" * (MAX_SHOWN - 2) + "..."
 
 
 @pytest.mark.parametrize(
@@ -367,12 +367,12 @@ def test_a_short_value_of_the_configuration_is_no_secret() -> None:
     assert unusable("X_Y: 20", directives="auth_http_header X-Short 20;") == "X_Y: 20"
 
 
-@pytest.mark.parametrize("size", [HEADER_LIMIT, HEADER_LIMIT + 1])
+@pytest.mark.parametrize("size", [MAX_HEADER, MAX_HEADER + 1])
 def test_headers_have_a_limit(size: int) -> None:
     start, end = "Auth-Status: ", "⏎⏎"
     text = "x" * (size - len(start) - 4)
     result = FAILED
-    if size == HEADER_LIMIT:
+    if size == MAX_HEADER:
         result = f"S: a NO {text}"
     imap(f"{ASKED}\nA: {start}{text}{end}…\n{result}")
 
@@ -381,10 +381,10 @@ def test_answer_without_end() -> None:
     imap(
         f"""
         {ASKED}
-        A: {"x" * (HEADER_LIMIT + 1)}…
+        A: {"x" * (MAX_HEADER + 1)}…
         {FAILED}
         at 0
-        L: [error] auth http server 127.0.0.1:9000 sent too long header: "{"x" * SHOWN_LIMIT}...", wanted {HEADER_LIMIT} octets {WHERE}
+        L: [error] auth http server 127.0.0.1:9000 sent too long header: "{"x" * MAX_SHOWN}...", wanted {MAX_HEADER} octets {WHERE}
         """
     )
 
@@ -593,14 +593,14 @@ def test_wait_repeats_the_digest() -> None:
 
 
 def test_wait_has_an_end() -> None:
-    waits = "\nQ: plain u p\nA: WAIT" * MOST_WAITS
+    waits = "\nQ: plain u p\nA: WAIT" * MAX_WAITS
     imap(
         f"""
         C: a LOGIN u p
         {waits}
         {FAILED}
-        at {MOST_WAITS}
-        L: [error] auth http server 127.0.0.1:9000 put off its answer too often: "HTTP/1.0 200 OK", wanted a decision after Auth-Status: WAIT, {MOST_WAITS} times at most {WHERE}
+        at {MAX_WAITS}
+        L: [error] auth http server 127.0.0.1:9000 put off its answer too often: "HTTP/1.0 200 OK", wanted a decision after Auth-Status: WAIT, {MAX_WAITS} times at most {WHERE}
         """
     )
 

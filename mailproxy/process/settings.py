@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from mailproxy import outside
-from mailproxy.conf.addresses import Network, cidr
-from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.addresses import IPNetwork, cidr
+from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.hints import is_secret
-from mailproxy.conf.tree import ConfigError, Directive
+from mailproxy.conf.tree import ConfigError, Directive, DuplicateError
 from mailproxy.conf.values import (
     c_string,
     choice,
@@ -51,16 +51,16 @@ class Affinity:
     """CPUs of each worker, the last for all others; with `auto`, CPUs to use."""
 
 
-def _parse_user(found: Directive, scope: Scope) -> User | None:
+def _parse_user(found: Directive, reading: Reading) -> User | None:
     if os.geteuid() != 0:
-        scope.warn(
+        reading.warn(
             'the "user" directive makes sense only if the master process runs '
             "with super-user privileges, ignored",
             found,
         )
         return None
-    if found.name in scope.block.given:
-        raise ValueError("is duplicate")
+    if found.name in reading.block.given:
+        raise DuplicateError
     name = found.words[1]
     group = found.words[-1]
     try:
@@ -85,7 +85,7 @@ def online_cpus() -> int:
     return max(1, os.sysconf("SC_NPROCESSORS_ONLN"))
 
 
-def _parse_processes(found: Directive, _: Scope) -> int:
+def _parse_processes(found: Directive, _: Reading) -> int:
     value = found.words[1].value
     if c_string(value) == "auto":
         return online_cpus()
@@ -95,17 +95,17 @@ def _parse_processes(found: Directive, _: Scope) -> int:
         raise ValueError("invalid value") from None
 
 
-def _parse_priority(found: Directive, scope: Scope) -> int:
-    given = scope.block.given.get(found.name)
+def _parse_priority(found: Directive, reading: Reading) -> int:
+    given = reading.block.given.get(found.name)
     if given is not None and given.value != 0:
-        raise ValueError("is duplicate")
+        raise DuplicateError
     value = found.words[1].value
     if value.startswith("-"):
         return -parse_number(value[1:])
     return parse_number(value.removeprefix("+"))
 
 
-def _parse_affinity(found: Directive, _: Scope) -> Affinity:
+def _parse_affinity(found: Directive, _: Reading) -> Affinity:
     words = found.args
     auto = c_string(words[0].value) == "auto"
     if auto:
@@ -134,14 +134,14 @@ def _parse_affinity(found: Directive, _: Scope) -> Affinity:
     return Affinity(auto, tuple(masks))
 
 
-def _parse_pid(found: Directive, scope: Scope) -> str | None:
+def _parse_pid(found: Directive, reading: Reading) -> str | None:
     name = found.words[1].value
-    return None if name == "off" else scope.in_prefix(name)
+    return None if name == "off" else reading.in_prefix(name)
 
 
-def _parse_thread_pool(found: Directive, scope: Scope) -> tuple[str, ...]:
+def _parse_thread_pool(found: Directive, reading: Reading) -> tuple[str, ...]:
     pool = found.words[1].value
-    given = scope.block.given.get(found.name)
+    given = reading.block.given.get(found.name)
     if given is not None and isinstance(given.value, tuple) and pool in given.value:
         raise ConfigError(f'duplicate thread pool "{pool}"', found.words[1])
     threads = False
@@ -161,7 +161,7 @@ def _parse_thread_pool(found: Directive, scope: Scope) -> tuple[str, ...]:
     return (pool,)
 
 
-def _parse_engine(found: Directive, _: Scope) -> str:
+def _parse_engine(found: Directive, _: Reading) -> str:
     name = c_string(found.words[1].value)
     try:
         openssl.use_engine(name)
@@ -172,14 +172,14 @@ def _parse_engine(found: Directive, _: Scope) -> str:
     return name
 
 
-def _parse_env(found: Directive, _: Scope) -> tuple[tuple[str, str | None], ...]:
+def _parse_env(found: Directive, _: Reading) -> tuple[tuple[str, str | None], ...]:
     name, equals, value = found.words[1].value.partition("=")
     return ((name, value if equals else None),)
 
 
-def _parse_connections(found: Directive, scope: Scope) -> int:
-    if scope.block.given.keys() & {"worker_connections", "connections"}:
-        raise ValueError("is duplicate")
+def _parse_connections(found: Directive, reading: Reading) -> int:
+    if reading.block.given.keys() & {"worker_connections", "connections"}:
+        raise DuplicateError
     word = found.words[1]
     try:
         return parse_number(word.value)
@@ -190,7 +190,7 @@ def _parse_connections(found: Directive, scope: Scope) -> int:
 _EVENT_METHODS = ("epoll", "kqueue", "poll", "select", "eventport", "/dev/poll")
 
 
-def _parse_use(found: Directive, _: Scope) -> str:
+def _parse_use(found: Directive, _: Reading) -> str:
     word = found.words[1]
     if word.value not in _EVENT_METHODS:
         raise ConfigError(
@@ -217,7 +217,7 @@ env: Value[tuple[tuple[str, str | None], ...]] = Value(
 )
 connections: Value[int] = Value(_parse_connections, "number")
 use: Value[str] = Value(_parse_use, "method")
-clients: Value[tuple[Network | str, ...]] = Value(
+clients: Value[tuple[IPNetwork | str, ...]] = Value(
     cidr, "address | CIDR | unix:", parameters=("unix:",)
 )
 anything: Value[str] = Value(lambda found, _: str(found), "...", least=1, most=7)
@@ -345,18 +345,18 @@ class MainSettings(Settings):
     """Ignored."""
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of the main context; what depends on the machine is filled in.
 
         Raises:
           ConfigError: the master is root, and there is no account for workers.
         """
-        settings = super().make(block, scope)
+        settings = super().make(block, reading)
         changes: dict[str, object] = {}
         if "user" not in block.given and os.geteuid() == 0:
             changes["user"] = _default_user()
         if settings.pid == "":
-            changes["pid"] = f"/run/{scope.name}.pid"
+            changes["pid"] = f"/run/{reading.name}.pid"
         masks = settings.worker_cpu_affinity
         workers = block.given.get("worker_processes")
         auto = workers is not None and workers.directive.words[1].value == "auto"
@@ -366,7 +366,7 @@ class MainSettings(Settings):
             and not auto
             and len(masks.masks) not in (1, settings.worker_processes)
         ):
-            scope.warn(
+            reading.warn(
                 'the number of "worker_processes" is not equal to the number of '
                 '"worker_cpu_affinity" masks, using last mask for remaining worker '
                 "processes"
@@ -417,10 +417,10 @@ class EventsSettings(Settings):
     accept_mutex_delay: float = directive(duration, default=0.5, contexts="events")
     """Seconds for which accepting pauses when there are no descriptors left."""
 
-    debug_connection: tuple[Network | str, ...] = directive(
+    debug_connection: tuple[IPNetwork | str, ...] = directive(
         clients, default=(), contexts="events", repeats="add", shown=""
     )
-    """Clients that are logged at level debug, whatever the level of the log."""
+    """Clients whose dialogue is logged, at level debug, whatever the level of the log."""
 
     epoll_events: int = directive(number, default=512, contexts="events", accepted=True)
     """Accepted."""
@@ -467,9 +467,9 @@ class EventsSettings(Settings):
     """Ignored."""
 
     @classmethod
-    def make(cls, block: Block, scope: Scope) -> Self:
+    def make(cls, block: Block, reading: Reading) -> Self:
         """The settings of the events context, old names taken for the new."""
-        settings = super().make(block, scope)
+        settings = super().make(block, reading)
         if "connections" in block.given:
             settings = replace(settings, worker_connections=settings.connections)
         return settings

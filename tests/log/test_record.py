@@ -15,16 +15,16 @@ from mailproxy.log import (
     INFO,
     LEVELS,
     Fault,
-    MailContext,
     Record,
+    SessionInfo,
     escape,
 )
-from mailproxy.log.lines import LINE_LIMIT, Connected
+from mailproxy.log.record import LINE_LIMIT, Connected
 
 TIMED_OUT = OSError(110, "whatever the exception says")
 
 
-def context(**changes: object) -> MailContext:
+def context(**changes: object) -> SessionInfo:
     values: dict[str, object] = {
         "connection": 7,
         "client": "192.0.2.1",
@@ -33,7 +33,7 @@ def context(**changes: object) -> MailContext:
         "action": "in auth state",
         "peer": "192.0.2.1:4711",
     }
-    return MailContext(**(values | changes))  # type: ignore[arg-type]  # kept short
+    return SessionInfo(**(values | changes))  # type: ignore[arg-type]  # kept short
 
 
 def test_angies_lines_have_other_words_for_connections_and_starttls() -> None:
@@ -338,7 +338,7 @@ def test_escaped_text_is_printable(data: bytes) -> None:
 )
 def test_what_misleads_a_reader_is_escaped(data: bytes, text: str, json: str) -> None:
     """C1 controls, line and paragraph separators, directions, and what is no UTF-8."""
-    context = MailContext(7, "192.0.2.1", server="x", login=data, upstream="y")
+    context = SessionInfo(7, "192.0.2.1", server="x", login=data, upstream="y")
     record = Record(INFO, 'sent "%s"', (data,), context=context)
     for line in record.text_line(), record.angie_line(), record.console_line("m"):
         assert f'sent "{text}"' in line.decode()
@@ -357,7 +357,7 @@ def test_other_characters_stay_readable(text: str) -> None:
 
 def test_rest_of_a_line_is_looked_at_too() -> None:
     """Addresses, texts of libraries and of the configuration."""
-    context = MailContext(7, "\x9b1", 2, "unix:\n/x", action="do\u2028ing")
+    context = SessionInfo(7, "\x9b1", 2, "unix:\n/x", action="do\u2028ing")
     record = Record(
         INFO, "x", error=(1, "bad\nlibrary"), context=context, suffix=" \u202e"
     )

@@ -15,15 +15,15 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mailproxy.mail.auth.source import Granted, Refused
-from mailproxy.mail.protocol import FORBIDDEN
+from mailproxy.auth.verdict import FORBIDDEN, Granted, Refused, Route
+from mailproxy.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mailproxy.mail.protocol import Login
+    from mailproxy.auth.request import AuthRequest
 
-SHOWN_LIMIT = 256
+MAX_SHOWN = 256
 """Octets of an answer that a log line shows."""
 
 _HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
@@ -31,14 +31,14 @@ _HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z
 _HEADER = re.compile(rb"^([A-Za-z0-9-]+):([^\r\n]*)", re.MULTILINE)
 _SUCCESS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? 2[0-9][0-9](?: |\Z)")
 _MUTE_STATUS = re.compile(rb"^auth-status\r?$", re.IGNORECASE | re.MULTILINE)
-"""A decision that somebody forgot to write down."""
+"""``Auth-Status`` without a colon: what was decided is missing."""
 _SECRET = re.compile(
     rb"pass|pwd|secret|token|key|cookie|credential|authorization", re.IGNORECASE
 )
-"""Behind these words may stand what the log must not show."""
+"""What follows one of these words may be a secret, and is not logged."""
 
 
-class Unusable(Exception):  # noqa: N818 - it is about the answer, as "Refused" is
+class Unusable(Frozen, Exception):  # noqa: N818 - it is about the answer, as "Refused" is
     """An answer that is no decision.
 
     Attributes:
@@ -57,14 +57,14 @@ class Unusable(Exception):  # noqa: N818 - it is about the answer, as "Refused" 
 
 
 def shown(octets: bytes, secrets: Iterable[bytes]) -> bytes:
-    """A piece of an answer for the log: at most `SHOWN_LIMIT` octets, no secrets.
+    """A piece of an answer for the log: at most `MAX_SHOWN` octets, no secrets.
 
     Args:
       secrets: what may not be seen; an answer with one of them is not shown at all.
     """
     if any(secret and secret in octets for secret in secrets):
         return b"..."
-    limit = SHOWN_LIMIT
+    limit = MAX_SHOWN
     found = _SECRET.search(octets, 0, limit)
     if found is not None:
         limit = found.end()
@@ -129,24 +129,33 @@ def parse(header: bytes) -> Answer:
     statuses = [value for name, value in pairs if name == b"auth-status"]
     fields = dict(pairs)
     length = fields.get(b"content-length", b"")
-    words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
-    lasting = (
-        b"close" not in words
-        if framing.startswith(b"HTTP/1.1 ")
-        else framing.startswith(b"HTTP/1.0 ") and b"keep-alive" in words
-    )
     bodyless = framing[9:13] in (b"204 ", b"204", b"304 ", b"304")
     known = length.isdigit() and b"transfer-encoding" not in fields
-    # Where two could read two lengths, what follows could be read as an answer to
-    # somebody else; and behind a 1xx there is another response to the same request.
+    # If there are two lengths, a server and we may disagree about where the answer
+    # ends, and the rest would be read as the answer to the next request.
     clear = [name for name, _ in pairs].count(b"content-length") <= 1
     return Answer(
         statuses,
         fields,
         header,
-        keep=lasting and clear and framing[9:10] != b"1" and (known or bodyless),
+        keep=_stays_open(framing, fields) and clear and (known or bodyless),
         body=int(length[:18]) if known and not bodyless else 0,
     )
+
+
+def _stays_open(framing: bytes, fields: dict[bytes, bytes]) -> bool:
+    """Whether the server leaves the connection open, and has said all of its answer.
+
+    Args:
+      framing: the status line. After one with 1xx comes another response to the same
+        request.
+    """
+    words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
+    if framing.startswith(b"HTTP/1.1 "):
+        lasting = b"close" not in words
+    else:
+        lasting = framing.startswith(b"HTTP/1.0 ") and b"keep-alive" in words
+    return lasting and framing[9:10] != b"1"
 
 
 def _bad_header(lines: bytes) -> Unusable:
@@ -166,11 +175,8 @@ def _bad_header(lines: bytes) -> Unusable:
     )
 
 
-def decide(answer: Answer, login: Login, *, needs_secret: bool) -> Granted | Refused:
+def decide(answer: Answer, request: AuthRequest) -> Granted | Refused:
     """The decision in an answer that does not put it off.
-
-    Args:
-      needs_secret: the backend wants a password.
 
     Raises:
       Unusable: there is none.
@@ -184,12 +190,12 @@ def decide(answer: Answer, login: Login, *, needs_secret: bool) -> Granted | Ref
         )
     if failures:
         return Refused(
-            failures[-1].replace(b"\0", b""),
-            answer.wait,
-            answer.fields.get(b"auth-error-code", b"").replace(b"\0", b""),
-            answer.fields.get(b"auth-error-sasl", b"").replace(b"\0", b""),
+            text=failures[-1].replace(b"\0", b""),
+            wait=answer.wait,
+            code=answer.fields.get(b"auth-error-code", b"").replace(b"\0", b""),
+            sasl_error=answer.fields.get(b"auth-error-sasl", b"").replace(b"\0", b""),
         )
-    return _granted(answer, login, needs_secret=needs_secret)
+    return _granted(answer, request)
 
 
 def _lets_in(answer: Answer) -> bool:
@@ -205,7 +211,7 @@ def _lets_in(answer: Answer) -> bool:
     return good is not None and not _MUTE_STATUS.search(answer.header)
 
 
-def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
+def _granted(answer: Answer, request: AuthRequest) -> Granted:
     """Where to go, from an answer that lets the client in.
 
     Raises:
@@ -221,11 +227,28 @@ def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
         raise answer.unusable(
             "did not send server or port: ", f"{' and '.join(missing)} as well"
         )
-    user = fields.get(b"auth-user", login.user)
-    secret = fields.get(b"auth-pass")
-    if secret is None and login.method not in ("apop", "cram-md5"):
-        secret = login.secret
-    if secret is None and needs_secret:
+    user, secret = _credentials(answer, request)
+    address, number = _address(host), _port(port)
+    route = Route(
+        server=address,
+        port=number,
+        text=f"{address}:{port.decode()}",
+        smtp_auth=None if request.needs_password else _smtp_auth(fields),
+    )
+    return Granted(user=user, secret=secret, route=route)
+
+
+def _credentials(answer: Answer, request: AuthRequest) -> tuple[bytes, bytes | None]:
+    """User and secret for the backend: the answer's, or else those of the client.
+
+    Raises:
+      Unusable: there is no secret and has to be one, or one of them is not usable.
+    """
+    user = answer.fields.get(b"auth-user", request.user)
+    secret = answer.fields.get(b"auth-pass")
+    if secret is None and request.method not in ("apop", "cram-md5"):
+        secret = request.secret
+    if secret is None and request.needs_password:
         raise answer.unusable(
             "did not send password: ", "Auth-Pass, as the client sent no password"
         )
@@ -234,6 +257,15 @@ def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
             raise Unusable(
                 "sent invalid user or password: ", name, "no CR, LF or NUL in it"
             )
+    return user, secret
+
+
+def _address(host: bytes) -> str:
+    """The value of `Auth-Server`.
+
+    Raises:
+      Unusable: it is not an IP address.
+    """
     address = host.decode("latin-1")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -242,17 +274,19 @@ def _granted(answer: Answer, login: Login, *, needs_secret: bool) -> Granted:
         raise Unusable(
             "sent invalid server address:", host, "an IPv4 or IPv6 address, no name"
         ) from None
+    return address
+
+
+def _port(port: bytes) -> int:
+    """The value of `Auth-Port`.
+
+    Raises:
+      Unusable: it is not a port.
+    """
     number = int(port) if port.isdigit() and len(port) < 20 else 0
     if not 1 <= number <= 65535:
         raise Unusable("sent invalid server port:", port, "1 to 65535")
-    return Granted(
-        family,
-        (address, number),
-        f"{address}:{port.decode()}",
-        user,
-        secret,
-        None if needs_secret else _smtp_auth(fields),
-    )
+    return number
 
 
 def _smtp_auth(fields: dict[bytes, bytes]) -> bool | None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mailproxy.net import sessions
-from mailproxy.net.sessions import MAX_SESSION, SessionZone
+from mailproxy.net import tls_sessions
+from mailproxy.net.tls_sessions import MAX_SESSION, SessionZone
 
 KIB = 1024
 HOUR = 3600
@@ -144,5 +144,5 @@ def test_the_ticket_key_changes_every_hour_alike_in_all_workers(
 
 
 def test_a_record_fits_a_bucket() -> None:
-    longest = sessions._RECORD.size + MAX_SESSION  # noqa: SLF001 - the law of the layout
-    assert longest + sessions._NEXT.size <= sessions._BUCKET  # noqa: SLF001 - as above
+    longest = tls_sessions._RECORD.size + MAX_SESSION  # noqa: SLF001 - the law of the layout
+    assert longest + tls_sessions._NEXT.size <= tls_sessions._BUCKET  # noqa: SLF001 - as above

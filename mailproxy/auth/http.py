@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from mailproxy.auth import http_exchange
+from mailproxy.auth.source import Source
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
-from mailproxy.conf.directive import Block, Scope, Settings, Value, directive
+from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import (
     MINUTE,
@@ -19,13 +21,14 @@ from mailproxy.conf.values import (
     parse_milliseconds,
     parse_number,
 )
-from mailproxy.mail.auth import exchange
 from mailproxy.net.idle import Reuse
 
 if TYPE_CHECKING:
-    from mailproxy.mail.auth.source import Granted, Refused
-    from mailproxy.mail.client import Client
-    from mailproxy.mail.protocol import Login
+    from mailproxy.auth.request import AuthRequest
+    from mailproxy.auth.verdict import Verdict
+    from mailproxy.log import Logger
+    from mailproxy.net.network import Network
+    from mailproxy.net.timer import Timer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +46,7 @@ class AuthUrl:
     """For logs: "127.0.0.1:80", "unix:/path"."""
 
 
-def _parse_url(found: Directive, _: Scope) -> AuthUrl | None:
+def _parse_url(found: Directive, _: Reading) -> AuthUrl | None:
     word = found.words[1]
     text = word.value.removeprefix("http://")
     try:
@@ -78,7 +81,7 @@ that serves one connection at a time."""
 ON = Reuse(idle=MINUTE, requests=1000)
 
 
-def _parse_keepalive(found: Directive, _: Scope) -> Reuse | None:
+def _parse_keepalive(found: Directive, _: Reading) -> Reuse | None:
     mode, *parameters = found.args
     known = {"off": None, "auto": AUTO, "on": ON}
     name = lower(c_string(mode.value))
@@ -132,8 +135,10 @@ keepalive: Value[Reuse | None] = Value(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuthHttpSettings(Settings):
+class AuthHttpSettings(Settings, Source):
     """The auth server: who may log in, and where to."""
+
+    name: ClassVar[str] = "auth_http"
 
     auth_http: AuthUrl | None = directive(url, default=None, repeats="last", shown="")
     """The auth server; every server needs one, so it is never None once loaded."""
@@ -158,14 +163,11 @@ class AuthHttpSettings(Settings):
     each request has a connection of its own, and is nginx's to the byte."""
 
     @classmethod
-    def applies(cls, block: Block, scope: Scope) -> bool:  # noqa: ARG003 # for all alike
+    def applies(cls, block: Block, reading: Reading) -> bool:  # noqa: ARG003 # for all alike
         """Whether the server asks an auth server."""
         return block.written("auth_http")
 
-    async def check(self, login: Login, client: Client) -> Granted | Refused:
-        """Ask the auth server.
-
-        Raises:
-          AuthError: it cannot be reached, or its answer is not a decision.
-        """
-        return await exchange.check(self, login, client)
+    async def check(
+        self, request: AuthRequest, network: Network, timer: Timer, log: Logger
+    ) -> Verdict:
+        return await http_exchange.check(self, request, network, timer, log)

@@ -1,0 +1,111 @@
+"""What an auth_http server is asked.
+
+The request is nginx's, byte for byte, but for one line: `Connection: keep-alive`, which
+`auth_http_keepalive off` leaves out. A server that does not know it closes, as it always
+did.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mailproxy.auth.http import AuthHttpSettings
+    from mailproxy.auth.request import AuthRequest, ClientTls
+    from mailproxy.net.proxy_protocol import Header
+
+_UNSAFE = re.compile(rb"[\x00-\x20%]")
+
+
+def escape(text: bytes) -> bytes:
+    """A value as it stands in a request: octets up to space, and "%", as %XX."""
+    if _UNSAFE.search(text) is None:
+        return text
+    return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text)
+
+
+def format_request(settings: AuthHttpSettings, request: AuthRequest) -> bytes:
+    """What the server is asked about a login, from GET to the empty line."""
+    return b"".join(_lines(settings, request))
+
+
+def _lines(settings: AuthHttpSettings, request: AuthRequest) -> Iterator[bytes]:
+    """The request, in the order of nginx's lines."""
+    url = settings.auth_http
+    assert url is not None
+    yield b"GET %s HTTP/1.0\r\nHost: %s\r\nAuth-Method: %s\r\n" % (
+        url.uri,
+        url.host,
+        request.method.encode(),
+    )
+    yield b"Auth-User: %s\r\nAuth-Pass: %s\r\n" % (
+        escape(request.user),
+        escape(request.secret or b""),
+    )
+    if request.salt:
+        yield b"Auth-Salt: %s\r\n" % request.salt
+    yield b"Auth-Protocol: %s\r\nAuth-Login-Attempt: %d\r\nClient-IP: %s\r\n" % (
+        request.protocol.encode(),
+        request.attempt,
+        request.client.encode(),
+    )
+    if request.client_host is not None:
+        yield b"Client-Host: %s\r\n" % request.client_host
+    if request.proxy_header is not None:
+        yield _proxy_lines(request.proxy_header)
+    if request.envelope is not None:
+        yield b"Auth-SMTP-Helo: %s\r\nAuth-SMTP-From: %s\r\nAuth-SMTP-To: %s\r\n" % (
+            request.helo,
+            request.envelope.mail,
+            request.envelope.rcpt,
+        )
+    if request.tls is not None:
+        yield from _tls_lines(settings, request.tls)
+    for name, value in settings.auth_http_header:
+        yield b"%s: %s\r\n" % (name, value)
+    if settings.auth_http_keepalive is not None:
+        yield b"Connection: keep-alive\r\n"
+    yield b"\r\n"
+
+
+def _proxy_lines(header: Header) -> bytes:
+    """What the auth server is told of a PROXY header, if that has addresses."""
+    if header.source is None:
+        return b""
+    assert header.destination is not None, "a header has both or none"
+    return (
+        b"Proxy-Protocol-Addr: %s\r\nProxy-Protocol-Port: %d\r\n"
+        b"Proxy-Protocol-Server-Addr: %s\r\nProxy-Protocol-Server-Port: %d\r\n"
+    ) % (
+        header.source.address.encode(),
+        header.source.port,
+        header.destination.address.encode(),
+        header.destination.port,
+    )
+
+
+def _tls_lines(settings: AuthHttpSettings, tls: ClientTls) -> Iterator[bytes]:
+    """What the auth server is told about TLS and the client's certificate."""
+    yield b"Auth-SSL: on\r\nAuth-SSL-Protocol: %s\r\nAuth-SSL-Cipher: %s\r\n" % (
+        tls.version.encode(),
+        tls.cipher.encode(),
+    )
+    if tls.verify:
+        yield b"Auth-SSL-Verify: %s\r\n" % tls.verify.encode()
+    certificate = tls.certificate
+    if certificate is None:
+        return
+    yield (
+        b"Auth-SSL-Subject: %s\r\nAuth-SSL-Issuer: %s\r\n"
+        b"Auth-SSL-Serial: %s\r\nAuth-SSL-Fingerprint: %s\r\n"
+    ) % (
+        certificate.subject,
+        certificate.issuer,
+        certificate.serial,
+        certificate.fingerprint,
+    )
+    if settings.auth_http_pass_client_cert:
+        yield b"Auth-SSL-Cert: %s\r\n" % escape(certificate.pem)

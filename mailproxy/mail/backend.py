@@ -1,0 +1,320 @@
+"""Backend: the connection of one session to its mail server, before the relay.
+
+It says what is going on in the log's words, and how its own failures read. Protocols
+ask it for lines and send it commands; what the lines mean, they know themselves.
+
+A reply is only worth something if it answers what was asked. What a backend sent before
+its turn would be taken for the answer to the next command, so `send_command` refuses to
+go on (IMAP's untagged lines may come at any time, and are looked at by its own dialogue).
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from typing import TYPE_CHECKING, TypeVar
+
+from mailproxy.errors import READING, BackendError, LoginRefused, UpstreamError
+from mailproxy.log import Phase
+from mailproxy.mail.trace import backend_lines
+from mailproxy.net import faults
+from mailproxy.net.lines import TooLong
+from mailproxy.net.network import connect_level
+from mailproxy.net.timer import timed_out
+
+if TYPE_CHECKING:
+    from mailproxy.log import SessionInfo
+    from mailproxy.mail.candidates import Candidate
+    from mailproxy.mail.trace import Trace
+    from mailproxy.net.network import Network
+    from mailproxy.net.wire import Wire
+
+E = TypeVar("E", bound=UpstreamError)
+
+_SENDINGS_UNDER_SUSPICION = 2
+"""The PROXY header, and the command whose answer may still be meant for it."""
+
+_FAREWELL = re.compile(
+    rb"""\*\ BYE(?:\ [^\n]*)?\r?\n
+       | -ERR(?:\ [^\n]*)?\r?\n
+       | (?:421-[^\n]*\n)*421(?:\ [^\n]*)?\r?\n""",
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Why a backend is about to close, complete. It may say so at any time (RFC 3501,
+section 7.1.5; RFC 5321, section 3.8), and lets no one in by that."""
+
+
+class Backend:
+    """One connection to a mail server.
+
+    Attributes:
+      wire: the connection.
+      lines: the same, line by line.
+    """
+
+    __slots__ = ("_has_header", "_info", "_sendings", "_trace", "lines", "wire")
+
+    def __init__(
+        self,
+        wire: Wire,
+        reply_limit: int,
+        info: SessionInfo,
+        trace: Trace | None = None,
+    ) -> None:
+        """Talk over a connection, which is closed by `close`.
+
+        Args:
+          reply_limit: octets that one reply may have.
+          info: of the session; it is changed to what is going on.
+          trace: logs the dialogue, if the log is at level debug.
+        """
+        self.wire = wire
+        self.lines = backend_lines(
+            trace,
+            wire,
+            reply_limit,
+            BackendError,
+            "upstream closed connection prematurely",
+        )
+        info.upstream_wire = wire
+        self._info = info
+        self._trace = trace
+        self._has_header = False
+        self._sendings = 0
+
+    @classmethod
+    def connect(
+        cls,
+        network: Network,
+        candidate: Candidate,
+        reply_limit: int,
+        info: SessionInfo,
+        trace: Trace | None = None,
+    ) -> Backend:
+        """Begin to connect; what is sent or read first waits for the result.
+
+        Raises:
+          BackendError: connect() failed at once, or `worker_connections` are in use.
+        """
+        info.upstream = candidate.name
+        info.action = "connecting to upstream"
+        info.phase = Phase.CONNECT
+        if trace is not None:
+            trace.note('upstream is "%s"', candidate.name)
+        try:
+            wire = network.connect(candidate.family, candidate.address)
+        except OSError as error:
+            raise BackendError(
+                "connect() to %s failed",
+                candidate.name,
+                error=error,
+                level=connect_level(error),
+                action=None,
+            ) from None
+        return cls(wire, reply_limit, info, trace)
+
+    def close(self) -> None:
+        """Close the connection; a second call does nothing."""
+        self.wire.close()
+
+    async def start_tls(
+        self, context: ssl.SSLContext, server_name: str | None = None
+    ) -> None:
+        """Do a TLS handshake, at once or after STARTTLS was agreed on.
+
+        What the backend sent in clear text behind its agreement may come from someone
+        in between, and would be taken for an answer under TLS: it ends the session.
+
+        Args:
+          context, server_name: see `Wire.connect_tls`.
+
+        Raises:
+          BackendError: there is such, or the handshake failed.
+        """
+        self._info.action = "SSL handshaking to upstream"
+        if self.lines.buffered:
+            raise BackendError(
+                'upstream sent data before TLS, possible injection: "%s"',
+                self.lines.take_rest().rstrip(b"\r\n"),
+                level="crit",
+                action=None,
+            )
+        try:
+            await self.wire.connect_tls(context, server_name)
+        except OSError as error:
+            raise _failed_handshake(error) from None
+
+    def sending(self, what: str) -> None:
+        """Say what is sent from now on, in nginx's words: ``sending("user name")``."""
+        self._sendings += 1
+        self._info.action = f"sending {what} to upstream"
+        self._info.phase = Phase.BACKEND_LOGIN
+
+    async def send_header(self, header: bytes) -> None:
+        """Send a PROXY header, before anything else is said.
+
+        Raises:
+          BackendError: the connection broke.
+        """
+        self.sending("PROXY protocol header")
+        self._has_header = True
+        if self._trace is not None:
+            self._trace.show("to upstream", header.removesuffix(b"\r\n"))
+        try:
+            await self.wire.send_all(header)
+        except OSError as error:
+            raise BackendError("send() failed", error=error, action=None) from None
+
+    async def send_command(self, command: bytes) -> None:
+        """Send a command to a backend that has said no more than it was asked for.
+
+        Raises:
+          BackendError: there is more, or the connection broke.
+        """
+        if self.lines.buffered:
+            raise self.early_reply(self.lines.take_rest())
+        await self.send(command)
+
+    async def send(self, data: bytes) -> None:
+        """Send something, whatever the backend has said.
+
+        Raises:
+          BackendError: the connection broke; with what the backend said before.
+        """
+        try:
+            await self.lines.send(data)
+        except BackendError as gone:
+            if not isinstance(gone.error, ConnectionError):
+                raise
+            try:
+                # The connection is closed, so this does not wait.
+                said = await self.lines.read_some()
+            except BackendError:
+                raise gone from None
+            raise _last_words(said, gone) from None
+
+    async def read_line(self, before: bytes = b"") -> bytes:
+        """Read a line, with its LF.
+
+        Args:
+          before: lines that were read before and may explain why the backend leaves.
+
+        Raises:
+          BackendError: it left, or the reply is too long (`proxy_buffer`).
+        """
+        try:
+            return await self.lines.read_line(len(before))
+        except BackendError as gone:
+            raise _last_words(before + self.lines.take_rest(), gone) from None
+        except TooLong as too_long:
+            # All but the last octet, as nginx shows it.
+            shown = (before + too_long.received)[:-1]
+            raise BackendError(
+                'upstream sent too long response line: "%s"', shown
+            ) from None
+
+    async def expect(self, start: bytes) -> bytes:
+        """Read a line that begins so.
+
+        Raises:
+          BackendError: it is another one, or there is none.
+        """
+        line = await self.read_line()
+        if not line.startswith(start):
+            raise self.invalid_reply(line)
+        return line
+
+    def invalid_reply(
+        self,
+        reply: bytes,
+        *,
+        shown: bytes | None = None,
+        command: str = "",
+        remedy: str = "",
+    ) -> BackendError:
+        """The error for an answer that is not the expected one.
+
+        Args:
+          reply: the whole lines, for the client.
+          shown: the same for the log, where that differs.
+          command, remedy: see `UpstreamError`.
+        """
+        return self._answered(
+            BackendError, reply if shown is None else shown, reply, command, remedy
+        )
+
+    def refused(self, reply: bytes, *, shown: bytes | None = None) -> LoginRefused:
+        """The error for an answer that refuses the login; see `invalid_reply`."""
+        return self._answered(LoginRefused, reply if shown is None else shown, reply)
+
+    def early_reply(self, reply: bytes) -> BackendError:
+        """The error for an answer to what was not said yet; no client may see it.
+
+        But it may see that the backend is about to close.
+        """
+        found = _FAREWELL.match(reply)
+        return self._answered(BackendError, reply, found[0] if found else b"")
+
+    def _answered(
+        self,
+        error: type[E],
+        shown: bytes,
+        reply: bytes,
+        command: str = "",
+        remedy: str = "",
+    ) -> E:
+        """An error that says what the backend answered.
+
+        A backend that expects no PROXY header takes it for a command. Its answer to
+        that comes in the place of its greeting, or of the answer to the first command.
+        """
+        if self._has_header and self._sendings <= _SENDINGS_UNDER_SUSPICION:
+            command = f"PROXY or {command}" if command else "PROXY"
+            remedy = "proxy_protocol off"
+        return error(
+            'upstream sent invalid response: "%s"',
+            shown.rstrip(b"\r\n"),
+            reply=reply,
+            command=command,
+            remedy=remedy,
+        )
+
+    def expired(self) -> BackendError:
+        """The error for a backend that let `timeout` pass."""
+        if self.lines.buffered:
+            self._info.action = READING
+        return BackendError(
+            "upstream timed out", error=timed_out(), level="info", action=None
+        )
+
+
+def _failed_handshake(error: OSError) -> BackendError:
+    """The error for a handshake that failed so."""
+    found = faults.describe("handshake", error, BackendError.level)
+    return BackendError(
+        found.event,
+        *found.values,
+        error=found.error,
+        level=found.level,
+        action=None,
+    )
+
+
+def _last_words(said: bytes, gone: BackendError) -> BackendError:
+    """The error for a backend that left; it tells what it said before, if anything.
+
+    Args:
+      said: lines that were no answer, and a line without its end: a backend that
+        closes in good order does not break off within one.
+    """
+    if not said:
+        return gone
+    whole = said if gone.error or said.endswith(b"\n") else said + b"\r\n"
+    lines = whole.splitlines(keepends=True)
+    found = _FAREWELL.fullmatch(whole) or _FAREWELL.fullmatch(lines[-1])
+    return BackendError(
+        'upstream closed connection prematurely after "%s"',
+        said.rstrip(b"\r\n"),
+        error=gone.error,
+        reply=found[0] if found else b"",
+    )

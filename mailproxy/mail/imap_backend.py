@@ -1,0 +1,129 @@
+"""The dialogue of IMAP with backends before the relay (RFC 3501): LOGIN with literals.
+
+Untagged lines may come at any time (RFC 3501, section 7) and are passed over; those in
+the answer to the login go to the client with it. BYE is the exception: the backend is
+about to close, and waiting for a tagged line would be waiting for its end.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from mailproxy.mail.literals import announce
+
+if TYPE_CHECKING:
+    from mailproxy.errors import BackendError, LoginRefused
+    from mailproxy.mail.backend import Backend
+    from mailproxy.mail.login import Login
+
+_CAPABILITIES = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
+_BYE = re.compile(rb"\* BYE(?=[ \r\n])", re.IGNORECASE)
+_REFUSAL = re.compile(
+    rb"""NO(?=[ \r\n])(?!\ +\[
+         (?:UNAVAILABLE|SERVERBUG|LIMIT|INUSE|CONTACTADMIN|PRIVACYREQUIRED)[\ \]])""",
+    re.VERBOSE | re.IGNORECASE,
+)
+"""NO, but for reasons that are not the user's (RFC 5530, section 3)."""
+
+
+async def enter(backend: Backend, login: Login) -> bytes:
+    """Log in; see `Dialogue.enter`."""
+    user, secret = login.user, login.secret or b""
+    greeting = await _expect(backend, b"* OK")
+    wait = not _offers_literal_plus(greeting)
+    first = b"%sLOGIN %s" % (login.tag, announce(user, wait=wait))
+    second = b"%s %s" % (user, announce(secret, wait=wait))
+    third = secret + b"\r\n"
+    backend.sending("LOGIN command")
+    if not wait:
+        await _send(backend, first + second + third)
+        return await _read_answer(backend, login.tag)
+    await _send(backend, first)
+    await _expect(backend, b"+")
+    backend.sending("user name")
+    await _send(backend, second)
+    await _expect(backend, b"+")
+    backend.sending("password")
+    await _send(backend, third)
+    return await _read_answer(backend, login.tag)
+
+
+def _offers_literal_plus(greeting: bytes) -> bool:
+    """Whether LITERAL+ (RFC 7888) is among the capabilities of a greeting.
+
+    They stand before its text and nowhere else (RFC 3501, section 7.1); to look for
+    them everywhere took the square of the line's length.
+    """
+    found = _CAPABILITIES.match(greeting)
+    return found is not None and b"LITERAL+" in found[1].upper().split(b" ")
+
+
+async def _send(backend: Backend, data: bytes) -> None:
+    """Send a part of the login, which nothing may have answered yet.
+
+    Anything but an untagged line would be taken for the answer to `data`.
+
+    Raises:
+      BackendError: there is something else, or the connection broke.
+    """
+    before = b""
+    while backend.lines.buffered:
+        line = await backend.read_line(before)
+        if not line.startswith(b"* ") or _BYE.match(line):
+            raise backend.early_reply(line)
+        before += line
+    await backend.send(data)
+
+
+async def _expect(backend: Backend, start: bytes) -> bytes:
+    """Read a line that begins so; untagged lines before it are passed over.
+
+    Raises:
+      BackendError: it is another one.
+    """
+    before = b""
+    while True:
+        line = await backend.read_line(before)
+        if line.startswith(start):
+            return line
+        if not line.startswith(b"* ") or start == b"* OK" or _BYE.match(line):
+            raise backend.invalid_reply(line)
+        before += line
+
+
+async def _read_answer(backend: Backend, tag: bytes) -> bytes:
+    """Read the whole answer to LOGIN: untagged lines, and the tagged OK.
+
+    Raises:
+      LoginRefused: it is a NO.
+      BackendError: the answer is another one; the log shows it without its tag, and
+        BYE without the lines before it.
+    """
+    reply = b""
+    while True:
+        line = await backend.read_line(reply)
+        reply += line
+        if line.startswith(tag):
+            status = line[len(tag) :]
+            if status[:2] == b"OK" and status[2:3] in (b" ", b"\r", b"\n"):
+                return reply
+            raise _refusal(backend, reply, status)
+        if not line.startswith(b"* "):
+            raise backend.invalid_reply(reply)
+        if _BYE.match(line):
+            raise backend.invalid_reply(reply, shown=line)
+
+
+def _refusal(
+    backend: Backend, reply: bytes, status: bytes
+) -> BackendError | LoginRefused:
+    """The error for a tagged answer that is not OK.
+
+    Args:
+      reply: the whole answer.
+      status: its last line, without the tag.
+    """
+    if _REFUSAL.match(status):
+        return backend.refused(reply, shown=status)
+    return backend.invalid_reply(reply, shown=status)

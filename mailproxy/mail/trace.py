@@ -1,0 +1,222 @@
+"""The debug log of a dialogue: every line in both directions, without its secrets.
+
+A session whose log is at level debug reads and writes through `TracedLines`; others
+have plain `LineStream`s, and pay nothing.
+
+What is a secret is not guessed. A command is shown whole only if its protocol lists it
+as harmless. Of all others the log shows that there was one, and the name if that is one
+of the login's: not even a length, which is that of a password. So a password shows up neither where it belongs nor where it has got
+lost: behind a rejected AUTH, say, or in a command that nobody has heard of. What
+continues a command (an answer to a challenge, a literal, and what follows it) is never
+shown. Replies are shown, unless they repeat the secret of the login.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mailproxy.net.lines import LineStream, TooLong
+
+if TYPE_CHECKING:
+    import ssl
+
+    from mailproxy.errors import SessionError
+    from mailproxy.log import Logger, SessionInfo
+    from mailproxy.mail.login import Login
+    from mailproxy.mail.protocol import MailProtocol
+    from mailproxy.net.lines import Stream
+
+HIDDEN = b"..."
+"""What stands in the log in the place of what it does not show."""
+MAX_SHOWN = 1024
+"""Octets of a line that the log shows; each may take four characters."""
+MIN_SECRET = 4
+"""Octets from which on a line is searched for a secret. A shorter one is in too many
+lines by chance, and the gaps in the log would tell it."""
+MAX_SECRETS = 24
+"""Texts that lines are searched for: three of each login."""
+
+_NAME = re.compile(rb"([A-Za-z]+)(?= |\Z)")
+_TAGGED_NAME = re.compile(rb"[A-Za-z0-9._-]{1,32} +([A-Za-z]+)(?= |\Z)")
+_REVEALING = frozenset((b"LOGIN", b"AUTHENTICATE", b"AUTH", b"PASS", b"APOP"))
+"""Commands with secrets in their arguments; their names are none."""
+_MECHANISM = re.compile(
+    rb" +(?:PLAIN|LOGIN|CRAM-MD5|EXTERNAL|XOAUTH2|OAUTHBEARER)(?= |\Z)", re.IGNORECASE
+)
+_PROMPT = re.compile(rb"\+(?!OK)|334", re.IGNORECASE)
+"""A reply that asks for the rest of a command (RFC 3501, section 7.5; RFC 4954; RFC
+5034)."""
+
+
+def shown(command: bytes, protocol: MailProtocol) -> bytes:
+    """A command as the log may show it, without its line end.
+
+    Args:
+      command: one line, from its beginning.
+    """
+    command = command.rstrip(b"\r\n")
+    found = _TAGGED_NAME.match(command) if protocol.tagged else _NAME.match(command)
+    name = found[1].upper() if found is not None else b""
+    if not command or name in protocol.harmless:
+        return command
+    if found is None or name not in _REVEALING:
+        return HIDDEN
+    end = found.end()
+    if name in (b"AUTH", b"AUTHENTICATE"):
+        mechanism = _MECHANISM.match(command, end)
+        end = end if mechanism is None else mechanism.end()
+    return command if end == len(command) else command[:end] + b" " + HIDDEN
+
+
+class Trace:
+    """What the debug log tells of one session.
+
+    Args:
+      info: says what is being done.
+    """
+
+    def __init__(self, log: Logger, info: SessionInfo, protocol: MailProtocol) -> None:
+        self.protocol = protocol
+        self._log = log
+        self._info = info
+        self._secrets: deque[bytes] = deque(maxlen=MAX_SECRETS)
+
+    def hide(self, login: Login) -> None:
+        """From now on show no line with the secret of `login` in it.
+
+        The last logins count: those of the client, and what the auth source has made
+        of them.
+        """
+        secret = login.secret or b""
+        message = b"\0%s\0%s" % (login.user, secret)
+        forms = secret, base64.b64encode(secret), base64.b64encode(message)
+        if len(secret) >= MIN_SECRET:
+            self._secrets.extend(forms)
+
+    def show(self, way: str, line: bytes) -> None:
+        """Log one line, which has no secret that is not known to `hide`.
+
+        Args:
+          way: "from client", "to upstream" and their likes.
+        """
+        if any(secret in line for secret in self._secrets):
+            line = HIDDEN
+        if len(line) > MAX_SHOWN:
+            line = line[:MAX_SHOWN] + b"..."
+        self.note(f'{way}: "%s"', line)
+
+    def note(self, event: str, *values: object) -> None:
+        """Log a step of the session, and what is being done."""
+        action = self._info.action
+        doing = "" if action is None else f" while {action}"
+        self._log.debug(event + doing, *values)
+
+    def note_tls(self, tls: ssl.SSLSocket) -> None:
+        """Log what the handshake with the client has come to."""
+        cipher = tls.cipher()
+        self.note(
+            'client speaks "%s", "%s"', tls.version(), cipher[0] if cipher else "-"
+        )
+
+
+class TracedLines(LineStream):
+    """A stream of which every line is logged, as it is read or before it is sent.
+
+    Args:
+      peer: "client", which sends commands, or "upstream", which gets them.
+    """
+
+    __slots__ = ("_continues", "_serves", "_trace", "peer")
+
+    def __init__(
+        self,
+        stream: Stream,
+        limit: int,
+        fault: type[SessionError],
+        gone: str = "",
+        *,
+        trace: Trace,
+        peer: str,
+    ) -> None:
+        super().__init__(stream, limit, fault, gone)
+        self.peer = peer
+        self._trace = trace
+        self._serves = peer == "client"
+        self._continues = False
+        """What comes next continues a command."""
+
+    async def read_line(self, used: int = 0) -> bytes:
+        try:
+            line = await super().read_line(used)
+        except TooLong:
+            self._trace.show(f"from {self.peer}", HIDDEN)
+            raise
+        self._read(line)
+        return line
+
+    async def read_exactly(self, size: int, used: int = 0) -> bytes:
+        data = await super().read_exactly(size, used)
+        self._trace.show(f"from {self.peer}", HIDDEN)
+        self._continues = True
+        return data
+
+    async def read_some(self) -> bytes:
+        data = await super().read_some()
+        self._read(data)
+        return data
+
+    async def send(self, data: bytes) -> None:
+        if self._serves:
+            self._replies("to", data)
+        else:
+            self._commands("to", data)
+        await super().send(data)
+
+    def _read(self, data: bytes) -> None:
+        if self._serves:
+            self._commands("from", data)
+        else:
+            self._replies("from", data)
+
+    def _commands(self, way: str, data: bytes) -> None:
+        """Log what is one command, a part of one, or several."""
+        for line in data.splitlines(keepends=True):
+            text = HIDDEN if self._continues else shown(line, self._trace.protocol)
+            # What follows at once may belong to a command that is not shown.
+            self._continues = text != line.rstrip(b"\r\n")
+            self._trace.show(f"{way} {self.peer}", text)
+        self._continues = False
+
+    def _replies(self, way: str, data: bytes) -> None:
+        for line in data.splitlines():
+            self._trace.show(f"{way} {self.peer}", line)
+            self._continues = _PROMPT.match(line) is not None
+
+
+def client_lines(
+    trace: Trace | None,
+    stream: Stream,
+    limit: int,
+    fault: type[SessionError],
+    gone: str,
+) -> LineStream:
+    """The lines of a client; they are logged if there is a trace."""
+    if trace is None:
+        return LineStream(stream, limit, fault, gone)
+    return TracedLines(stream, limit, fault, gone, trace=trace, peer="client")
+
+
+def backend_lines(
+    trace: Trace | None,
+    stream: Stream,
+    limit: int,
+    fault: type[SessionError],
+    gone: str,
+) -> LineStream:
+    """The lines of a backend; they are logged if there is a trace."""
+    if trace is None:
+        return LineStream(stream, limit, fault, gone)
+    return TracedLines(stream, limit, fault, gone, trace=trace, peer="upstream")

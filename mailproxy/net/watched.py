@@ -1,0 +1,116 @@
+"""What a worker waits for that is no stream of octets: it has no `Wire`, but the engine.
+
+Signals (signalfd(2)), the ends of processes (pidfd_open(2)) and lines between processes
+are descriptors, too. Waiting for them as trio does would take the engine's fast path
+away from all sessions (see `engine`), so in a worker everything waits here.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+
+import trio
+
+from mailproxy.net.engine import READABLE, Engine, Readiness
+
+
+class Watched:
+    """A descriptor that one task at a time waits for.
+
+    The rule of edge triggering is the caller's: try to read first, and wait only after
+    that would have blocked. A wait may end without need.
+
+    Args:
+      fd: non-blocking; it stays the caller's, who closes it after `close`.
+      counted: whether it takes one of the `worker_connections`.
+
+    Raises:
+      OSError: `worker_connections` are in use, or epoll cannot watch the descriptor.
+    """
+
+    def __init__(self, engine: Engine, fd: int, *, counted: bool = False) -> None:
+        self._engine = engine
+        self._fd = fd
+        self._extra = 0 if counted else 1
+        self._readiness = Readiness(engine)
+        engine.limit += self._extra
+        try:
+            engine.register(fd, self._readiness.ready)
+        except BaseException:
+            engine.limit -= self._extra
+            raise
+
+    async def wait_readable(self) -> None:
+        """Wait until there may be something to read, or the other end has closed."""
+        readiness = self._readiness
+        if not readiness.readable:
+            await readiness.wait(READABLE)
+        readiness.readable = False
+
+    def close(self) -> None:
+        """Take the descriptor off the engine; it stays open."""
+        self._engine.unregister(self._fd)
+        self._engine.limit -= self._extra
+
+
+def receive_packet(connection: socket.socket, size: int) -> bytes | None:
+    """The next message on a SOCK_SEQPACKET socket, cut to `size` octets.
+
+    Returns None when the other end has closed. recv() shows that and an empty message
+    alike, as no octets.
+
+    Raises:
+      OSError: what recv() says, `BlockingIOError` if nothing has arrived.
+    """
+    packet = connection.recv(size)
+    if not packet:
+        poll = select.poll()
+        poll.register(connection, select.POLLRDHUP)
+        if poll.poll(0):
+            return None
+    return packet
+
+
+class PacketWire:
+    """A socket that keeps messages apart (SOCK_SEQPACKET), for one task.
+
+    It takes one of the `worker_connections`, as the line to the master does in nginx.
+
+    Args:
+      connection: a connected, non-blocking socket; it stays the caller's.
+
+    Raises:
+      OSError: `worker_connections` are in use.
+    """
+
+    def __init__(self, engine: Engine, connection: socket.socket) -> None:
+        self._socket = connection
+        self._watched = Watched(engine, connection.fileno(), counted=True)
+
+    async def receive(self, size: int) -> bytes | None:
+        """The next message, cut to `size` octets; None when the other end has closed.
+
+        Raises:
+          OSError: what recv() says.
+        """
+        while True:
+            try:
+                packet = receive_packet(self._socket, size)
+            except BlockingIOError:
+                await self._watched.wait_readable()
+            else:
+                await trio.lowlevel.checkpoint()  # others have their turn
+                return packet
+
+    def send(self, packet: bytes) -> None:
+        """Send a message if there is room for it.
+
+        Raises:
+          OSError: what send() says, `BlockingIOError` if there is no room.
+        """
+        self._socket.send(packet)
+
+    def close(self) -> None:
+        """Take the socket off the engine; it stays open."""
+        self._watched.close()

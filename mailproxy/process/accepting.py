@@ -1,0 +1,168 @@
+"""A listener of a worker: connections are accepted, and become sessions.
+
+AcceptLoop   accepts from one socket, and outlives its sessions
+Admission    what becomes of a connection, under one configuration
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import ip_address
+
+import trio
+
+from mailproxy.log import Logger, Logs, SessionInfo
+from mailproxy.mail import session
+from mailproxy.mail.listen import Listen
+from mailproxy.mail.server import Server
+from mailproxy.net.engine import Acceptor
+from mailproxy.net.listening import Listener
+from mailproxy.net.network import Network
+from mailproxy.net.wire import Wire
+from mailproxy.process.configuration import Configuration
+
+CONNECTIONS_IN_A_ROW = 16
+"""Connections that one listener accepts before others have their turn."""
+
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Admission:
+    """Starts the sessions of new connections.
+
+    Attributes:
+      network: of the worker.
+      log: of the configuration, for what belongs to no server.
+    """
+
+    def __init__(
+        self, configuration: Configuration, logs: Logs, network: Network
+    ) -> None:
+        self.network = network
+        self.log = logs.main
+        self._events = configuration.events
+        self._served: dict[int, tuple[Server, Logger]] = {
+            id(listen): (server, logs.logger(server.core.error_log))
+            for server in configuration.servers
+            for listen in server.core.listen
+        }
+
+    def begin(
+        self,
+        listener: Listener[Listen],
+        connection: socket.socket,
+        address: object,
+        sessions: trio.Nursery,
+    ) -> None:
+        """Start the session of a new connection, if there is room for it.
+
+        Args:
+          address: of the peer, as accept() gives it.
+        """
+        network = self.network
+        if not network.make_room():
+            connection.close()
+            self.log.alert(
+                "%s worker_connections are not enough", self._events.worker_connections
+            )
+            return
+        listen = listener.listen
+        if listener.specific:
+            listen = listener.choose(connection.getsockname())
+        server, log = self._served[id(listen)]
+        info = SessionInfo(
+            network.next_number(),
+            "unix:",
+            server=listen.address,
+            tags=server.core.error_log_user_tag,
+            protocol=server.protocol.name,
+            accepted=trio.current_time(),
+        )
+        if isinstance(address, tuple):
+            info.client, info.client_port = address[:2]
+        info.peer = info.client_address
+        if self._events.debug_connection and self._is_debugged(info.client):
+            log = log.at_debug()
+        try:
+            wire = Wire(network.engine, connection)
+        except OSError as error:
+            connection.close()
+            self.log.alert("epoll_ctl() failed", error=error)
+            return
+        sessions.start_soon(session.run, wire, server, listen, network, log, info)
+
+    def _is_debugged(self, client: str) -> bool:
+        networks = self._events.debug_connection
+        if client == "unix:":
+            return client in networks
+        address = ip_address(client)
+        return any(not isinstance(each, str) and address in each for each in networks)
+
+    async def explain(self, error: OSError) -> None:
+        """Log what accept() says, and pause where trying again would not help."""
+        if error.errno in _NO_DESCRIPTORS:
+            self.log.crit("accept4() failed", error=error)
+            await trio.sleep(self._events.accept_mutex_delay)
+        elif error.errno == errno.ECONNABORTED:
+            self.log.error("accept4() failed", error=error)
+        else:
+            self.log.alert("accept4() failed", error=error)
+            await trio.sleep(self._events.accept_mutex_delay)
+
+
+class AcceptLoop:
+    """Accepts the clients of one listener until told to stop.
+
+    Attributes:
+      stopped: is set when it accepts no more.
+      finished: is set when its last session has ended, too.
+    """
+
+    def __init__(self, listener: Listener[Listen], admission: Admission) -> None:
+        self.stopped = trio.Event()
+        self.finished = trio.Event()
+        self._listener = listener
+        self._admission = admission
+        self._scope = trio.CancelScope()
+        self._close_socket = False
+
+    def stop(self, *, close_socket: bool) -> None:
+        """Accept no more; sessions go on.
+
+        Args:
+          close_socket: nothing else in this process accepts from the socket. One that
+            only we still have would keep clients waiting.
+        """
+        self._close_socket = self._close_socket or close_socket
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Accept, and wait for the last session."""
+        async with trio.open_nursery() as sessions:
+            if not self._scope.cancel_called:
+                with self._scope:
+                    await self._accept(sessions)
+            if self._close_socket:
+                self._listener.socket.close()
+            self.stopped.set()
+        self.finished.set()
+
+    async def _accept(self, sessions: trio.Nursery) -> None:
+        listener, admission = self._listener, self._admission
+        acceptor = Acceptor(admission.network.engine, listener.socket)
+        in_a_row = 0
+        try:
+            while True:
+                try:
+                    connection, address = await acceptor.accept()
+                except OSError as error:
+                    await admission.explain(error)
+                    continue
+                admission.begin(listener, connection, address, sessions)
+                in_a_row += 1
+                if in_a_row == CONNECTIONS_IN_A_ROW:
+                    in_a_row = 0
+                    await trio.lowlevel.checkpoint()
+        finally:
+            acceptor.close()

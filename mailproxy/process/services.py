@@ -1,0 +1,112 @@
+"""Services: the tasks of a worker beside its sessions.
+
+A service starts before the first session and ends after the last one. They start in the
+order of their list, each running to its first wait before the next one starts, and end
+in the opposite order, each completely before the next one ends. So a service may rely on
+those before it, and the engine comes first.
+
+An exception in a service is a bug: it is logged with the service's name. What then
+depends on the service. Without a `vital` one the worker is deaf: it ends all sessions
+and exits with code 1, and the master starts another one. The others are started again,
+later each time: sessions go on, and do without the service meanwhile.
+
+To add one: a class here or where it belongs, and an entry in `worker_services.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+import trio
+
+if TYPE_CHECKING:
+    from mailproxy.process.worker import Worker
+
+RESTART_PAUSE = 1.0
+"""Seconds until a service that failed is started again; then twice as long, and so on."""
+MAX_RESTART_PAUSE = 64.0
+"""Seconds between two starts, at most. A service that ran longer than this counts as
+sound: if it fails then, it is started again after `RESTART_PAUSE`."""
+
+
+class Service(ABC):
+    """Something that a worker does all its life.
+
+    Attributes:
+      name: for the log, as in ``service "engine" failed``.
+      vital: without it, the worker cannot go on.
+    """
+
+    name: ClassVar[str]
+    vital: ClassVar[bool] = False
+
+    @abstractmethod
+    async def run(self, worker: Worker) -> None:
+        """Do it, until cancelled; to return is to have nothing more to do.
+
+        It is called again if it fails and is not `vital`.
+        """
+
+
+@asynccontextmanager
+async def running(services: Sequence[Service], worker: Worker) -> AsyncIterator[None]:
+    """Run `services` for the length of the block; see the module's text."""
+    async with trio.open_nursery() as nursery:
+        started: list[_Run] = []
+        try:
+            for service in services:
+                run = _Run(service)
+                await nursery.start(run.go, worker)
+                started.append(run)
+            yield
+        finally:
+            for run in reversed(started):
+                run.scope.cancel()
+                await run.over.wait()
+
+
+class _Run:
+    """A service as it runs.
+
+    Attributes:
+      scope: cancels it.
+      over: it runs no more, and will not again.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.scope = trio.CancelScope()
+        self.over = trio.Event()
+        self._service = service
+
+    async def go(self, worker: Worker, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run the service, and again if it fails."""
+        try:
+            with self.scope:
+                # No checkpoint: the service goes on from here to its first wait.
+                task_status.started()
+                await self._go_on(worker)
+        finally:
+            self.over.set()
+
+    async def _go_on(self, worker: Worker) -> None:
+        service, pause = self._service, RESTART_PAUSE
+        while True:
+            began = trio.current_time()
+            try:
+                await service.run(worker)
+            except Exception as error:  # a bug, but not one of the sessions'
+                worker.log.exception(
+                    f'service "{service.name}" failed, this is a bug', exception=error
+                )
+            else:
+                return
+            if service.vital:
+                worker.fail()
+                return
+            if trio.current_time() - began > MAX_RESTART_PAUSE:
+                pause = RESTART_PAUSE
+            await trio.sleep(pause)
+            pause = min(2 * pause, MAX_RESTART_PAUSE)

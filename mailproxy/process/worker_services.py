@@ -1,0 +1,211 @@
+"""What a worker does beside its sessions: one class each, and the lists of them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from mailproxy.net.watched import PacketWire, Watched
+from mailproxy.process.messages import (
+    MAX_FRAME,
+    Complaints,
+    MessageError,
+    Order,
+    read_order,
+    write_order,
+)
+from mailproxy.process.services import Service
+from mailproxy.process.signals import Received, SignalDescriptor
+
+if TYPE_CHECKING:
+    from mailproxy.process.worker import Worker
+
+Reconfigure = Callable[["Worker"], Awaitable[None]]
+"""What a HUP leads to without a master: it calls `Worker.serve_instead`."""
+
+
+def of_worker(orders: socket.socket) -> list[Service]:
+    """The services of a worker that a master has started.
+
+    Args:
+      orders: the worker's end of the line to the master (see `children`).
+    """
+    return [*_of_any(), Signals(), Orders(orders)]
+
+
+def of_single_process(reconfigure: Reconfigure) -> list[Service]:
+    """The services of a worker without a master (`master_process off`)."""
+    reloads = Reloads(reconfigure)
+    return [*_of_any(), Signals(reloads), reloads]
+
+
+def _of_any() -> list[Service]:
+    return [EngineRounds(), RelayTimeouts(), IdleTimeouts(), ShutdownTimeout()]
+
+
+class EngineRounds(Service):
+    """Waits for all sockets; without it nothing moves."""
+
+    name = "engine"
+    vital = True
+
+    async def run(self, worker: Worker) -> None:
+        await worker.network.engine.run()
+
+
+class RelayTimeouts(Service):
+    """Ends sessions without traffic for `proxy_timeout`."""
+
+    name = "relay timeouts"
+
+    async def run(self, worker: Worker) -> None:
+        await worker.network.relay.expire()
+
+
+class IdleTimeouts(Service):
+    """Closes connections to auth servers that have not been used for a while."""
+
+    name = "idle connections"
+
+    async def run(self, worker: Worker) -> None:
+        await worker.network.idle.expire()
+
+
+class ShutdownTimeout(Service):
+    """Ends what is relayed still, `worker_shutdown_timeout` after leaving began."""
+
+    name = "shutdown timeout"
+
+    async def run(self, worker: Worker) -> None:
+        await worker.told_to_leave.wait()
+        timeout = worker.main.worker_shutdown_timeout
+        if timeout:
+            await trio.sleep(timeout)
+            worker.network.relay.shutdown()
+
+
+class Reloads(Service):
+    """Reloads when asked, and once more if asked again meanwhile."""
+
+    name = "reload"
+
+    def __init__(self, reconfigure: Reconfigure) -> None:
+        self._reconfigure = reconfigure
+        self._wanted = trio.Event()
+
+    def request(self) -> None:
+        """Ask for a reload."""
+        self._wanted.set()
+
+    async def run(self, worker: Worker) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            if not worker.leaving:
+                await self._reconfigure(worker)
+
+
+class Orders(Service):
+    """Does what the master says.
+
+    Args:
+      line: non-blocking; it stays open.
+    """
+
+    name = "orders"
+    vital = True
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._complaints = Complaints(trio.current_time)
+
+    async def run(self, worker: Worker) -> None:
+        wire = PacketWire(worker.network.engine, self._line)
+        try:
+            while (frame := await self._receive(wire)) is not None:
+                try:
+                    order, request = read_order(frame)
+                    self._obey(order, request, worker, wire)
+                except MessageError:
+                    if self._complaints.is_due():
+                        worker.log.alert("the master sent an invalid message")
+        finally:
+            wire.close()
+
+    async def _receive(self, wire: PacketWire) -> bytes | None:
+        """The next frame; None without a master: as in nginx, workers outlive it."""
+        try:
+            return await wire.receive(MAX_FRAME + 1)
+        except OSError:
+            return None
+
+    def _obey(
+        self, order: Order, request: int, worker: Worker, wire: PacketWire
+    ) -> None:
+        match order:
+            case Order.STOP:
+                worker.stop()
+            case Order.QUIT:
+                worker.leave()
+            case Order.REOPEN:
+                worker.reopen_logs()
+            case Order.PING:
+                with contextlib.suppress(OSError):  # the master is gone meanwhile
+                    wire.send(write_order(Order.ALIVE, request))
+            case Order.ALIVE:
+                raise MessageError("workers are not answered")
+
+
+class Signals(Service):
+    """Does what signals say that were sent to this very process.
+
+    Args:
+      reloads: does what a HUP asks for; with a master, workers ignore it.
+    """
+
+    name = "signals"
+    vital = True
+
+    def __init__(self, reloads: Reloads | None = None) -> None:
+        self._reloads = reloads
+
+    async def run(self, worker: Worker) -> None:
+        descriptor = SignalDescriptor()
+        with contextlib.closing(descriptor):
+            watched = Watched(worker.network.engine, descriptor.fileno())
+            with contextlib.closing(watched):
+                while True:
+                    arrived = descriptor.read()
+                    if not arrived:
+                        await watched.wait_readable()
+                    for received in arrived:
+                        self._take(received, worker)
+
+    def _take(self, received: Received, worker: Worker) -> None:
+        log = worker.log
+        match received.number.name:
+            case "SIGTERM" | "SIGINT":
+                log.notice(received.text("exiting"))
+                worker.stop()
+            case "SIGQUIT":
+                log.notice(received.text("shutting down"))
+                worker.leave()
+            case "SIGWINCH" if worker.main.daemon:
+                log.notice(received.text("shutting down"))
+                worker.leave()
+            case "SIGUSR1":
+                log.notice(received.text("reopening logs"))
+                worker.reopen_logs()
+            case "SIGWINCH":
+                log.notice(received.text())
+            case "SIGHUP" if self._reloads is not None:
+                log.notice(received.text("reconfiguring"))
+                self._reloads.request()
+            case "SIGHUP" | "SIGUSR2":
+                log.notice(received.text("ignoring"))
+            case _:
+                pass  # SIGCHLD, SIGIO: the master's business

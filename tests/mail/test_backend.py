@@ -1,0 +1,302 @@
+"""The connection to a backend: TLS, early replies, and what a refused login is."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from mailproxy.errors import BackendError, LoginRefused, SessionError, UpstreamError
+from mailproxy.log import SessionInfo
+from mailproxy.mail.backend import Backend
+from mailproxy.mail.candidates import Candidate
+from mailproxy.mail.client import Client
+from mailproxy.mail.login import Login
+from mailproxy.net.engine import Engine
+from mailproxy.net.network import Network
+from tests.captured_log import CapturedLog
+from tests.memory import MemoryNetwork, MemoryWire
+from tests.net.test_wire_tls import Talk, echo, listen, serve
+from tests.play import load_server
+from tests.tls import Certificates
+
+AGREED = b"+OK begin\r\n"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+@pytest.fixture
+def server(files: Certificates) -> ssl.SSLContext:
+    """Of the backend."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.path("ec.pem"), files.path("ec.key"))
+    return context
+
+
+@pytest.fixture
+async def network() -> AsyncIterator[Network]:
+    engine = Engine()
+    network = Network(engine)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        yield network
+        nursery.cancel_scope.cancel()
+    network.close()
+    engine.close()
+
+
+def after(agreement: bytes, talk: Talk) -> Talk:
+    """A backend that says this when it is asked for TLS, and then goes on."""
+
+    async def start(stream: trio.SocketStream) -> None:
+        assert await stream.receive_some(6) == b"STLS\r\n"
+        await stream.send_all(agreement)
+        await talk(stream)
+
+    return start
+
+
+async def in_clear_text(stream: trio.SocketStream) -> None:
+    """A backend that goes on as if it had never heard of TLS."""
+    await stream.receive_some(1)
+    await stream.send_all(b"+OK POP3 ready\r\n")
+    while await stream.receive_some():
+        pass
+
+
+async def talk_to(
+    network: Network,
+    talk: Talk,
+    client: ssl.SSLContext,
+    *,
+    name: str = "localhost",
+    later: bool = False,
+) -> tuple[bytes, SessionInfo]:
+    """Start TLS with a backend and say hello to it; returns its answer.
+
+    Raises:
+      BackendError: as `Backend.start_tls` says.
+    """
+    listening, address = await listen()
+    context = SessionInfo(1, "127.0.0.1")
+    failure: BackendError | None = None
+    answer = b""
+    async with trio.open_nursery() as nursery, listening:
+        nursery.start_soon(serve, listening, talk)
+        candidate = Candidate(socket.AF_INET, address, "mail.test:995")
+        backend = Backend.connect(network, candidate, 4096, context)
+        try:
+            if later:
+                await backend.send_command(b"STLS\r\n")
+                await backend.expect(b"+OK")
+            await backend.start_tls(client, name)
+            await backend.send_command(b"hello\r\n")
+            answer = await backend.read_line()
+        except BackendError as raised:
+            failure = raised
+        backend.close()
+    if failure is not None:
+        raise failure
+    return answer, context
+
+
+async def test_tls_at_once(
+    network: Network, files: Certificates, server: ssl.SSLContext
+) -> None:
+    answer, context = await talk_to(network, echo(server), files.client())
+    assert answer == b"you said hello\r\n"
+    assert context.upstream == "mail.test:995"
+    assert context.action == "SSL handshaking to upstream"
+
+
+async def test_tls_later(
+    network: Network, files: Certificates, server: ssl.SSLContext
+) -> None:
+    talk = after(AGREED, echo(server))
+    answer, _ = await talk_to(network, talk, files.client(), later=True)
+    assert answer == b"you said hello\r\n"
+
+
+@pytest.mark.parametrize("injected", [b"+OK you are in\r\n", b"+", b"\x16\x03\x01"])
+async def test_what_came_before_tls_is_not_taken_for_an_answer_under_it(
+    network: Network, files: Certificates, server: ssl.SSLContext, injected: bytes
+) -> None:
+    talk = after(AGREED + injected, echo(server))
+    with pytest.raises(BackendError) as caught:
+        await talk_to(network, talk, files.client(), later=True)
+    error = caught.value
+    assert error.event == ('upstream sent data before TLS, possible injection: "%s"')
+    assert error.values == (injected.rstrip(b"\r\n"),)
+    assert (error.level, error.action, error.reply) == ("crit", None, b"")
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_backend_that_goes_on_in_clear_text(
+    network: Network, files: Certificates, later: bool
+) -> None:
+    talk = after(AGREED, in_clear_text) if later else in_clear_text
+    with pytest.raises(BackendError) as caught:
+        await talk_to(network, talk, files.client(), later=later)
+    assert caught.value.event == "SSL_do_handshake() failed (SSL: %s)"
+    assert caught.value.action is None
+
+
+async def test_certificate_that_does_not_verify(
+    network: Network, files: Certificates, server: ssl.SSLContext
+) -> None:
+    with pytest.raises(BackendError) as caught:
+        await talk_to(network, echo(server), files.client(), name="other.test")
+    error = caught.value
+    assert error.event == "SSL_do_handshake() failed (SSL: %s)"
+    assert "certificate verify failed: Hostname mismatch" in str(error.values)
+    assert error.action is None
+
+
+async def test_backend_that_leaves_in_the_handshake(
+    network: Network, files: Certificates
+) -> None:
+    async def leave(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        stream.socket.shutdown(socket.SHUT_WR)
+        while await stream.receive_some():
+            pass
+
+    with pytest.raises(BackendError) as caught:
+        await talk_to(network, leave, files.client())
+    error = caught.value
+    assert error.event == "peer closed connection in SSL handshake"
+    assert (error.level, error.action) == ("error", None)
+
+
+async def test_backend_that_cannot_be_reached(network: Network, tmp_path: Path) -> None:
+    path = str(tmp_path / "none")
+    context = SessionInfo(1, "127.0.0.1")
+    with pytest.raises(BackendError) as caught:
+        Backend.connect(network, Candidate(socket.AF_UNIX, path, path), 4096, context)
+    error = caught.value
+    assert (error.event, error.values) == ("connect() to %s failed", (path,))
+    assert (error.level, error.action) == ("crit", None)
+    assert context.action == "connecting to upstream"
+
+
+@pytest.mark.parametrize(
+    ("early", "passed_on"),
+    [
+        (b"+OK you are in\r\n", b""),
+        (b"-ERR not for you\r\n", b"-ERR not for you\r\n"),
+        (b"421 busy\r\n250 OK\r\n", b"421 busy\r\n"),
+        (b"+", b""),
+    ],
+)
+async def test_command_is_not_sent_to_a_backend_that_is_ahead(
+    early: bytes, passed_on: bytes
+) -> None:
+    wire = MemoryWire()
+    wire.put(b"+OK ready\r\n" + early)
+    backend = Backend(wire, 4096, SessionInfo(1, "127.0.0.1"))
+    await backend.expect(b"+OK")
+    with pytest.raises(BackendError) as caught:
+        await backend.send_command(b"USER u\r\n")
+    assert wire.outgoing == b""
+    assert caught.value.values == (early.rstrip(b"\r\n"),)
+    assert caught.value.reply == passed_on
+
+
+def answering(replies: list[str]) -> MemoryWire:
+    """A backend that greets, and has an answer to each thing that it hears."""
+    waiting = [f"{reply}\r\n".encode() for reply in replies]
+    wire = MemoryWire()
+    wire.put(waiting.pop(0))
+    wire.listener = lambda wire, _: wire.put(waiting.pop(0))
+    return wire
+
+
+async def enter(protocol: str, replies: list[str]) -> UpstreamError:
+    """How a backend that answers so ends the session."""
+    server = load_server(f"protocol {protocol}; xclient off; proxy_smtp_auth on;")
+    client = Client(
+        MemoryWire(),
+        server,
+        server.core.listen[0],
+        MemoryNetwork(None),
+        SessionInfo(1, "127.0.0.1"),
+        CapturedLog().log,
+    )
+    backend = Backend(answering(replies), 4096, client.info)
+    login = Login(method="plain", user=b"u", secret=b"p", tag=b"a1 ")
+    with pytest.raises(UpstreamError) as caught:
+        await server.protocol.dialogue(client).enter(backend, login)
+    return caught.value
+
+
+IMAP = ["* OK [CAPABILITY LITERAL+] ready"]
+POP3 = ["+OK ready"]
+SMTP = ["220 ready", "250 mail.test"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "replies"),
+    [
+        ("imap", [*IMAP, "a1 NO no such user"]),
+        ("imap", [*IMAP, "a1 NO"]),
+        ("imap", [*IMAP, "a1 no [AUTHENTICATIONFAILED] no"]),
+        ("imap", [*IMAP, "a1 NO try later [UNAVAILABLE]"]),
+        ("imap", ["* OK ready", "+ go", "+ go", "a1 NO no"]),
+        ("pop3", [*POP3, "-ERR no such user"]),
+        ("pop3", [*POP3, "+OK", "-ERR wrong password"]),
+        ("pop3", [*POP3, "+OK", "-ERR [AUTH] wrong password"]),
+        ("smtp", [*SMTP, "535 5.7.8 no"]),
+        ("smtp", [*SMTP, "550 no"]),
+    ],
+)
+async def test_login_is_refused(protocol: str, replies: list[str]) -> None:
+    error = await enter(protocol, replies)
+    assert type(error) is LoginRefused
+    assert error.reply == replies[-1].encode() + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "replies"),
+    [
+        ("imap", ["* BYE busy"]),
+        ("imap", ["* PREAUTH welcome"]),
+        ("imap", [*IMAP, "a1 NO [UNAVAILABLE] later"]),
+        ("imap", [*IMAP, "a1 NO [serverbug] oh"]),
+        ("imap", [*IMAP, "a1 NO [LIMIT] too many"]),
+        ("imap", [*IMAP, "a1 NO [INUSE] locked"]),
+        ("imap", [*IMAP, "a1 NO [CONTACTADMIN] call"]),
+        ("imap", [*IMAP, "a1 NO [PRIVACYREQUIRED] TLS"]),
+        ("imap", [*IMAP, "a1 BAD what"]),
+        ("imap", [*IMAP, "a1 NOT a word"]),
+        ("imap", [*IMAP, "* BYE busy"]),
+        ("imap", ["* OK ready", "a1 NO no"]),
+        ("pop3", ["-ERR busy"]),
+        ("pop3", [*POP3, "-ERR [SYS/TEMP] later"]),
+        ("pop3", [*POP3, "+OK", "-ERR [SYS/PERM] call"]),
+        ("pop3", [*POP3, "+OK", "-ERR [in-use] locked"]),
+        ("pop3", [*POP3, "+OK", "-ERR [LOGIN-DELAY] later"]),
+        ("pop3", [*POP3, "+OK", "huh"]),
+        ("smtp", ["554 no"]),
+        ("smtp", [*SMTP, "454 4.7.0 later"]),
+        *[("smtp", [*SMTP, f"{code} what"]) for code in range(500, 505)],
+        ("smtp", [*SMTP, "334 more"]),
+    ],
+)
+async def test_backend_fails(protocol: str, replies: list[str]) -> None:
+    error = await enter(protocol, replies)
+    assert type(error) is BackendError
+    assert error.reply == replies[-1].encode() + b"\r\n"
+
+
+def test_a_refused_login_is_no_fault_of_the_backend() -> None:
+    """Who catches one of them does not get the other."""
+    assert not issubclass(LoginRefused, BackendError)
+    assert not issubclass(BackendError, LoginRefused)
+    assert issubclass(LoginRefused, SessionError)

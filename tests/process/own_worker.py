@@ -1,0 +1,138 @@
+"""A worker in the test's own process, on virtual time; its clients and sockets are real.
+
+Running out of what all processes share cannot be tried; a listening socket that says
+so can.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from mailproxy.log import open_logs
+from mailproxy.net.listening import Listener
+from mailproxy.process.configuration import load
+from mailproxy.process.messages import MAX_FRAME, Order, write_order
+from mailproxy.process.options import Options
+from mailproxy.process.services import Service
+from mailproxy.process.worker import Worker
+from mailproxy.process.worker_services import of_worker
+from tests.process.site import LINE
+
+PAUSE = 7.0
+"""`accept_mutex_delay`, in seconds."""
+PATIENCE = 3600.0
+"""Seconds, virtual ones, in which anything happens that happens at all."""
+GREETING = b"* OK IMAP4 ready\r\n"
+
+
+class ShortSocket(socket.socket):
+    """A listening socket whose accept() fails at first.
+
+    Attributes:
+      errors: what it says, in turn; connections wait meanwhile.
+    """
+
+    errors: list[int]
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.errors:
+            number = self.errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        return super().accept()
+
+
+class Served:
+    """A running worker with one IMAP server.
+
+    Attributes:
+      socket: where it accepts.
+      master: the master's end of its line, non-blocking.
+      line: the worker's end.
+      worker: the worker itself.
+      ended: is set when it has ended, with `exit_code`.
+    """
+
+    def __init__(
+        self,
+        listening: ShortSocket,
+        line: tuple[socket.socket, socket.socket],
+        worker: Worker,
+        log: Path,
+    ) -> None:
+        self.socket = listening
+        self.master, self.line = line
+        self.worker = worker
+        self.ended = trio.Event()
+        self.exit_code: int | None = None
+        self._log = log
+
+    async def serve(self) -> None:
+        """Be the worker."""
+        self.exit_code = await self.worker.serve()
+        self.ended.set()
+
+    def connect(self) -> trio.SocketStream:
+        """A client whom the kernel has let in; the worker may not know yet."""
+        client = socket.create_connection(self.socket.getsockname())
+        client.setblocking(False)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(client))
+
+    def tell(self, order: Order, request: int = 0) -> None:
+        """Say something as the master would."""
+        self.master.send(write_order(order, request))
+
+    async def answer(self) -> bytes:
+        """What the worker says to the master next."""
+        with trio.fail_after(PATIENCE):
+            await trio.lowlevel.wait_readable(self.master)
+        return self.master.recv(MAX_FRAME)
+
+    def complaints(self) -> list[str]:
+        """What was logged at level error or worse."""
+        return [
+            f"[{level}] {text}"
+            for level, _, text in LINE.findall(self._log.read_text())
+        ]
+
+
+@asynccontextmanager
+async def worker(
+    directory: Path, *errors: int, services: Iterable[Service] = ()
+) -> AsyncIterator[Served]:
+    """A worker that ends with the block.
+
+    Args:
+      errors: of the first calls of accept().
+      services: that it has besides its own.
+    """
+    path, log = directory / "nginx.conf", directory / "error.log"
+    path.write_text(
+        f"error_log {log} error; events {{ accept_mutex_delay {PAUSE:.0f}s; }}"
+        "mail { auth_http 127.0.0.1:9; server { listen 127.0.0.1:143; } }"
+    )
+    configuration = load(Options(conf_file=str(path)))
+    logs = open_logs(configuration.main.error_log, default="")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ShortSocket() as listening, ours, theirs:
+        listening.errors = list(errors)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        for each in (listening, ours, theirs):
+            each.setblocking(False)
+        key = socket.AF_INET, socket.inet_aton("127.0.0.1"), 143
+        listener = Listener(listening, key, listen=configuration.listens[0])
+        worker = Worker(
+            configuration, [listener], logs, [*of_worker(theirs), *services]
+        )
+        served = Served(listening, (ours, theirs), worker, log)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.serve)
+            yield served
+            worker.stop()
+    logs.close()
