@@ -267,8 +267,8 @@ def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:
     else:
         for message in messages:
             log.log(message.level, message.text)
-            if message.position is None and message.cause is not None:
-                log.log(message.level, f"the line before is about {message.cause}")
+            if message.unnamed is not None:
+                log.log(message.level, f"the line before is about {message.unnamed}")
     if failure is not None:
         raise GenerationError from failure
     return configuration

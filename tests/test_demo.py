@@ -4,6 +4,7 @@ import base64
 import errno
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -22,8 +23,9 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
-from mailproxy.demo import failed, mail_servers, main
+from mailproxy.demo import mail_servers, main
 from mailproxy.demo.auth import auth_session
+from mailproxy.demo.faults import failed, refusal
 from mailproxy.demo.mailbox import Mailbox, Session
 from mailproxy.demo.site import free_port, make_certificates
 from mailproxy.errors import BackendError
@@ -294,6 +296,41 @@ def test_demo_says_in_one_sentence_what_the_system_refuses(
             "mailproxy demo: the demo failed (98: Address already in use)\n"
             "  = it needs free ports on 127.0.0.1\n",
         ),
+        *(
+            (
+                OSError(number, os.strerror(number), *name),
+                f"mailproxy demo: {what} ({number}: {os.strerror(number)})\n"
+                f"  = {remedy}\n",
+            )
+            for name, what in (((), "the demo failed"), (("x",), '"x"'))
+            for number, remedy in (
+                (errno.EMFILE, "let it have more open files: ulimit -n 1024"),
+                (
+                    errno.ENFILE,
+                    "let the system have more open files: sysctl fs.file-max",
+                ),
+                (
+                    errno.EAGAIN,
+                    "let its user have more processes and threads: ulimit -u, or the"
+                    " container's limit",
+                ),
+                (
+                    errno.ENOMEM,
+                    "it needs more memory: ulimit -v, or the container's limit",
+                ),
+                (errno.EFBIG, "let it write larger files: ulimit -f"),
+            )
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "mailproxy demo: the demo failed (28: No space left on device)\n"
+            "  = make room where it writes: --directory DIRECTORY, or its output\n",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            "mailproxy demo: the demo failed (5: Input/output error)\n"
+            "  = it needs a directory to write in, and free ports on 127.0.0.1\n",
+        ),
         (
             OSError("there is no free port on the loopback"),
             "mailproxy demo: the demo failed (there is no free port on the loopback)\n"
@@ -306,6 +343,56 @@ def test_errors_of_the_system_come_with_a_remedy(
 ) -> None:
     assert failed(error) == 1
     assert capfd.readouterr() == ("", said)
+
+
+def limited(kind: int, limit: int, *words: str) -> tuple[int, str, str]:
+    """Run `mailproxy demo` with a limit of the system: exit status, output, errors."""
+    # Limits of processes are not for root, and count all those of a user.
+    nobody = 64321 if os.geteuid() == 0 else None
+    done = subprocess.run(
+        [sys.executable, "-m", "mailproxy", "demo", *words],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        preexec_fn=lambda: resource.setrlimit(kind, (limit, limit)),
+        check=False,
+        user=nobody,
+        group=nobody,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("limit", [6, 8, 10, 12, 14, 16])
+def test_too_few_open_files_are_one_sentence(limit: int) -> None:
+    """Wherever they run out, also where a server accepts a client."""
+    status, output, errors = limited(resource.RLIMIT_NOFILE, limit, "--check")
+    assert (status, output) == (1, "")
+    assert re.fullmatch(
+        r"mailproxy demo: .* \(24: Too many open files\)\n"
+        r"  = let it have more open files: ulimit -n 1024\n",
+        errors,
+    )
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_too_few_processes_and_threads_are_one_sentence(limit: int) -> None:
+    assert limited(resource.RLIMIT_NPROC, limit, "--check") == (
+        1,
+        "",
+        "mailproxy demo: the demo failed (11: Resource temporarily unavailable)\n"
+        "  = let its user have more processes and threads: ulimit -u, or the"
+        " container's limit\n",
+    )
+
+
+def test_what_is_not_of_the_system_is_a_bug() -> None:
+    full = OSError(errno.EMFILE, "Too many open files")
+    gone = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    assert refusal(gone) is gone
+    assert refusal(ExceptionGroup("", [gone, ExceptionGroup("", [full])])) is full
+    assert refusal(ExceptionGroup("", [full, RuntimeError("can't start")])) is None
+    assert refusal(RuntimeError("can't start new thread")) is None
 
 
 def test_demo_ends_in_silence_when_nobody_reads_it(tmp_path: Path) -> None:

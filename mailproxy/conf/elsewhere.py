@@ -1,8 +1,8 @@
-"""Names of directives that are not of mail: those of http {}, of stream {}, of others.
+"""Names of directives that are not ours: those of http {}, of stream {}, of others.
 
 nginx tells a directive in the wrong place from a misspelt one, and so do we. The names
-are those in the command tables of nginx's and of Debian's modules, and in the manuals
-of nginx, NGINX Plus and Angie.
+are those in the command tables of nginx's, of Debian's and of Zimbra's modules, and in
+the manuals of nginx, NGINX Plus and Angie.
 """
 
 import re
@@ -168,8 +168,26 @@ _MODULES = {
         \w+_cache_purge zstd(_\w+)?
     """,
 }
-MODULES = tuple(
-    (re.compile("|".join(re.sub(r"\s+\|", "|", names).split()), re.ASCII), module)
-    for module, names in _MODULES.items()
-)
+_MAIL = {
+    "Zimbra's nginx": r"""
+        auth_wait default_realm imap_greeting imap_literalauth
+        mail_(login|whitelist)_\w+ master_auth_(username|password)
+        memcache_(entry_allow_unqualified|entry_ttl|reconnect_interval|servers|timeout)
+        pop3_greeting proxy_ctimeout proxy_issue_(imap_id|pop3_xoip)
+        sasl_(app_name|host_from_ip|service_name) zm_\w+ zmauth(_admin)? zmroute\w+
+    """,
+    "ngx_mail_mruby": r"mruby_mail_\w+",
+}
+
+
+def _patterns(table: dict[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple(
+        (re.compile("|".join(re.sub(r"\s+\|", "|", names).split()), re.ASCII), owner)
+        for owner, names in table.items()
+    )
+
+
+MODULES = _patterns(_MODULES)
 """Patterns of whole names, and whose they are. To nginx without them, they are unknown."""
+MAIL = _patterns(_MAIL)
+"""The same, of what others have added to nginx's mail."""

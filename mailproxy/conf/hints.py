@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from mailproxy.conf.elsewhere import HTTP, MODULES, STREAM
+from mailproxy.conf.elsewhere import HTTP, MAIL, MODULES, STREAM
 from mailproxy.conf.tree import Directive, Position, SourceText, Word, decode
 
 _MAX_DISTANCE = 3
@@ -24,13 +24,24 @@ _FOREIGN_ENCODINGS = (
 )
 """Byte order marks of encodings in which nginx can read nothing."""
 
+_BOM = "\ufeff"
+_BLANKS = " \t\r\n"
+"""What is a blank to nginx."""
 _QUOTES = frozenset("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2032\u2033")
 """What word processors put in place of ' and ": marks and primes."""
 _UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cf"})
 """Unicode's categories of blanks and of characters without a shape."""
 
+_WORDS = re.compile("[-_]")
 _VARIABLE = re.compile(r"(?<!\\)\$(?:\{[A-Za-z_]\w*\}|[A-Za-z_]\w*)", re.ASCII)
 _UNFILLED = re.compile(r"(?:^|=)\$[A-Za-z_]\w*$|(?<!\\)\$\{[A-Za-z_]\w*\}", re.ASCII)
+
+
+def reordered(name: str, names: Iterable[str]) -> str | None:
+    """The name that has the same words in another order: ``http_auth``, ``auth_http``."""
+    words = sorted(_WORDS.split(name))
+    found = (each for each in names if sorted(_WORDS.split(each)) == words)
+    return next(found, None) if len(words) > 1 else None
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -76,6 +87,9 @@ def elsewhere(name: str) -> str | None:
     for pattern, module in MODULES:
         if pattern.fullmatch(name):
             return f'"{name}" is a directive of {module}, not of mail'
+    for pattern, owner in MAIL:
+        if pattern.fullmatch(name):
+            return f'"{name}" is a directive of {owner}, which nginx does not have'
     return None
 
 
@@ -98,12 +112,30 @@ def unseen(statement: Directive, position: Position | None) -> str | None:
     return None
 
 
+def unseen_rest(source: SourceText, *, whole: bool) -> str | None:
+    """Say what a person cannot see where a file ends too early: a mark, a strange blank.
+
+    Args:
+      whole: there is no complete statement before, so it is about the beginning, too.
+    """
+    text = source.text
+    marked = text.startswith(_BOM) or foreign_encoding(source) is not None
+    if whole and marked:
+        return _unseen_in(Word(text[:1], source))
+    rest = text.rstrip(_BLANKS)
+    at = max(map(rest.rfind, f"{_BLANKS};{{}}")) + 1
+    word = Word(rest[at:], source, at)
+    if "#" in rest[rest.rfind("\n") + 1 :]:  # of a comment nothing is asked
+        return None
+    return _unseen_in(word)
+
+
 def _unseen_in(word: Word) -> str | None:
     if word.offset == 0 and (encoding := foreign_encoding(word.source)) is not None:
         return f"the file is {encoding}: save it as UTF-8, without byte order mark"
     if "\0" in word.value:
         return "there is a NUL in it: is the file damaged, or UTF-16?"
-    if word.offset == 0 and word.value.startswith("\ufeff"):
+    if word.offset == 0 and word.value.startswith(_BOM):
         return (
             "the file begins with a UTF-8 byte order mark (BOM), which is part of the"
             " first word to nginx: save the file without it"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mailproxy.conf.directive import Block, Declaration, Reading, Settings, declarations
 from mailproxy.conf.elsewhere import HTTP
-from mailproxy.conf.hints import elsewhere, nearest
+from mailproxy.conf.hints import elsewhere, nearest, reordered
 from mailproxy.conf.tree import ConfigError, Directive
 from mailproxy.conf.values import c_string
 
@@ -99,13 +99,17 @@ class Places:
     def _near(self, name: str, context: str) -> str | None:
         """A name that is near: one of this context, if there is one."""
         own = self.tables[context].names()
-        near = nearest(name, [*own, *(self._outermost if context == "main" else ())])
-        if near is not None:
-            return f'did you mean "{near}"?'
-        near = nearest(name, [n for each in self.tables.values() for n in each.names()])
-        if near is None:
-            return None
-        return f'did you mean "{near}"? Its place is {_shown(self._contexts(near))}'
+        own += sorted(self._outermost) if context == "main" else []
+        every = [n for each in self.tables.values() for n in each.names()]
+        for find in reordered, nearest:
+            near = find(name, own)
+            if near is not None:
+                return f'did you mean "{near}"?'
+            near = find(name, every)
+            if near is not None:
+                place = _shown(self._contexts(near))
+                return f'did you mean "{near}"? Its place is {place}'
+        return None
 
 
 def _shown(contexts: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 4 |     timout 3s;
   |     ^^^^^^ did you mean "timeout"?
 
-Where nginx's line names no place, the place comes first.
+Where nginx's line names no place, or one that helps nobody, the place comes first.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def explanation(
     """
     mark, plain = (_CYAN, _PLAIN) if colours else ("", "")
     remedy = printable(message.remedy or "")
-    position = message.position or message.cause
+    position = message.cause or message.position
     if position is None or position.file not in sources:
         return f"{mark}  = {remedy}{plain}\n" if remedy else ""
     place = ""
-    if message.position is None:  # nginx's line does not name it
+    if message.unnamed is not None:
         place = f"{mark}  in {printable(str(position))}{plain}\n"
     lines = sources[position.file].text.split("\n", position.line)
     if len(lines) < position.line:

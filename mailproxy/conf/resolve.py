@@ -7,6 +7,7 @@ the messages; only a syntax error ends the reading.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from mailproxy.conf.directive import (
     Given,
     Reading,
 )
-from mailproxy.conf.hints import foreign_encoding, has_variable, unseen
+from mailproxy.conf.hints import foreign_encoding, has_variable, unseen, unseen_rest
 from mailproxy.conf.places import BlockKind, Language, Places
 from mailproxy.conf.syntax import parse, read_source
 from mailproxy.conf.tree import (
@@ -53,7 +54,7 @@ class Interpreter:
         self.files: dict[str, SourceText] = {}
         """What was read, by name, in order of first opening; -g is under its name."""
         self._places = Places(language)
-        self._open = 0
+        self._open: list[str] = []
         self._modules: set[str] = set()
         self._blocks_begun = False
         self._checks: dict[str, tuple[int, int]] = {}
@@ -70,15 +71,38 @@ class Interpreter:
             self._include(path, None, self.main)
         except _SyntaxError:
             return False
+        finally:
+            self._say_once()
         return True
+
+    def _say_once(self) -> None:
+        """Leave out what was said of the same place before, if there are errors.
+
+        A file that is included in many places is wrong once; nginx would not have come
+        to the second one. Without errors, it repeats its warnings.
+        """
+        messages = self.reading.messages
+        if not all(each.is_warning for each in messages):
+            said: dict[object, ConfigError] = {}
+            for each in messages:
+                said.setdefault(
+                    (each.level, each.text, each.position, each.cause), each
+                )
+            messages[:] = said.values()
 
     def _include(
         self, path: str, asked_by: Directive | None, block: Block | None
     ) -> None:
         """Read one file; `block` is None inside of what is skipped."""
-        if self._open >= DEEPEST_INCLUDE:
-            many = OSError(24, os.strerror(24))
-            self._say(ConfigError(f'open() "{path}" failed', asked_by, error=many))
+        if len(self._open) >= DEEPEST_INCLUDE:
+            many = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            remedy = (
+                "this file is being read already: it includes itself"
+                if path in self._open
+                else f"files are in files {DEEPEST_INCLUDE} deep: does one include itself?"
+            )
+            failed = f'open() "{path}" failed'
+            self._say(ConfigError(failed, asked_by, remedy, error=many))
             raise _SyntaxError
         try:
             source = read_source(path, asked_by)
@@ -87,9 +111,9 @@ class Interpreter:
             if asked_by is None:
                 raise _SyntaxError from None
             return
-        self._open += 1
+        self._open.append(path)
         self._parse(self.files.setdefault(path, source), block)
-        self._open -= 1
+        self._open.pop()
 
     def _parse(self, source: SourceText, block: Block | None) -> None:
         self.files.setdefault(source.name, source)
@@ -103,7 +127,10 @@ class Interpreter:
             if unreadable and parsed.statements:
                 raise _SyntaxError
         if parsed.error is not None:
-            self._say(parsed.error)
+            place, remedy = parsed.error.position, parsed.error.remedy
+            if remedy is None and place == source.position(len(source.text)):
+                remedy = unseen_rest(source, whole=not parsed.statements)
+            self._say(parsed.error.with_place(place, remedy))
             raise _SyntaxError
 
     def _say(self, message: ConfigError) -> None:

@@ -186,7 +186,7 @@ class ConfigError(Frozen, Exception):
           error: the system error behind it, shown as ``(2: No such file …)``.
           level: nginx's level, "emerg" but for a few.
           cause: the word or statement behind a message in which nginx names no
-            place; people are shown it below nginx's line.
+            place, or another; people are shown it below nginx's line.
         """
         super().__init__(message)
         self.message = message
@@ -195,6 +195,14 @@ class ConfigError(Frozen, Exception):
         self.remedy = remedy
         self.error = error
         self.level = level
+
+    @property
+    def unnamed(self) -> Position | None:
+        """The `cause`, if nginx's line names another line, or none."""
+        cause, named = self.cause, self.position
+        if cause is None or named is None:
+            return cause
+        return None if (cause.file, cause.line) == (named.file, named.line) else cause
 
     @property
     def text(self) -> str:
@@ -271,7 +279,7 @@ def format_tree(statements: list[Directive], indent: str = "") -> str:
     """
     lines = []
     for statement in statements:
-        head = indent + " ".join(map(_format_word, statement.words))
+        head = indent + " ".join(format_word(word.value) for word in statement.words)
         if statement.raw is not None:
             lines.append(f"{head} {{{statement.raw}}}\n")
         elif statement.block is not None:
@@ -282,7 +290,8 @@ def format_tree(statements: list[Directive], indent: str = "") -> str:
     return "".join(lines)
 
 
-def _format_word(word: Word) -> str:
-    if _BARE.fullmatch(word.value):
-        return word.value
-    return '"' + word.value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def format_word(value: str) -> str:
+    """A word as it is written in a file, in quotes if it needs them."""
+    if _BARE.fullmatch(value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -6,13 +6,12 @@ is written to disk, so that a person can read, change and reload it.
 """
 
 import argparse
-import errno
 import os
 import signal
 import ssl
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import trio
 
 from mailproxy.demo.auth import auth_session
 from mailproxy.demo.check import LETTER, check
+from mailproxy.demo.faults import NO_ROOM, failed, refusal
 from mailproxy.demo.imap import ImapSession
 from mailproxy.demo.mailbox import PASSWORD, USER, Mailbox, Session, serve
 from mailproxy.demo.pop3 import pop3_session
@@ -81,46 +81,16 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="log in through every port of a new site, say what failed, and end",
     )
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         return run(options.directory, check=options.check)
     except KeyboardInterrupt:  # a second Ctrl-C, of an impatient person
         return 0
-    except OSError as error:
-        return failed(error)
-    except ExceptionGroup as group:  # of trio's nurseries
-        expected, bugs = group.split(OSError)
-        if bugs is not None or expected is None:
+    except (OSError, RuntimeError, MemoryError, ExceptionGroup) as error:
+        refused = refusal(error)
+        if refused is None:
             raise
-        return failed(next(leaves(expected)))
-
-
-def leaves(group: ExceptionGroup[OSError]) -> Iterator[OSError]:
-    """The errors of a group, and of the groups in it."""
-    for each in group.exceptions:
-        if isinstance(each, ExceptionGroup):
-            yield from leaves(each)
-        else:
-            yield each
-
-
-def failed(error: OSError) -> int:
-    """Say in one sentence that the system does not allow something; returns the status."""
-    if isinstance(error, BrokenPipeError):
-        # Nobody reads any more. Python would try to write what is left at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    what = f'"{error.filename}"' if error.filename else "the demo failed"
-    remedy = (
-        "make room there, or name another place: --directory DIRECTORY"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT)
-        else "name a directory that can be written: --directory DIRECTORY"
-        if error.filename
-        else "it needs free ports on 127.0.0.1"
-    )
-    reason = f"({error.errno}: {error.strerror})" if error.strerror else f"({error})"
-    sys.stderr.write(f"mailproxy demo: {what} {reason}\n  = {remedy}\n")
-    return 1
+        return failed(refused)
 
 
 def run(directory: Path | None, *, check: bool) -> int:
@@ -134,7 +104,7 @@ def run(directory: Path | None, *, check: bool) -> int:
         try:
             usable(directory or DIRECTORY)
         except OSError as error:
-            if directory is not None:
+            if directory is not None or error.errno in NO_ROOM:
                 raise
             print(
                 f'mailproxy demo: "{DIRECTORY}" cannot be written ({error.strerror}),'
@@ -237,6 +207,8 @@ async def start_servers(site: Site, nursery: trio.Nursery) -> dict[str, int]:
         try:
             await nursery.start(partial(serve, auth, port=port))
         except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
             # Another one may be listening there: a second demo, your own.
             print(f"mailproxy demo: no auth server at {HOST}:{port}: {error}")
     return backends

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import closing
 
+from mailproxy.demo.faults import NO_ROOM
 from mailproxy.demo.mailbox import PASSWORD, USER
 from mailproxy.demo.site import Door
 
@@ -92,14 +93,25 @@ def check(door: Door, context: ssl.SSLContext) -> str | None:
 
     Returns:
       What failed, or None.
+
+    Raises:
+      OSError: there is no room for one more client, which says nothing of the proxy.
     """
     log_in = CHECKS[door.protocol]
     try:
         log_in(door, context, PASSWORD.decode())
     except REFUSALS as error:
+        raise_own(error)
         return str(error)
     try:
         log_in(door, context, "a wrong password")
-    except REFUSALS:
+    except REFUSALS as error:
+        raise_own(error)
         return None
     return "a wrong password was accepted"
+
+
+def raise_own(error: Exception) -> None:
+    """Pass on an error that no server has caused."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        raise error

@@ -4,7 +4,6 @@ import email.utils
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
@@ -107,10 +106,17 @@ async def serve(
     port: int = 0,
     task_status: trio.TaskStatus[int],
 ) -> None:
-    """Serve `session` on a port of the loopback; tells the port when it listens."""
-    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
-    task_status.started(listeners[0].socket.getsockname()[1])
-    await trio.serve_listeners(partial(_one, session), listeners)
+    """Serve `session` on a port of the loopback; tells the port when it listens.
+
+    Raises:
+      OSError: the port cannot be used, or the system has no room for one more client.
+    """
+    [listener] = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    task_status.started(listener.socket.getsockname()[1])
+    # trio.serve_listeners would log a traceback and try for ever where files are short.
+    async with listener, trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(_one, session, await listener.accept())
 
 
 async def _one(session: Session, stream: trio.SocketStream) -> None:
@@ -118,3 +124,5 @@ async def _one(session: Session, stream: trio.SocketStream) -> None:
         await session(LineStream(stream, LINE_LIMIT, BackendError))
     except* (SessionError, TooLong, trio.BrokenResourceError, IndexError, ValueError):
         pass  # the peer left, or sent nonsense: this session ends, no other
+    finally:
+        await trio.aclose_forcefully(stream)

@@ -6,8 +6,10 @@ each step knows the directive behind it, which people are shown below nginx's li
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shlex
 import ssl
 import weakref
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy import outside
 from mailproxy.conf.directive import Block, Reading
-from mailproxy.conf.tree import ConfigError, Position, Word
+from mailproxy.conf.tree import ConfigError, Position, Word, format_word
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.openssl import (
     LACKING,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     Builder = ContextBuilder | PortableBuilder
 
+_TICKET_KEY = "ssl_session_ticket_key"
 _TICKET_KEY_SIZES = (48, 80)
 _LOW_LEVEL = ("TLSv1", "TLSv1.1")
 """Versions that OpenSSL 3 speaks at security level 0 only."""
@@ -248,7 +251,7 @@ def _keep_sessions(builder: Builder, settings: SslSettings, block: Block) -> Non
             builtin=cache.builtin,
             zone=zone,
         )
-    with _about(block, "ssl_session_ticket_key"):
+    with _about(block, _TICKET_KEY):
         builder.tickets(
             enable=settings.ssl_session_tickets, keys=_ticket_keys(settings, block)
         )
@@ -256,19 +259,21 @@ def _keep_sessions(builder: Builder, settings: SslSettings, block: Block) -> Non
 
 def _ticket_keys(settings: SslSettings, block: Block) -> list[bytes]:
     keys = []
-    for path in settings.ssl_session_ticket_key:
+    longest = _TICKET_KEY_SIZES[-1]
+    for index, path in enumerate(settings.ssl_session_ticket_key):
+        place, cause = _end_of_mail(block), _argument(block, _TICKET_KEY, index)
         try:
-            key = outside.begin(path, _TICKET_KEY_SIZES[-1] + 1)
+            key = outside.begin(path, longest + 1)
         except outside.FileError as error:
-            raise ConfigError(
-                f'{error.call}() "{path}" failed', _end_of_mail(block), error=error
-            ) from None
+            failed, remedy = f'{error.call}() "{path}" failed', _remedy(path)
+            if error.errno == errno.ENOENT:  # so nothing is overwritten
+                remedy = f"make one: openssl rand -out {shlex.quote(path)} {longest}"
+            raise ConfigError(failed, place, remedy, error=error, cause=cause) from None
         if len(key) not in _TICKET_KEY_SIZES:
-            raise ConfigError(
-                f'"{path}" must be 48 or 80 bytes',
-                _end_of_mail(block),
-                f"make one: openssl rand -out {path} 80",
-            )
+            has = len(key) if len(key) <= longest else f"more than {longest}"
+            message = f'"{path}" must be 48 or 80 bytes'
+            remedy = f"it has {has}; for a new key, name a file that does not exist yet"
+            raise ConfigError(message, place, remedy, cause=cause)
         keys.append(key)
     return keys
 
@@ -295,9 +300,24 @@ def _check_protocols(
     if not named or not level or word is None or word in said:
         return
     said.add(word)
-    ciphers = re.sub(r":?@SECLEVEL=\d+", "", settings.ssl_ciphers)
     reading.warn(
         f"{' and '.join(named)} cannot be used at OpenSSL's security level {level}",
         word.position,
-        f"for clients that need them: ssl_ciphers {ciphers}:@SECLEVEL=0;",
+        f"for clients that need them: {_at_level_0(settings)}",
     )
+
+
+def _at_level_0(settings: SslSettings) -> str:
+    """The directive that decides on the security level, as it has to be.
+
+    A cipher string sets the level only if it names one, and the last one wins.
+    """
+    commands = [
+        (f"ssl_conf_command {name}", value, " (it overrules ssl_ciphers)")
+        for name, value in settings.ssl_conf_command
+        if name.lower() == "cipherstring"  # as SSL_CONF_cmd(3) reads it
+    ]
+    before, ciphers, why = [("ssl_ciphers", settings.ssl_ciphers, ""), *commands][-1]
+    kept = re.sub(r"[:,; ]*@SECLEVEL=\d+", "", ciphers).strip(":,; ")
+    wanted = f"{kept}:@SECLEVEL=0" if kept else "@SECLEVEL=0"
+    return f"{before} {format_word(wanted)};{why}"

@@ -93,9 +93,30 @@ def test_two_letters_swapped_are_one_mistake(name: str, data: st.DataObject) -> 
             "made, not of mail",
         ),
         ("mail { js_set $a b; }", '"js_set" is a directive of http and stream, not of mail'),
+        *(
+            (
+                f"mail {{ {name} x; }}",
+                f'"{name}" is a directive of {owner}, which nginx does not have',
+            )
+            for owner, names in {
+                "Zimbra's nginx": "zm_lookup zm_auth_http proxy_issue_pop3_xoip "
+                "proxy_issue_imap_id proxy_ctimeout imap_literalauth imap_greeting "
+                "auth_wait sasl_host_from_ip mail_login_ip_max master_auth_password "
+                "memcache_servers",
+                "ngx_mail_mruby": "mruby_mail_code",
+            }.items()
+            for name in names.split()
+        ),
         ("server { }", "its place is mail {}"),
         ("mail { pid x; }", "its place is outside of all blocks"),
         ("mail { nonsense x; }", None),
+        ("mail { http_auth x; }", 'did you mean "auth_http"?'),
+        ("mail { http-auth x; }", 'did you mean "auth_http"?'),
+        ("mail { auth_smtp plain; }", 'did you mean "smtp_auth"?'),
+        ("http_auth x;", 'did you mean "auth_http"? Its place is mail {} or server {}'),
+        ("mail { certificate_ssl x; }", 'did you mean "ssl_certificate"?'),
+        ("mail { module_load x; }", None),
+        ("module_load x;", 'did you mean "load_module"?'),
     ],
 )  # fmt: skip
 def test_unknown_names_are_explained_if_that_is_true(
@@ -125,6 +146,13 @@ def test_no_directive_of_ours_is_taken_for_another_s() -> None:
             r"it has a left double quotation mark \(U\+201C\) in it: quotes are",
         ),
         (b"events {} mail { starttls on\0; }", "there is a NUL in it"),
+        (b"\xef\xbb\xbf", r"the file begins with a UTF-8 byte order mark \(BOM\)"),
+        (b"\xef\xbb\xbf\r\n", r"the file begins with a UTF-8 byte order mark \(BOM\)"),
+        (b"\xef\xbb\xbf# to do\n", r"the file begins with a UTF-8 byte order mark"),
+        (b"\xff\xfe", "the file is UTF-16:"),
+        ("\ufeff# to do\n".encode("utf-16-be"), "the file is UTF-16:"),
+        ("events {}\n\u00a0\n".encode(), r"it has a no-break space \(U\+00A0\)"),
+        (b"events {}\0", "there is a NUL in it"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_seen_is_named(
@@ -139,6 +167,20 @@ def test_what_cannot_be_seen_is_named(
     if "UTF" in remedy:
         told = [m.text for m in caught.value.messages if "byte" in (m.remedy or "")]
         assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "events {",
+        "events {} user x",
+        "events {}\n# \u201cquoted\u201d\nuser x\n# a comment\u00a0",
+    ],
+)
+def test_where_nothing_is_hidden_nothing_is_said(
+    remedies: Callable[[str], list[str | None]], text: str
+) -> None:
+    assert remedies(text) == [None]
 
 
 @pytest.mark.parametrize(

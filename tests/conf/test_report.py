@@ -119,6 +119,26 @@ def test_where_nginx_names_no_place_it_stands_below() -> None:
     )
 
 
+@pytest.mark.parametrize(("line", "place"), [(3, "  in C/main:2\n"), (2, "")])
+def test_the_mark_goes_to_the_cause_where_nginx_names_another_place(
+    line: int, place: str
+) -> None:
+    """The line of the cause is named, if nginx's line does not name it."""
+    source = SourceText("C/main", "mail {\n  ssl_session_ticket_key x; }\n}\n")
+    message = ConfigError(
+        '"x" must be 48 or 80 bytes',
+        Position("C/main", line, 1),
+        "it has 1",
+        cause=Position("C/main", 2, 26),
+    )
+    assert headline(message, "nginx").endswith(f" in C/main:{line}")
+    assert explanation(message, {"C/main": source}) == (
+        f"{place}"
+        "    2 |   ssl_session_ticket_key x; }\n"
+        "      |                          ^ it has 1\n"
+    )
+
+
 def test_a_private_key_in_a_configuration_is_not_shown() -> None:
     text = '\tssl_certificate_key "data:-----BEGIN PRIVATE KEY-----\\nMIGHAgEA";'
     message = ConfigError("wrong", Position("C/main", 1, 2))

@@ -466,6 +466,78 @@ def test_included_files_are_read_where_they_are_named(
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "events {}\nhttp { include main; }",
+            [
+                'warn only mail is served, the "http" block is skipped in C/main:2',
+                'emerg "events" directive is not allowed here in C/main:1',
+                'emerg "http" directive is not allowed here in C/main:2',
+            ],
+        ),
+        (
+            "events {}\nhttp { include m?in; }",
+            [
+                'warn only mail is served, the "http" block is skipped in C/main:2',
+                'emerg "events" directive is not allowed here in C/main:1',
+                'emerg "http" directive is not allowed here in C/main:2',
+            ],
+        ),
+        (
+            "pid x;\ninclude main;\nevents {}",
+            ['emerg "pid" directive is duplicate in C/main:1'],
+        ),
+        (
+            "a;\ninclude main; b;",
+            ['emerg unknown directive "a" in C/main:1'],
+        ),
+    ],
+)
+def test_a_file_that_includes_itself_has_every_error_once(
+    complain: Complain, text: str, said: list[str]
+) -> None:
+    """In the order of nginx, whose first error is the first one here."""
+    line = next(n for n, each in enumerate(text.split("\n"), 1) if "include" in each)
+    end = f'emerg open() "C/main" failed (24: Too many open files) in C/main:{line}'
+    assert complain(text) == [*said, end]
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        ({"x": "include x;"}, "this file is being read already: it includes itself"),
+        (
+            {"x": "include y;", "y": "include x;"},
+            "this file is being read already: it includes itself",
+        ),
+        (
+            {"x": "include x0;"} | {f"x{n}": f"include x{n + 1};" for n in range(100)},
+            "files are in files 100 deep: does one include itself?",
+        ),
+    ],
+)
+def test_why_too_many_files_are_open_is_said(
+    load: Load, files: dict[str, str], remedy: str
+) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        load("include x;", **files)
+    found = [m for m in caught.value.messages if "Too many open files" in m.text]
+    assert [m.remedy for m in found] == [remedy]
+
+
+def test_an_error_in_a_file_of_many_places_is_one(complain: Complain) -> None:
+    servers = "server { include x; }" * 3
+    said = complain(mail(f"auth_http 127.0.0.1; {servers}"), x=f"{SERVER}\nnone;")
+    assert said.count('emerg unknown directive "none" in C/x:2') == 1
+
+
+def test_warnings_are_repeated_as_nginx_repeats_them(complain: Complain) -> None:
+    said = complain("include x; include x; events {}", x="worker_threads 3;")
+    assert len([each for each in said if "worker_threads" in each]) == 2
+
+
 def test_modules_are_named_before_blocks_and_once(complain: Complain) -> None:
     assert complain("load_module a.so; pid x; load_module b.so; events {}") == [IDLE]
     assert complain("events {}\nload_module a.so;") == [

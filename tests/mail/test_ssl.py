@@ -521,15 +521,48 @@ def test_ticket_keys_that_are_none(
     name = files.path("nothing")
     if content is not None:
         name = files.write("broken", content)
+    files.write("good", os.urandom(80))
+    keys = f"ssl_session_ticket_key good;\nssl_session_ticket_key {name};"
     with pytest.raises(ConfigErrors) as caught:
-        serve(f"ssl_session_ticket_key {name};")
-    said = (
-        f'open() "{name}" failed (2: No such file or directory)'
-        if content is None
-        else f'"{name}" must be 48 or 80 bytes'
-    )
-    end_of_mail = 7
-    assert messages(caught) == [f"{said} in {files.path('main')}:{end_of_mail}"]
+        serve(keys)
+    if content is None:
+        said = f'open() "{name}" failed (2: No such file or directory)'
+        remedy = f"make one: openssl rand -out {name} 80"
+    else:
+        said = f'"{name}" must be 48 or 80 bytes'
+        has = len(content) if len(content) <= 80 else "more than 80"
+        remedy = f"it has {has}; for a new key, name a file that does not exist yet"
+    main, end_of_mail = files.path("main"), 8
+    assert messages(caught) == [f"{said} in {main}:{end_of_mail}"]
+    # nginx's line names the brace; people are shown the directive.
+    [error] = caught.value.messages
+    source = SourceText(main, files.text("main"))
+    shown = explanation(error, {main: source}).splitlines()
+    assert shown[0] == f"  in {main}:7"
+    assert shown[1].startswith(f"    7 | ssl_session_ticket_key {name};")
+    blank = " " * len("ssl_session_ticket_key ")
+    assert shown[2] == f"      | {blank}{'^' * len(name)} {remedy}"
+
+
+def test_a_ticket_key_of_all_servers_is_complained_of_once(
+    load: Load, files: Certificates
+) -> None:
+    server = f"starttls on; {PAIR}"
+    with pytest.raises(ConfigErrors) as caught:
+        load(f"ssl_session_ticket_key {files.path('none')};", server, server)
+    assert len(messages(caught)) == 1
+
+
+def test_to_make_a_missing_ticket_key_is_one_command(
+    serve: Serve, files: Certificates
+) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        serve('ssl_session_ticket_key "a new key";')
+    [error] = caught.value.messages
+    command = (error.remedy or "").removeprefix("make one: ")
+    subprocess.run(command, shell=True, check=True)
+    serve('ssl_session_ticket_key "a new key";')
+    assert os.path.getsize(files.path("a new key")) == 80
 
 
 @pytest.mark.proves("ssl_client_certificate")
@@ -729,6 +762,49 @@ def test_versions_below_the_security_level_are_warned_of(
         else:
             with pytest.raises(ssl.SSLError):
                 shake_hands(context(whole.servers[0].ssl), client)
+
+
+@pytest.mark.parametrize(
+    ("directives", "remedy"),
+    [
+        ("ssl_ciphers HIGH@SECLEVEL=1;", "ssl_ciphers HIGH:@SECLEVEL=0;"),
+        ("ssl_ciphers @SECLEVEL=1:HIGH;", "ssl_ciphers HIGH:@SECLEVEL=0;"),
+        ("ssl_ciphers HIGH,@SECLEVEL=1,!MD5;", "ssl_ciphers HIGH,!MD5:@SECLEVEL=0;"),
+        (
+            "ssl_ciphers 'HIGH @SECLEVEL=2 !MD5';",
+            'ssl_ciphers "HIGH !MD5:@SECLEVEL=0";',
+        ),
+        ("ssl_ciphers DEFAULT@SECLEVEL=1;", "ssl_ciphers DEFAULT:@SECLEVEL=0;"),
+        (
+            "ssl_ciphers HIGH:@SECLEVEL=0; ssl_conf_command CipherString HIGH:@SECLEVEL=1;",
+            "ssl_conf_command CipherString HIGH:@SECLEVEL=0; (it overrules ssl_ciphers)",
+        ),
+        (
+            "ssl_conf_command cipherstring @SECLEVEL=2:HIGH;",
+            "ssl_conf_command cipherstring HIGH:@SECLEVEL=0; (it overrules ssl_ciphers)",
+        ),
+        (
+            "ssl_conf_command CipherString ALL:@SECLEVEL=0; ssl_conf_command"
+            " CipherString HIGH:@SECLEVEL=1; ssl_conf_command Options Bugs;",
+            "ssl_conf_command CipherString HIGH:@SECLEVEL=0; (it overrules ssl_ciphers)",
+        ),
+    ],
+)
+def test_the_advice_names_what_decides_on_the_level(
+    load: Load, files: Certificates, directives: str, remedy: str
+) -> None:
+    """And is right: with it, there is no warning, and the client is served."""
+    server = f"starttls on; {PAIR} ssl_protocols TLSv1;"
+    [(_, advice)] = warnings(load("", f"{server} {directives}"))
+    assert advice == f"for clients that need them: {remedy}"
+    advised, _, _ = remedy.partition("; (")
+    name = advised.partition(" ")[0]
+    others = [f"{each};" for each in directives.split(";")[:-1] if name not in each]
+    whole = load("", f"{server} {' '.join(others)} {advised.removesuffix(';')};")
+    assert warnings(whole) == []
+    client = old_client(files, ssl.TLSVersion.TLSv1)
+    done = shake_hands(context(whole.servers[0].ssl), client)
+    assert done.server.version() == "TLSv1"
 
 
 def test_of_inherited_versions_it_is_said_once(load: Load) -> None:

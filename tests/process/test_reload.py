@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGHUP, SIGQUIT
@@ -186,6 +187,23 @@ class TestThatFails:
         )
         assert place.startswith("the line before is about")
         assert f"{site.directory / 'nginx.conf'}:" in place
+
+    def test_vanished_ticket_key(self, site: Site) -> None:
+        certificate = trustme.CA().issue_cert("localhost")
+        certificate.private_key_and_cert_chain_pem.write_to_path(
+            str(site.directory / "both.pem")
+        )
+        site.configure(
+            "\nssl_session_ticket_key gone;\nserver { listen 127.0.0.1:PORT ssl;"
+            " protocol imap; ssl_certificate both.pem; ssl_certificate_key both.pem; }\n"
+        )
+        failed_reload(site)
+        site.wait_for(lambda: len(site.log("emerg")) == 2, "the place of the error")
+        line, place = site.log("emerg")
+        assert line.startswith(f'open() "{site.directory / "gone"}" failed (2: ')
+        assert place.startswith("the line before is about")
+        named = re.findall(r"nginx\.conf:(\d+)", f"{line} {place}")
+        assert int(named[0]) > int(named[1])
 
     def test_address_that_cannot_be_had(self, site: Site) -> None:
         other = free_port()

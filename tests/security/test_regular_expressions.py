@@ -74,7 +74,7 @@ OWN = {
     "conf.words._LUA": "the operator's own file; an open [[ in Lua is looked for once each",
     "conf.elsewhere:\\s+\\|": "a text in the same file",
     "mail.ssl_context:(?i)(verify|requestca|clientca|chainca)": "the operator's own file",
-    "mail.ssl_context::?@SECLEVEL=\\d+": "the operator's own file",
+    "mail.ssl_context:[:,; ]*@SECLEVEL=\\d+": "the operator's own file",
     "net.openssl.errors:(\\w+)=(\\d+)": "a text in the same file",
     "net.openssl.library:(\\w+)=(\\w+)": "a text in the same file",
 }
