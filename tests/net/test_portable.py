@@ -209,6 +209,7 @@ def test_only_the_protocols_that_are_named_are_spoken(
     answer: str | None,
 ) -> None:
     builder = PortableBuilder(protocols)
+    builder.ciphers("HIGH:!aNULL:!MD5", prefer_server=False)
     builder.certificate(files.path("ec.pem"), files.path("ec.key"))
     client = files.client(version=version)
     if answer is None:
