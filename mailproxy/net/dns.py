@@ -30,16 +30,16 @@ TIMED_OUT = errno.ETIMEDOUT
 """The code of a lookup that took longer than `resolver_timeout`. Codes of name servers
 are four bits long; nginx, too, takes this number for a further one."""
 
-RESEND = 5.0
+RESEND_AFTER = 5.0
 """Seconds after which the next server is asked, too."""
-PATIENCE = 4 * RESEND
+MAX_SERVER_WAIT = 4 * RESEND_AFTER
 """Seconds for which one server is waited for."""
-CONCURRENT = 2048
+MAX_LOOKUPS = 2048
 """Lookups that one resolver does at once; others wait. So many that clients with silent
 name servers, who take a place for `resolver_timeout`, do not keep others waiting."""
-CACHED = 4096
+MAX_CACHED = 4096
 """Answers that one resolver keeps."""
-CACHED_VALUES = 64
+MAX_CACHED_VALUES = 64
 """Values of an answer that is kept; how many there are is a client's choice."""
 
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -84,7 +84,7 @@ class Resolver:
         self._timeout = timeout
         self._ask = ask
         self._turn = itertools.count()
-        self._slots = trio.Semaphore(CONCURRENT)
+        self._slots = trio.Semaphore(MAX_LOOKUPS)
         self._running: dict[Question, _Lookup] = {}
         self._cache: dict[Question, tuple[float, Answer]] = {}
 
@@ -163,9 +163,9 @@ class Resolver:
         self._cache.pop(question, None)
         valid = self._settings.valid
         seconds = answer.ttl if valid is None else valid
-        if answer.code or seconds <= 0 or len(answer.values) > CACHED_VALUES:
+        if answer.code or seconds <= 0 or len(answer.values) > MAX_CACHED_VALUES:
             return
-        while len(self._cache) >= CACHED:
+        while len(self._cache) >= MAX_CACHED:
             del self._cache[next(iter(self._cache))]
         self._cache[question] = trio.current_time() + seconds, answer
 
@@ -185,7 +185,7 @@ class Resolver:
         async with trio.open_nursery() as nursery:
             for turn in itertools.count(first):
                 nursery.start_soon(try_server, servers[turn % len(servers)])
-                with trio.move_on_after(RESEND):
+                with trio.move_on_after(RESEND_AFTER):
                     while True:
                         result = await receive.receive()
                         if isinstance(result, Answer):
@@ -202,9 +202,11 @@ class Resolver:
 
     async def _try(self, server: Address, question: Question) -> Answer | OSError:
         """The answer of one server, or why there is none."""
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(MAX_SERVER_WAIT):
             try:
                 return await self._ask(server, question)
             except OSError as error:
                 return error
-        return TimeoutError(f"{server.text} has not answered for {PATIENCE:.0f} s")
+        return TimeoutError(
+            f"{server.text} has not answered for {MAX_SERVER_WAIT:.0f} s"
+        )

@@ -4,7 +4,7 @@ It is connected, so that the kernel passes on only what comes from the server's
 address. An answer belongs to the question whose number it has, and whose text it
 repeats (RFC 5452, section 4). Whoever guesses has to hit a random number out of 65536,
 and the port, which is the kernel's choice. So a port does not last: it is worn out
-after `PORT_QUERIES` questions or `PORT_AGE` seconds, and given up when `MAX_STRAYS`
+after `MAX_PORT_QUERIES` questions or `MAX_PORT_AGE` seconds, and given up when `MAX_STRAYS`
 messages came with numbers that nobody has used, because somebody is guessing then.
 """
 
@@ -26,9 +26,9 @@ from mailproxy.net.dns_messages import (
 )
 from mailproxy.net.engine import READABLE, Engine
 
-PORT_QUERIES = 1024
+MAX_PORT_QUERIES = 1024
 """Questions after which a port is worn out."""
-PORT_AGE = 120.0
+MAX_PORT_AGE = 120.0
 """Seconds after which a port is worn out."""
 MAX_STRAYS = 256
 """Messages with numbers of no question, after which a port is given up."""
@@ -37,7 +37,7 @@ MAX_PENDING = 4096
 MAX_DATAGRAM = 4096
 """Octets of a datagram that are looked at, as in nginx; servers send 512 unless they
 are told that more is welcome (RFC 1035, section 4.2.1)."""
-IN_A_ROW = 16
+MAX_IN_A_ROW = 16
 """Datagrams that are taken from a port before others have their turn; of an answer
 that is waited for, it is one."""
 
@@ -71,7 +71,7 @@ class Port:
         self._engine = engine
         self._pending: dict[bytes, _Pending] = {}
         self._questions = self._strays = 0
-        self._old = trio.current_time() + PORT_AGE
+        self._old = trio.current_time() + MAX_PORT_AGE
         self._fault: int | None = None
         self._has_more = False
         self.closed = False
@@ -88,7 +88,7 @@ class Port:
     @property
     def is_worn(self) -> bool:
         """Whether another port should be used from now on."""
-        return self._questions >= PORT_QUERIES or trio.current_time() >= self._old
+        return self._questions >= MAX_PORT_QUERIES or trio.current_time() >= self._old
 
     @property
     def is_idle(self) -> bool:
@@ -144,7 +144,7 @@ class Port:
 
     def _receive(self) -> None:
         """Take what has arrived: one answer, or a number of messages that are none."""
-        for _ in range(IN_A_ROW):
+        for _ in range(MAX_IN_A_ROW):
             try:
                 message = self._socket.recv(MAX_DATAGRAM)
             except BlockingIOError:

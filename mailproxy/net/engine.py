@@ -46,7 +46,7 @@ HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _ALL = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _LISTENING = select.EPOLLIN | select.EPOLLET
-_BATCH = 256
+_MAX_CHANGES = 256
 _OWN_WAITS = 2
 """Tasks that always wait for reading: `Engine.run`, and one of trio's own, which is
 told of calls from threads and signal handlers."""
@@ -134,7 +134,7 @@ class Engine(trio.abc.Instrument):
 
     def _round(self, patience: float) -> None:
         """Wait for changes, for `patience` seconds at most, and hand them out."""
-        changes = self._epoll.poll(patience, _BATCH)
+        changes = self._epoll.poll(patience, _MAX_CHANGES)
         self.now = trio.current_time()
         for _ in range(len(self._again)):
             self._again.popleft()()

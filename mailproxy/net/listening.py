@@ -28,9 +28,9 @@ from mailproxy.frozen import Frozen
 from mailproxy.log import Logger
 from mailproxy.net.listen_address import ListenAddress
 
-ROUNDS = 5
+MAX_BIND_TRIES = 5
 """How often bind() is tried while an address is in use, as nginx does."""
-PAUSE = 0.5
+BIND_PAUSE = 0.5
 """Seconds between two rounds."""
 
 _UNIX_MODE = 0o666
@@ -119,7 +119,7 @@ def adopt(
     plan = _plan(wanted)
     sockets = {key: each.socket for key, each in held.items()}
     with contextlib.ExitStack() as undo:
-        for _ in range(ROUNDS):
+        for _ in range(MAX_BIND_TRIES):
             in_use = False
             for listen, _ in plan:
                 key = _key(listen.family, listen.sockaddr)
@@ -136,8 +136,8 @@ def adopt(
                     undo.callback(_discard, sockets[key], listen)
             if not in_use:
                 break
-            log.notice(f"try again to bind() after {PAUSE * 1000:.0f}ms")
-            pause(PAUSE)
+            log.notice(f"try again to bind() after {BIND_PAUSE * 1000:.0f}ms")
+            pause(BIND_PAUSE)
         else:
             log.emerg("still could not bind()")
             raise ListenError

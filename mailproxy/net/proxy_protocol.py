@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from mailproxy.conf.addresses import IPAddress
 from mailproxy.frozen import Frozen
 
-LIMIT = 4096
+MAX_HEADER = 4096
 """Bytes of a header, at most."""
 
-LONGEST_NAME = 1024
+MAX_COMMON_NAME = 1024
 """Bytes of a client's common name in a header that we send; it is free to choose one of
 a hundred thousand, which no header holds and which a part of must not stand for."""
 
@@ -74,7 +74,7 @@ def parse(buffer: bytes | bytearray | memoryview) -> Header | None:
     """Read a header from the first bytes of a connection.
 
     Args:
-      buffer: everything received so far; more than `LIMIT` bytes are never needed.
+      buffer: everything received so far; more than `MAX_HEADER` bytes are never needed.
 
     Returns:
       The header, or None if its end is not there yet.
@@ -82,7 +82,7 @@ def parse(buffer: bytes | bytearray | memoryview) -> Header | None:
     Raises:
       ProxyProtocolError: the bytes are not, or will not become, a header.
     """
-    data = bytes(buffer[:LIMIT])
+    data = bytes(buffer[:MAX_HEADER])
     start = data[: len(_SIGNATURE)]
     if start == _SIGNATURE:
         return _parse_v2(data)
@@ -101,7 +101,7 @@ def _broken(data: bytes) -> ProxyProtocolError:
 def _parse_v1(data: bytes) -> Header | None:
     line, end, _ = data.partition(b"\n")
     if not end:
-        if len(data) < LIMIT:
+        if len(data) < MAX_HEADER:
             return None
         raise _broken(data)
     if not line.endswith(b"\r"):
@@ -156,7 +156,7 @@ def _parse_v2(data: bytes) -> Header | None:
     if data[12] >> 4 != 2:
         raise _unknown_version(data[12])
     size = 16 + int.from_bytes(data[14:16], "big")
-    if size > LIMIT:
+    if size > MAX_HEADER:
         raise ProxyProtocolError("header is too large")
     if len(data) < size:
         return None
@@ -297,7 +297,7 @@ def _tls_values(tls: Tls) -> bytes:
         bits |= 0x04 if tls.resumed else 0x06
     ssl = struct.pack("!BI", bits, tls.verify & 0xFFFFFFFF)
     ssl += _value(0x21, tls.version.encode())
-    if tls.common_name is not None and len(tls.common_name) <= LONGEST_NAME:
+    if tls.common_name is not None and len(tls.common_name) <= MAX_COMMON_NAME:
         ssl += _value(0x22, tls.common_name)
     ssl += _value(0x23, tls.cipher.encode())
     if tls.signature is not None:

@@ -11,7 +11,7 @@ engine calls the ends that are ready. For each direction this is the whole theor
 
 Large transfers in clear text do not pass through the process at all: a read that
 fills the buffer switches its direction to splice(2) through a pipe, until the
-socket runs dry. Pipes are few (`PIPES`), and copying is the fallback.
+socket runs dry. Pipes are few (`MAX_PIPES`), and copying is the fallback.
 
 With edge triggering nothing is reported twice, so the relay starts with a try at
 both ends. A read shorter than asked for has emptied the socket, and what comes later
@@ -39,14 +39,14 @@ from mailproxy.net.wire import Wire
 
 BUFFER: Final = 128 * KIB
 """Octets of the one receive buffer of a worker."""
-PIPES: Final = 32
+MAX_PIPES: Final = 32
 """How many pipes a worker opens at the most; their memory is limited per user."""
 PIPE_SIZE: Final = 256 * KIB
-ROUNDS: Final = 4
+MAX_READS: Final = 4
 """Reads of one end in one go, before others have their turn."""
 SWEEP_PAUSE: Final = 20e-6
 """Seconds between two sweeps, for each session; a session takes a fiftieth of that."""
-RECORDS: Final = 128
+MAX_TLS_RECORDS: Final = 128
 """TLS records of one read; they may carry one octet each."""
 
 Reason = Literal["done", "timeout", "shutdown", "broken"]
@@ -188,7 +188,7 @@ class _End:
         peer = self.peer
         bound = self.session.bound
         view = relay.buffer[:bound]
-        for _ in range(ROUNDS):
+        for _ in range(MAX_READS):
             if peer.pending:
                 return
             error = None
@@ -231,7 +231,7 @@ class _End:
             raise self.failed
         size = 0
         self.dry = False
-        for _ in range(RECORDS):
+        for _ in range(MAX_TLS_RECORDS):
             try:
                 got = self.socket.recv_into(view[size:])
             except _WOULD_BLOCK:
@@ -253,7 +253,7 @@ class _End:
         pipe = self.pipe
         assert pipe is not None
         peer = self.peer
-        for _ in range(ROUNDS):
+        for _ in range(MAX_READS):
             if not self.in_pipe:
                 try:
                     self.in_pipe = os.splice(
@@ -431,7 +431,7 @@ class Relay:
         """Give `end` a pipe; whether there was one."""
         if self._pipes:
             end.pipe = self._pipes.pop()
-        elif self._opened < PIPES:
+        elif self._opened < MAX_PIPES:
             try:
                 end.pipe = Pipe()
             except OSError:

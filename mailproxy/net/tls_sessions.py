@@ -25,7 +25,7 @@ _BUCKET = 16 * 1024
 _NEXT = struct.Struct("=I")  # where in the bucket the next record goes
 _RECORD = struct.Struct("=16s16sIH")  # key, digest, expiry, size; the session follows
 _KEY = 16
-_LAST = 0xFFFFFFFF
+_MAX_EXPIRY = 0xFFFFFFFF
 
 ROTATION = 3600
 """Seconds after which tickets are made with a new key."""
@@ -54,7 +54,7 @@ class SessionZone:
         if len(session) > MAX_SESSION:
             return
         key, start = self._place(session_id)
-        expiry = min(self._now() + lifetime, _LAST)
+        expiry = min(self._now() + lifetime, _MAX_EXPIRY)
         digest = self._digest(key, expiry, session)
         record = _RECORD.pack(key, digest, expiry, len(session)) + session
         (at,) = _NEXT.unpack_from(self._memory, start)

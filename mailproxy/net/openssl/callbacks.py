@@ -28,8 +28,8 @@ from mailproxy.net.openssl.headers.types import (
     SSL,
     SSL_CTX,
     SSL_SESSION,
-    Address,
     Int,
+    Pointer,
     UInt,
 )
 from mailproxy.net.openssl.library import encoded
@@ -49,11 +49,11 @@ def alpn(protocol: bytes) -> object:
     @callback
     def choose(
         _ssl: SSL,
-        out: Address,
-        out_size: Address,
-        offered: Address,
+        out: Pointer,
+        out_size: Pointer,
+        offered: Pointer,
         size: UInt,
-        _data: Address,
+        _data: Pointer,
     ) -> Int:
         found = ssl_h.SSL_select_next_proto(
             out, out_size, wanted, len(wanted), offered, size
@@ -66,7 +66,7 @@ def alpn(protocol: bytes) -> object:
 
 
 @callback
-def go_on(_ok: Int, _store: Address) -> Int:
+def go_on(_ok: Int, _store: Pointer) -> Int:
     """Accept any client certificate.
 
     The result is asked for after the handshake, so that the client can be told.
@@ -119,7 +119,7 @@ def keep_identity(ctx: SSL_CTX, identity: bytes) -> None:
 
 
 @callback
-def _identify(ssl: SSL, _alert: Address, _data: Address) -> Int:
+def _identify(ssl: SSL, _alert: Pointer, _data: Pointer) -> Int:
     identity = _identities.get(ssl_h.SSL_get_SSL_CTX(ssl), b"")
     ssl_h.SSL_set_session_id_context(ssl, identity, len(identity))
     return ssl_h.SSL_CLIENT_HELLO_SUCCESS
@@ -179,7 +179,7 @@ def _store(ssl: SSL, session: SSL_SESSION) -> Int:
 
 
 @callback
-def _find(ssl: SSL, start: Address, size: Int, copy: Address) -> SSL_SESSION:
+def _find(ssl: SSL, start: Pointer, size: Int, copy: Pointer) -> SSL_SESSION:
     c_int.from_address(copy).value = 0  # the caller gets the only reference
     zone = _zones.get(ssl_h.SSL_get_SSL_CTX(ssl))
     content = None if zone is None else zone.find(ctypes.string_at(start, size))
@@ -235,7 +235,7 @@ _SHA256 = (OSSL_PARAM * 2)(
 
 @callback
 def _protect_ticket(
-    ssl: SSL, name: Address, iv: Address, cipher: Address, mac: Address, encrypt: Int
+    ssl: SSL, name: Pointer, iv: Pointer, cipher: Pointer, mac: Pointer, encrypt: Int
 ) -> Int:
     keys = _ticket_keys.get(ssl_h.SSL_get_SSL_CTX(ssl), ())
     wanted = None if encrypt else ctypes.string_at(name, 16)

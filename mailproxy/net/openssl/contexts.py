@@ -30,7 +30,7 @@ from mailproxy.net.openssl.options import (
 )
 from mailproxy.net.tls_sessions import SessionZone
 
-_LONGEST_TIMEOUT = 2**31 - 1
+_MAX_TIMEOUT = 2**31 - 1
 
 _CONF_FLAGS = (
     ssl_h.SSL_CONF_FLAG_FILE
@@ -252,7 +252,7 @@ class ContextBuilder:
             as OpenSSL likes, None none.
           zone: the memory in which all workers keep them.
         """
-        ssl_h.SSL_CTX_set_timeout(self._ctx, min(timeout, _LONGEST_TIMEOUT))
+        ssl_h.SSL_CTX_set_timeout(self._ctx, min(timeout, _MAX_TIMEOUT))
         if cache is False:
             self._cache(ssl_h.SSL_SESS_CACHE_OFF)
         elif cache is None:

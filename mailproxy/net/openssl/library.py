@@ -46,7 +46,7 @@ class NeedsOpenSSLError(OpenSSLError):
         )
 
 
-_LOWEST_ADDRESS = 4096
+_MIN_ADDRESS = 4096
 _CTX_FIELD = object.__basicsize__
 _SSL_FIELD = object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
 
@@ -100,7 +100,7 @@ def _layout_is_known() -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 5  # rare enough to be recognised
     ctx = ctx_of(context)
-    if ctx < _LOWEST_ADDRESS or ctx % ctypes.sizeof(ctypes.c_void_p):
+    if ctx < _MIN_ADDRESS or ctx % ctypes.sizeof(ctypes.c_void_p):
         return False
     if ssl_h.SSL_CTX_get_num_tickets(ctx) != context.num_tickets:
         return False

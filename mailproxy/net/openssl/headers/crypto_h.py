@@ -6,12 +6,12 @@ from mailproxy.net.openssl.headers.types import (
     DH,
     EVP_CIPHER,
     EVP_PKEY,
-    Address,
     Buffer,
     Int,
     Octets,
     Out,
     Parameters,
+    Pointer,
     Size,
     ULong,
 )
@@ -20,7 +20,7 @@ from mailproxy.net.openssl.headers.types import (
 @prototype
 def OpenSSL_version_num() -> ULong: ...
 @prototype
-def CRYPTO_free(memory: Address, file: Octets, line: Int) -> None: ...
+def CRYPTO_free(memory: Pointer, file: Octets, line: Int) -> None: ...
 
 
 # -- err.h -------------------------------------------------------------------------
@@ -78,15 +78,15 @@ def EVP_aes_128_cbc() -> EVP_CIPHER: ...
 def EVP_aes_256_cbc() -> EVP_CIPHER: ...
 @prototype
 def EVP_EncryptInit_ex(
-    context: Address, cipher: EVP_CIPHER, engine: Out, key: Octets, iv: Address
+    context: Pointer, cipher: EVP_CIPHER, engine: Out, key: Octets, iv: Pointer
 ) -> Int: ...
 @prototype
 def EVP_DecryptInit_ex(
-    context: Address, cipher: EVP_CIPHER, engine: Out, key: Octets, iv: Address
+    context: Pointer, cipher: EVP_CIPHER, engine: Out, key: Octets, iv: Pointer
 ) -> Int: ...
 @prototype
 def EVP_MAC_init(
-    context: Address, key: Octets, size: Size, parameters: Parameters
+    context: Pointer, key: Octets, size: Size, parameters: Parameters
 ) -> Int: ...
 @prototype
 def EVP_PKEY_free(key: EVP_PKEY) -> None: ...

@@ -53,7 +53,7 @@ def prototype(declared: Callable[P, R]) -> Callable[P, R]:
 def callback(function: Callable[..., int | None]) -> object:
     """Make a Python function one that OpenSSL can call.
 
-    Its signature is written as in a prototype, with an `Address` for any pointer. The
+    Its signature is written as in a prototype, with `Pointer` for any pointer. The
     caller keeps the result for as long as OpenSSL may call it.
     """
     result, arguments = _signature(function)

@@ -10,7 +10,7 @@ ULong = Annotated[int, ctypes.c_ulong]
 UInt64 = Annotated[int, ctypes.c_uint64]
 Size = Annotated[int, ctypes.c_size_t]
 
-Address = Annotated[int, ctypes.c_size_t]
+Pointer = Annotated[int, ctypes.c_size_t]
 """A pointer to anything; 0 is NULL."""
 Octets = Annotated[bytes | None, ctypes.c_char_p]
 """What is read: text that ends with a zero octet, or octets with their number."""
