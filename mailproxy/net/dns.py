@@ -89,7 +89,7 @@ class Resolver:
         self._cache: dict[Question, tuple[float, Answer]] = {}
 
     async def find_name(self, address: IPAddress) -> Answer:
-        """Return the host name that the owner of an address gave it, or a code."""
+        """Return the one host name that the owner of an address gave it, or a code."""
         question = reverse_question(address)
         return await self._within_timeout(self._find(question))
 
