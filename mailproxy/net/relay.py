@@ -7,7 +7,7 @@ calls the ends that are ready. For each direction this is the whole theory:
       all sent      -> read on, until the kernel says "would block"
       part sent     -> the rest is kept with the receiving end (`pending`), and the
                        sending end is not read until the rest is gone: back-pressure
-      nothing left  -> the direction goes on with the next event
+      rest gone     -> the sending end is read again
 
 Large transfers in clear text do not pass through the process at all: a read that
 fills the buffer switches its direction to splice(2) through a pipe, until the
@@ -130,7 +130,7 @@ class _End:
         self.in_pipe = 0
         """Octets read from this end that are still in the pipe."""
         self.hung_up = True
-        """Whether the peer's FIN may have been reported already; only a read can tell."""
+        """Whether the peer's FIN may have been reported already; only reading tells."""
         self.queued = False
         """Whether `work` will be called in the next round."""
         self.dry = False

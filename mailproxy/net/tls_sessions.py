@@ -27,6 +27,9 @@ _RECORD = struct.Struct("=16s16sIH")  # key, digest, expiry, size; the session f
 _KEY = 16
 _MAX_EXPIRY = 0xFFFFFFFF
 
+TICKET_KEY_SIZE = 80
+"""Bytes of OpenSSL's keys for tickets: a name, an HMAC key and an AES-256 key."""
+
 ROTATION = 3600
 """Seconds after which tickets are encrypted with a new key."""
 
@@ -46,7 +49,7 @@ class SessionZone:
         self.size = size
         self._buckets = size // _BUCKET
         self._memory = mmap.mmap(-1, self._buckets * _BUCKET)
-        self._key = os.urandom(80)
+        self._key = os.urandom(TICKET_KEY_SIZE)
         self._period = self._now() // ROTATION
 
     def store(self, session_id: bytes, session: bytes, lifetime: int) -> None:
@@ -85,7 +88,7 @@ class SessionZone:
             at = self._memory.find(key, at + 1, start + _BUCKET)
 
     def ticket_key(self) -> bytes:
-        """Return the 80 bytes that protect tickets, the same in all workers.
+        """Return the key that protects tickets, the same in all workers.
 
         The key changes every hour. Each key is derived from the previous one, which is
         then forgotten: an attacker who reads the memory of a worker cannot decrypt
@@ -93,7 +96,8 @@ class SessionZone:
         """
         period = self._now() // ROTATION
         while self._period < period:
-            self._key = hashlib.shake_256(b"ticket key" + self._key).digest(80)
+            derived = hashlib.shake_256(b"ticket key" + self._key)
+            self._key = derived.digest(TICKET_KEY_SIZE)
             self._period += 1
         return self._key
 

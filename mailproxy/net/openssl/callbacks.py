@@ -1,13 +1,12 @@
-"""What OpenSSL calls during a handshake.
+"""Callbacks: the functions that OpenSSL calls during a handshake.
 
 Every callback is a function of this module and lives as long as the process:
-OpenSSL may call it while a context is being freed, when nothing is left that belongs
-to the context. What a context needs is found by the address of its `SSL_CTX`. None
-of them raises; ctypes could only print it.
+OpenSSL may call it while a context is being freed, when nothing that belongs to the
+context is left. Callbacks find the data of a context by the address of its `SSL_CTX`.
+None of them raises; ctypes could only print the exception.
 
 They are installed only where a directive needs them, since each call costs one or
-two microseconds. With the default configuration there is but one, for clients that
-send ALPN.
+two microseconds. The default configuration has only one, for clients that send ALPN.
 """
 
 import ctypes
@@ -37,14 +36,14 @@ from mailproxy.net.tls_sessions import MAX_SESSION, ROTATION, SessionZone
 
 _TLS1_3 = python_ssl.TLSVersion.TLSv1_3
 
-# What the callback for tickets returns, SSL_CTX_set_tlsext_ticket_key_evp_cb(3).
+# Results of the callback for tickets, SSL_CTX_set_tlsext_ticket_key_evp_cb(3).
 _TICKET_ERROR, _TICKET_NONE, _TICKET_GOOD, _TICKET_RENEW = -1, 0, 1, 2
 
 
 @functools.cache
 def alpn(protocol: bytes) -> object:
-    """The callback that chooses `protocol`, or refuses a client with others only."""
-    wanted = bytes([len(protocol)]) + protocol  # OpenSSL keeps the address of it
+    """Return a callback that chooses `protocol`, or rejects a client without it."""
+    wanted = bytes([len(protocol)]) + protocol  # OpenSSL keeps its address
 
     @callback
     def choose(
@@ -69,17 +68,17 @@ def alpn(protocol: bytes) -> object:
 def go_on(_ok: Int, _store: Pointer) -> Int:
     """Accept any client certificate.
 
-    The result is asked for after the handshake, so that the client can be told.
+    The session asks for the result after the handshake, so that it can tell the client.
     """
     return 1
 
 
 @callback
 def limit_lifetime(ssl: SSL, where: Int, _value: Int) -> None:
-    """End a session `ssl_session_timeout` after its full handshake.
+    """End a TLS session `ssl_session_timeout` after its full handshake.
 
-    With TLS 1.3, OpenSSL starts the time anew whenever a session is resumed. A
-    client could go on for ever with a certificate that has expired meanwhile.
+    With TLS 1.3, OpenSSL restarts the timeout whenever a session is resumed. A client
+    could keep using a certificate that has expired meanwhile for ever.
     """
     if where != ssl_h.SSL_CB_ACCEPT_LOOP or ssl_h.SSL_version(ssl) != _TLS1_3:
         return
@@ -108,12 +107,12 @@ _identities: dict[SSL_CTX, bytes] = {}
 
 
 def keep_identity(ctx: SSL_CTX, identity: bytes) -> None:
-    """See that connections have the session id context of their context.
+    """Give connections the session id context of their context.
 
-    Since 3.13, Python gives every connection one of its own, the same for all
-    contexts. It must not matter where contexts have a cache or ticket keys in common.
+    Since 3.13, Python sets a session id context of its own on every connection, the
+    same for all contexts. It must not apply if contexts share a cache or ticket keys.
     """
-    if sys.version_info >= (3, 12):  # in case that it comes to 3.12 as well
+    if sys.version_info >= (3, 12):  # in case 3.12 gets the change as well
         _identities[ctx] = identity
         ssl_h.SSL_CTX_set_client_hello_cb(ctx, _identify, None)
 
@@ -130,9 +129,9 @@ def _identify(ssl: SSL, _alert: Pointer, _data: Pointer) -> Int:
 
 _zones: dict[SSL_CTX, SessionZone] = {}
 _keyed: dict[SSL_CTX, SessionZone] = {}
-"""The contexts whose tickets are made with the key of their zone."""
+"""The contexts whose tickets are encrypted with the key of their zone."""
 _renewal = 0.0
-"""When some zone has a new key."""
+"""When the zones change their keys next, by the monotonic clock."""
 
 
 def share_sessions(ctx: SSL_CTX, zone: SessionZone) -> None:
@@ -144,7 +143,7 @@ def share_sessions(ctx: SSL_CTX, zone: SessionZone) -> None:
 
 
 def use_zone_key(ctx: SSL_CTX, zone: SessionZone) -> None:
-    """Make tickets with the key of a zone, whatever it is at the time."""
+    """Encrypt tickets with the key that a zone has at the time."""
     _keyed[ctx] = zone
     _give_key(ctx, zone)
 
@@ -165,7 +164,7 @@ def _renew_keys() -> None:
 def _store(ssl: SSL, session: SSL_SESSION) -> Int:
     tickets = not ssl_h.SSL_get_options(ssl) & python_ssl.OP_NO_TICKET
     if tickets and ssl_h.SSL_version(ssl) == _TLS1_3:
-        # The ticket holds the session; OpenSSL only lets us know.
+        # The ticket holds the session; this call only announces it.
         if time.monotonic() >= _renewal:
             _renew_keys()
         return 0
@@ -212,9 +211,12 @@ class _TicketKey:
     mac_key: bytes
 
 
+_AES_128_KEY_FILE = 48
+
+
 def _ticket_key(text: bytes) -> _TicketKey:
-    """A key file: 48 bytes for AES-128, 80 for AES-256, in nginx's layouts."""
-    if len(text) == 48:
+    """Read a key file: 48 bytes for AES-128, 80 for AES-256, in nginx's layouts."""
+    if len(text) == _AES_128_KEY_FILE:
         return _TicketKey(text[:16], crypto_h.EVP_aes_128_cbc(), text[16:32], text[32:])
     return _TicketKey(text[:16], crypto_h.EVP_aes_256_cbc(), text[48:], text[16:48])
 
@@ -223,7 +225,7 @@ _ticket_keys: dict[SSL_CTX, tuple[_TicketKey, ...]] = {}
 
 
 def use_ticket_keys(ctx: SSL_CTX, texts: tuple[bytes, ...]) -> None:
-    """Make tickets with the first of these keys, and take those of all."""
+    """Encrypt tickets with the first of these keys, and accept tickets of all."""
     _ticket_keys[ctx] = tuple(map(_ticket_key, texts))
     ssl_h.SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, _protect_ticket)
 
@@ -258,7 +260,7 @@ def _protect_ticket(
 
 
 def forget(ctx: SSL_CTX) -> None:
-    """Drop what belongs to a context that is about to be freed."""
+    """Drop the data of a context that is about to be freed."""
     if _zones.pop(ctx, None) is not None:
         ssl_h.SSL_CTX_sess_set_remove_cb(ctx, None)
     _keyed.pop(ctx, None)

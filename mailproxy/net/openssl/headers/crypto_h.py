@@ -43,17 +43,17 @@ ERR_TXT_STRING = 0x02
 
 
 def ERR_PACK(library: int, reason: int) -> int:
-    """The code of an error."""
+    """Return the code of an error."""
     return library << ERR_LIB_OFFSET | reason
 
 
 def ERR_GET_LIB(code: int) -> int:
-    """Which part of OpenSSL an error is of."""
+    """Return the part of OpenSSL that an error comes from."""
     return code >> ERR_LIB_OFFSET
 
 
 def ERR_GET_REASON(code: int) -> int:
-    """What is wrong, as that part numbers it."""
+    """Return the reason of an error, by the numbers of its part of OpenSSL."""
     return code & ERR_REASON_MASK
 
 
