@@ -83,10 +83,10 @@ class Engine(trio.abc.Instrument):
         return len(self._handlers) >= self.limit
 
     def register(self, fd: int, handler: Handler, *, listening: bool = False) -> None:
-        """Call `handler` when `fd` changes; to be used once in the life of `fd`.
+        """Have `handler` called when `fd` changes; once in the life of `fd`.
 
         Raises:
-          OSError: ENOBUFS if `limit` descriptors are registered already.
+          OSError: ENOBUFS when `limit` descriptors are registered already.
         """
         if self.full:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))

@@ -104,7 +104,7 @@ def describe(call: Call, error: OSError, left: str) -> Fault:
     return Fault(f"{call}() failed", (), error, level)
 
 
-def broken(who: type[SessionError], call: Call, error: OSError) -> SessionError:
-    """Return the error of class `who` that ends the session; see `describe`."""
-    found = describe(call, error, who.level)
-    return who(found.event, *found.values, error=found.error, level=found.level)
+def broken(kind: type[SessionError], call: Call, error: OSError) -> SessionError:
+    """Return the error of class `kind` that ends the session; see `describe`."""
+    found = describe(call, error, kind.level)
+    return kind(found.event, *found.values, error=found.error, level=found.level)

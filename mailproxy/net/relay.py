@@ -433,6 +433,7 @@ class Relay:
         return ended
 
     def forget(self, session: _Session) -> None:
+        """Drop a session that has ended."""
         self._sessions.discard(session)
 
     def lend(self, end: _End) -> bool:

@@ -24,8 +24,8 @@ functions describe a handshake. What `ssl` offers is not repeated here: `version
 and for Pythons that carry OpenSSL inside, so that its functions cannot be called:
 
     portable.py      PortableBuilder: contexts made with `ssl` alone
-    plain.py         these contexts and their connections
-    hello.py         what a client sends before anything is encrypted
+    plain.py         these contexts, their connections
+    hello.py         what a client says before anything is encrypted
 """
 
 from mailproxy.net.openssl.builder import context_builder

@@ -140,7 +140,7 @@ def error_text(error: ssl.SSLError) -> str:
 
 
 def is_peers_fault(error: ssl.SSLError) -> bool:
-    """Return whether the peer caused an error, which nginx logs at level "info"."""
+    """Return whether the peer caused an error; nginx does not log it as "crit" then."""
     if isinstance(error, ssl.SSLCertVerificationError) and unreachable() is not None:
         return True  # nginx judges a bad certificate only after the handshake
     return _reason(error) in _CLIENT_REASONS
