@@ -301,7 +301,7 @@ async def test_silence_costs_a_few_sockets_and_leaving_leaves_nothing() -> None:
             assert len(descriptors()) == before + PORTS
             assert not here.transport.make_room()
             nursery.cancel_scope.cancel()
-        # Nobody waits: the sockets may be closed for somebody who needs them more.
+        # No question waits: the sockets may be closed to make room for a session.
         for left in reversed(range(PORTS)):
             assert here.transport.make_room()
             assert len(descriptors()) == before + left
@@ -500,7 +500,7 @@ class TestPorts:
 
 
 async def test_idle_sockets_make_room_for_others() -> None:
-    """In a network that is full, what nobody waits for is closed."""
+    """A network that is full closes sockets for which no question waits."""
     before = descriptors()
     async with served() as here:
         engine = Engine(limit=2)

@@ -60,7 +60,7 @@ def _content(path: str, what: str) -> bytes | None:
     """What is in a file; None if OpenSSL shall say why it cannot be read.
 
     Raises:
-      OpenSSLError: it is too large, or a FIFO that nobody writes to in time.
+      OpenSSLError: it is too large, or a FIFO that is not written to in time.
     """
     try:
         return outside.read(path, MAX_FILE)
