@@ -81,7 +81,7 @@ async def read_header(client: Client) -> None:
     seen = b""
     while True:
         try:
-            data = await client.wire.peek(proxy_protocol.LIMIT, len(seen))
+            data = await client.wire.peek(proxy_protocol.MAX_HEADER, len(seen))
         except OSError as error:
             raise faults.broken(ClientError, "recv", error) from None
         try:

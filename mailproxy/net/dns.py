@@ -1,4 +1,4 @@
-"""The resolver: names of addresses, addresses of names, and how long they are good.
+"""The resolver: find host names and addresses, and cache them for their lifetime.
 
 The rest of the program asks name servers only while it reads its configuration.
 """
@@ -28,22 +28,22 @@ from mailproxy.net.dns_messages import (
 
 TIMED_OUT = errno.ETIMEDOUT
 """The code of a lookup that took longer than `resolver_timeout`. Codes of name servers
-are four bits long; nginx, too, takes this number for a further one."""
+have four bits, so it differs from all of them; nginx uses the same number."""
 
-RESEND = 5.0
-"""Seconds after which the next server is asked, too."""
-PATIENCE = 4 * RESEND
-"""Seconds for which one server is waited for."""
-CONCURRENT = 2048
-"""Lookups that one resolver does at once; others wait. So many that clients with silent
-name servers, who take a place for `resolver_timeout`, do not keep others waiting."""
-CACHED = 4096
-"""Answers that one resolver keeps."""
-CACHED_VALUES = 64
-"""Values of an answer that is kept; how many there are is a client's choice."""
+RESEND_AFTER = 5.0
+"""Seconds without an answer after which the next server is asked as well."""
+MAX_SERVER_WAIT = 4 * RESEND_AFTER
+"""Seconds that one server has to answer."""
+MAX_LOOKUPS = 2048
+"""Lookups that one resolver runs at once; further ones wait. A client whose name server
+is silent takes a place for `resolver_timeout`; there are enough for all the others."""
+MAX_CACHED = 4096
+"""Answers that one resolver caches."""
+MAX_CACHED_VALUES = 64
+"""Values of an answer that is cached; the client controls how many an answer has."""
 
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-"""Why there is no socket: nothing is wrong with the server."""
+"""Errors that say that we have no room for a socket; the server may be fine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class ResolverSettings:
     servers: tuple[Address, ...]
     """At least one; asked in turn."""
     valid: float | None = None
-    """Seconds for which answers are kept, instead of their own time."""
+    """Seconds for which answers are cached; None: their own TTL."""
     ipv4: bool = True
     """Whether to ask for A records."""
     ipv6: bool = True
@@ -61,12 +61,12 @@ class ResolverSettings:
 
 
 Ask = Callable[[Address, Question], Awaitable[Answer]]
-"""Asks one server once; see `Transport.ask`."""
+"""Ask one server once; see `Transport.ask`."""
 
 
 @dataclass
 class _Lookup:
-    """A question on its way, and all who wait for it."""
+    """A question on its way, and the event that all its askers wait for."""
 
     done: trio.Event = field(default_factory=trio.Event)
     answer: Answer | None = None
@@ -78,27 +78,27 @@ class Resolver:
     def __init__(self, settings: ResolverSettings, timeout: float, ask: Ask) -> None:
         """Args:
         timeout: `resolver_timeout`, seconds for each lookup.
-        ask: asks one server.
+        ask: asks one server once.
         """
         self._settings = settings
         self._timeout = timeout
         self._ask = ask
         self._turn = itertools.count()
-        self._slots = trio.Semaphore(CONCURRENT)
+        self._slots = trio.Semaphore(MAX_LOOKUPS)
         self._running: dict[Question, _Lookup] = {}
         self._cache: dict[Question, tuple[float, Answer]] = {}
 
     async def find_name(self, address: IPAddress) -> Answer:
-        """The host name of an address, as its owner has it: one value, or a code."""
+        """Return the one host name that the owner of an address gave it, or a code."""
         question = reverse_question(address)
         return await self._within_timeout(self._find(question))
 
     async def find_addresses(self, name: bytes, wanted: IPAddress) -> Answer:
-        """Addresses of a name (see `packed`), or a code.
+        """Return addresses of a name (see `packed`), or a code.
 
         Args:
-          name: `is_host_name` holds for it.
-          wanted: when this one is found, the others are not waited for.
+          name: `is_host_name` must hold for it.
+          wanted: once this address is found, the lookup does not wait for others.
         """
         return await self._within_timeout(self._find_addresses(name, packed(wanted)))
 
@@ -129,7 +129,7 @@ class Resolver:
         return Answer(codes[0] if codes else NOT_FOUND)
 
     async def _find(self, question: Question) -> Answer:
-        """An answer with values or with a code."""
+        """Look up a question, following aliases; return values or a code."""
         for _ in range(MAX_ALIASES):
             answer = await self._look_up(question)
             if answer.code or answer.values:
@@ -138,7 +138,7 @@ class Resolver:
         return Answer(NOT_FOUND)
 
     async def _look_up(self, question: Question) -> Answer:
-        """One question: from memory, from who asks it already, or from a server."""
+        """Answer one question from the cache, a running lookup, or a server."""
         while True:
             kept = self._cache.get(question)
             if kept is not None and kept[0] > trio.current_time():
@@ -163,16 +163,16 @@ class Resolver:
         self._cache.pop(question, None)
         valid = self._settings.valid
         seconds = answer.ttl if valid is None else valid
-        if answer.code or seconds <= 0 or len(answer.values) > CACHED_VALUES:
+        if answer.code or seconds <= 0 or len(answer.values) > MAX_CACHED_VALUES:
             return
-        while len(self._cache) >= CACHED:
+        while len(self._cache) >= MAX_CACHED:
             del self._cache[next(iter(self._cache))]
         self._cache[question] = trio.current_time() + seconds, answer
 
     async def _exchange(self, question: Question) -> Answer:
         """Ask one server after the other until one answers.
 
-        Without room for a single socket that is a server failure.
+        If there is no room for a single socket, the answer is a server failure.
         """
         send, receive = trio.open_memory_channel[Answer | OSError](math.inf)
 
@@ -185,7 +185,7 @@ class Resolver:
         async with trio.open_nursery() as nursery:
             for turn in itertools.count(first):
                 nursery.start_soon(try_server, servers[turn % len(servers)])
-                with trio.move_on_after(RESEND):
+                with trio.move_on_after(RESEND_AFTER):
                     while True:
                         result = await receive.receive()
                         if isinstance(result, Answer):
@@ -201,10 +201,12 @@ class Resolver:
         raise AssertionError("the servers never run out")
 
     async def _try(self, server: Address, question: Question) -> Answer | OSError:
-        """The answer of one server, or why there is none."""
-        with trio.move_on_after(PATIENCE):
+        """Return the answer of one server, or the error that prevented it."""
+        with trio.move_on_after(MAX_SERVER_WAIT):
             try:
                 return await self._ask(server, question)
             except OSError as error:
                 return error
-        return TimeoutError(f"{server.text} has not answered for {PATIENCE:.0f} s")
+        return TimeoutError(
+            f"{server.text} has not answered for {MAX_SERVER_WAIT:.0f} s"
+        )

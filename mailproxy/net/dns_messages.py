@@ -1,15 +1,15 @@
-"""DNS messages: just what host names take, on bytes (RFC 1035, section 4).
+"""DNS messages: the part of RFC 1035, section 4 that host names need, on bytes.
 
-Whoever owns the zone of their address chooses what an answer holds: tens of thousands
-of records, names of 127 labels, pointers to pointers. Here nothing is read because it
-is there. The first `MAX_RECORDS` records are looked at, and `MAX_STEPS` labels and
-pointers are followed in a whole message; so the work for one message has a bound that
-no message can move, well below a millisecond. What it would take more for is a
-server failure: a temporary error, as if the name server had said so.
+A client that owns the zone of its address controls what an answer holds: tens of
+thousands of records, names of 127 labels, pointers to pointers. So only the first
+`MAX_RECORDS` records are read, and at most `MAX_STEPS` labels and pointers are
+followed in a whole message. That bounds the work for any message, well below a
+millisecond. A message that would need more work counts as a server failure: a
+temporary error, as if the name server had said so.
 
-A name is kept in its wire form, in lower case: ``b"\\4mail\\7example\\0"``. The octets
-of lengths are below 64 and so no letters; one `lower()` does for a whole name, and
-names with dots or zeros in their labels cannot be taken for others.
+A name is kept in its wire form, in lower case: ``b"\\4mail\\7example\\0"``. Length
+octets are below 64 and so never letters: one `lower()` is enough for a whole name, and
+a name with dots or zeros in its labels cannot be mistaken for another one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mailproxy.frozen import Frozen
 MAX_NAME = 255
 """Octets of a name in wire form (RFC 1035, section 3.1)."""
 MAX_RECORDS = 100
-"""Records of an answer that are looked at."""
+"""Records of an answer that are read."""
 MAX_STEPS = 600
 """Labels and pointers of a message that are followed."""
 MAX_ALIASES = 8
@@ -40,7 +40,7 @@ REFUSED = 5
 
 _HEADER = struct.Struct(">HHHHHH")  # number, flags, counts of the four sections
 _QUERY = bytes((1, 0, 0, 1, 0, 0, 0, 0, 0, 0))
-"""Behind the number: recursion is desired, and one question follows."""
+"""What follows the number: recursion is desired, and there is one question."""
 _RECORD = struct.Struct(">HHIH")  # type, class, TTL, octets of data
 _TRUNCATED = 0x0200
 _RESPONSE_TO_QUERY = 0x8000  # QR set, and opcode 0, under this mask:
@@ -55,7 +55,7 @@ _HOST_NAME = re.compile(rb"(?=.{1,253}\Z)[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,6
 
 
 class Kind(IntEnum):
-    """What can be asked for, by its number on the wire."""
+    """Record types that can be asked for, by their numbers on the wire."""
 
     A = 1
     PTR = 12
@@ -66,7 +66,7 @@ _ADDRESS_SIZE = {Kind.A: 4, Kind.AAAA: 16}
 
 
 class Question(NamedTuple):
-    """What is asked."""
+    """A record type and the name that is asked about."""
 
     kind: Kind
     name: bytes
@@ -74,37 +74,37 @@ class Question(NamedTuple):
 
     @property
     def wire(self) -> bytes:
-        """The question section."""
+        """The question section of a message."""
         return self.name + struct.pack(">HH", self.kind, _INTERNET)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a name server says."""
+    """The answer of a name server."""
 
     code: int = 0
     """0, or an error: `SERVER_FAILURE`, `NOT_FOUND` …"""
     values: tuple[bytes, ...] = ()
-    """One host name, in lower case without the final dot; or addresses, of 4 octets or
-    16. At most `MAX_RECORDS`."""
+    """One host name, in lower case without the final dot; or addresses of 4 or 16
+    octets, at most `MAX_RECORDS`."""
     ttl: int = 0
-    """Seconds for which it is good."""
+    """Seconds for which the answer is valid."""
     alias: bytes = b""
-    """The name is another one for this (wire form), about which nothing is said."""
+    """What the name is an alias of (wire form), if the message has no values for it."""
     truncated: bool = False
-    """There is more than fits into a datagram."""
+    """Whether the whole answer does not fit into a datagram."""
 
 
 class _MalformedError(Frozen, Exception):
-    """A message breaks the rules of its format."""
+    """The message is malformed."""
 
 
 class _ExcessiveError(Frozen, Exception):
-    """A message would take more work than one may."""
+    """The message needs more work than the limits allow."""
 
 
 def is_host_name(name: bytes) -> bool:
-    """Whether a name may stand in a header or a command, and can be asked for.
+    """Return whether a name is fit for a header, a command and a question.
 
     Letters, digits, hyphens and dots, in labels of 1 to 63 octets; 253 in all.
     """
@@ -112,17 +112,17 @@ def is_host_name(name: bytes) -> bool:
 
 
 def forward_question(kind: Kind, name: bytes) -> Question:
-    """The question for addresses of a host name.
+    """Return the question for addresses of a host name.
 
     Args:
-      name: without the final dot; `is_host_name` holds for it.
+      name: without the final dot; `is_host_name` must hold for it.
     """
     assert is_host_name(name)
     return Question(kind, _to_wire(name.lower().split(b".")))
 
 
 def reverse_question(address: IPAddress) -> Question:
-    """The question for the name of an address (RFC 1035, 3.5; RFC 3596, 2.5)."""
+    """Return the question for the name of an address (RFC 1035, 3.5; RFC 3596, 2.5)."""
     name = address.reverse_pointer.encode("ascii")
     return Question(Kind.PTR, _to_wire(name.split(b".")))
 
@@ -132,7 +132,7 @@ def _to_wire(labels: list[bytes]) -> bytes:
 
 
 def to_host(name: bytes) -> bytes:
-    """The labels of a name in wire form, joined with dots; empty for the root."""
+    """Join the labels of a name in wire form with dots; empty for the root."""
     labels = []
     at = 0
     while name[at]:
@@ -142,38 +142,38 @@ def to_host(name: bytes) -> bytes:
 
 
 def packed(address: IPAddress) -> bytes:
-    """An address as in the values of an `Answer`."""
+    """Return an address in the form of `Answer.values`."""
     return _unmapped(address.packed)
 
 
 def _unmapped(octets: bytes) -> bytes:
-    """IPv4 addresses in IPv6 form (RFC 4291, section 2.5.5.2) as IPv4 addresses."""
+    """Turn an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2) into IPv4."""
     return octets[12:] if octets.startswith(_MAPPED) else octets
 
 
 def write_query(number: bytes, question: Question) -> bytes:
-    """The message that asks a question.
+    """Return the message that asks a question.
 
     Args:
-      number: two octets, with which the answer begins, too.
+      number: two octets; the answer begins with the same.
     """
     return number + _QUERY + question.wire
 
 
 def read_answer(question: Question, message: bytes) -> Answer | None:
-    """What a message says about a question; its number is the caller's business.
+    """Read the answer to a question from a message; the caller checks its number.
 
     Returns:
-      None if it is no answer to the question: about another one, broken, or with
-      records of which none is of use. nginx passes over these, too, and waits for a
-      better one (ngx_resolver_process_response). So it does for "format error":
+      None if the message does not answer the question: it is about another one, is
+      malformed, or has no useful record. nginx ignores these as well and waits for a
+      better one (ngx_resolver_process_response). It also does so for "format error":
       another server may understand us.
     """
     try:
         return _read(question, message)
     except _ExcessiveError:
         return Answer(SERVER_FAILURE)
-    except (_MalformedError, IndexError, struct.error):  # the latter: it ends too early
+    except (_MalformedError, IndexError, struct.error):  # the last two: cut short
         return None
 
 
@@ -185,11 +185,11 @@ def _read(question: Question, message: bytes) -> Answer | None:
     start = _HEADER.size
     end = start + len(question.wire)
     if questions != 1 or message[start:end].lower() != question.wire:
-        # Servers that cannot or will not answer may leave the question out.
+        # Servers that cannot or will not answer may omit the question.
         refuses = code in (SERVER_FAILURE, NOT_IMPLEMENTED, REFUSED)
         return Answer(code) if refuses and not questions else None
     if flags & _TRUNCATED:
-        return Answer(truncated=True)  # where it ends may be anywhere
+        return Answer(truncated=True)  # it may end anywhere, so nothing is read
     if code:
         return Answer(code)
     if not records:
@@ -198,7 +198,7 @@ def _read(question: Question, message: bytes) -> Answer | None:
 
 
 class _Place(NamedTuple):
-    """Where the data of a record stand in a message."""
+    """Where the data of a record are in a message."""
 
     start: int
     end: int
@@ -206,10 +206,10 @@ class _Place(NamedTuple):
 
 
 class _Records:
-    """The answer section of a message, as far as it is looked at.
+    """The answer section of a message, up to the limits.
 
     Attributes:
-      excess: there are more records than are looked at.
+      excess: whether there are more records than are read.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class _Records:
             at = self._read_head(at)
 
     def _read_head(self, at: int) -> int:
-        """Note where the data of the record at `at` stand; returns its end."""
+        """Note where the data of the record at `at` are; return its end."""
         owner, at = self._read_name(at)
         kind, class_, ttl, size = _RECORD.unpack_from(self._message, at)
         start = at + _RECORD.size
@@ -250,7 +250,7 @@ class _Records:
         return end
 
     def conclude(self) -> Answer | None:
-        """Follow the aliases from the question to its answer, in whichever order."""
+        """Follow the aliases, in whatever order they come, from question to answer."""
         name, ttl = self._question.name, (1 << 31) - 1
         followed = 0
         while name not in self._found and name in self._aliases:
@@ -261,7 +261,7 @@ class _Records:
             name, ttl = self._read_target(place), min(ttl, place.ttl)
         places = self._found.get(name)
         if self._question.kind is Kind.PTR and places:
-            first = places[0]  # the others do not count, as in nginx
+            first = places[0]  # nginx ignores the others as well
             host = to_host(self._read_target(first))
             return Answer(0, (host,), min(ttl, first.ttl))
         if self.excess:
@@ -279,17 +279,17 @@ class _Records:
         return _unmapped(self._message[place.start : place.end])
 
     def _read_target(self, place: _Place) -> bytes:
-        """The name that is all of a record's data."""
+        """Read the name that makes up all the data of a record."""
         name, end = self._read_name(place.start)
         if end != place.end:
             raise _MalformedError
         return name
 
     def _read_name(self, start: int) -> tuple[bytes, int]:
-        """A name in wire form and lower case, and where it ends (RFC 1035, 4.1.4).
+        """Read a name; return its lower-case wire form and its end (RFC 1035, 4.1.4).
 
-        A pointer leads to an earlier place than all before it, so that it comes to
-        an end.
+        Each pointer must lead to an earlier place than all pointers before it, so
+        that following them ends.
         """
         message = self._message
         pieces = []

@@ -1,11 +1,12 @@
 """A UDP socket for the questions to one name server.
 
-It is connected, so that the kernel passes on only what comes from the server's
-address. An answer belongs to the question whose number it has, and whose text it
-repeats (RFC 5452, section 4). Whoever guesses has to hit a random number out of 65536,
-and the port, which is the kernel's choice. So a port does not last: it is worn out
-after `PORT_QUERIES` questions or `PORT_AGE` seconds, and given up when `MAX_STRAYS`
-messages came with numbers that nobody has used, because somebody is guessing then.
+It is connected, so the kernel delivers only what comes from the server's address. An
+answer belongs to the question whose number it has and whose text it repeats (RFC 5452,
+section 4). An attacker who forges answers has to guess a random number out of 65536 and
+the port, which the kernel chooses. So ports do not last: a port is worn out after
+`MAX_PORT_QUERIES` questions or `MAX_PORT_AGE` seconds, and given up after `MAX_STRAYS`
+messages whose numbers belong to no question, since they show that an attacker is
+guessing.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from mailproxy.net.dns_messages import (
 )
 from mailproxy.net.engine import READABLE, Engine
 
-PORT_QUERIES = 1024
+MAX_PORT_QUERIES = 1024
 """Questions after which a port is worn out."""
-PORT_AGE = 120.0
+MAX_PORT_AGE = 120.0
 """Seconds after which a port is worn out."""
 MAX_STRAYS = 256
-"""Messages with numbers of no question, after which a port is given up."""
+"""Messages that answer no question, after which a port is given up."""
 MAX_PENDING = 4096
-"""Questions that may wait for answers at one port: a sixteenth of all numbers."""
+"""Questions that may wait for answers on one port: a sixteenth of all numbers."""
 MAX_DATAGRAM = 4096
-"""Octets of a datagram that are looked at, as in nginx; servers send 512 unless they
-are told that more is welcome (RFC 1035, section 4.2.1)."""
-IN_A_ROW = 16
-"""Datagrams that are taken from a port before others have their turn; of an answer
-that is waited for, it is one."""
+"""Octets of a datagram that are read, as in nginx; servers send at most 512 unless
+they are asked for more (RFC 1035, section 4.2.1)."""
+MAX_IN_A_ROW = 16
+"""Datagrams that are read from a port before other sockets have their turn. An answer
+to a waiting question ends the turn at once."""
 
 
 class _Pending:
     """A question that waits for its answer.
 
     Attributes:
-      answer: what came of it; None, and the port is gone.
+      answer: what the server answered; None if the port was given up before.
     """
 
     __slots__ = ("answer", "done", "question")
@@ -61,17 +62,17 @@ class Port:
     """A UDP socket, connected to a name server.
 
     Attributes:
-      closed: it takes no questions any more.
+      closed: whether the socket is closed; it then takes no more questions.
     """
 
     def __init__(self, engine: Engine, address: Address) -> None:
         """Raises:
-        OSError: connect() failed, or there is no room for a socket.
+        OSError: connect() failed, or there is no room for another socket.
         """
         self._engine = engine
         self._pending: dict[bytes, _Pending] = {}
         self._questions = self._strays = 0
-        self._old = trio.current_time() + PORT_AGE
+        self._old = trio.current_time() + MAX_PORT_AGE
         self._fault: int | None = None
         self._has_more = False
         self.closed = False
@@ -88,24 +89,24 @@ class Port:
     @property
     def is_worn(self) -> bool:
         """Whether another port should be used from now on."""
-        return self._questions >= PORT_QUERIES or trio.current_time() >= self._old
+        return self._questions >= MAX_PORT_QUERIES or trio.current_time() >= self._old
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody waits for an answer."""
+        """Whether no question waits for an answer."""
         return not self._pending
 
     @property
     def is_full(self) -> bool:
-        """Whether as many wait as may."""
+        """Whether `MAX_PENDING` questions wait for answers."""
         return len(self._pending) >= MAX_PENDING
 
     async def ask(self, question: Question) -> Answer:
-        """Ask, and wait for the answer.
+        """Ask a question and wait for the answer.
 
         Raises:
-          OSError: the server, or the way to it, does not work; ECONNABORTED: the port
-            was given up.
+          OSError: the server, or the network before it, does not work; ECONNABORTED:
+            the port was given up.
         """
         number = secrets.token_bytes(2)
         while number in self._pending:
@@ -126,32 +127,32 @@ class Port:
         try:
             self._socket.send(query)
         except BlockingIOError:
-            raise  # too much at a time; those who wait have nothing to do with it
+            raise  # too much at a time; this does not concern waiting questions
         except OSError as error:
             self._give_up(error.errno)
             raise
 
     def _ready(self, events: int) -> None:
-        """The handler on the engine."""
+        """Receive datagrams: the handler that the engine calls."""
         if events & READABLE and not self._has_more:
             self._receive()
 
     def _go_on(self) -> None:
-        """Receive in a later round what the one before has left."""
+        """Receive, in a later round, what the previous one has left."""
         self._has_more = False
         if not self.closed:
             self._receive()
 
     def _receive(self) -> None:
-        """Take what has arrived: one answer, or a number of messages that are none."""
-        for _ in range(IN_A_ROW):
+        """Read what has arrived, up to one answer or `MAX_IN_A_ROW` other messages."""
+        for _ in range(MAX_IN_A_ROW):
             try:
                 message = self._socket.recv(MAX_DATAGRAM)
             except BlockingIOError:
                 return
             except OSError as error:
-                # An ICMP error: the server, or the way to it, is not there. It says
-                # nothing of the question, so it concerns all of them.
+                # An ICMP error: the server, or the network before it, is down. It does
+                # not name a question, so it concerns all of them.
                 self._give_up(error.errno)
                 return
             if self._take(message):
@@ -164,7 +165,7 @@ class Port:
         self._engine.again(self._go_on)
 
     def _take(self, message: bytes) -> bool:
-        """Read a message if a question has its number; returns whether one has."""
+        """Read a message if a question has its number; return whether one has."""
         pending = self._pending.get(message[:2])
         if pending is None or pending.answer is not None:
             return False
@@ -178,7 +179,7 @@ class Port:
         pending.done.set()
 
     def _give_up(self, fault: int | None) -> None:
-        """Close, and let everyone who waits know."""
+        """Close the socket, and wake all waiting questions with `fault`."""
         self._fault = fault
         self.close()
         for pending in self._pending.values():

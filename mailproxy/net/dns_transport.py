@@ -53,11 +53,11 @@ class Transport:
         return answer
 
     def make_room(self) -> bool:
-        """Close a socket that nobody waits for; returns whether there was one."""
+        """Close a socket without waiting questions; return whether there was one."""
         return any(server.close_idle() for server in self._servers.values())
 
     def close(self) -> None:
-        """Close everything; nobody waits any more."""
+        """Close all sockets; no question may be waiting."""
         for server in self._servers.values():
             server.close()
         self._servers.clear()
@@ -76,7 +76,7 @@ class _Server:
         return await self._choose().ask(question)
 
     def _choose(self) -> Port:
-        """A port of which nobody knows which one it will be."""
+        """Choose a port at random, so that an attacker cannot predict it."""
         self._ports = [port for port in self._ports if not port.closed]
         if len(self._ports) < PORTS:
             try:
@@ -111,13 +111,13 @@ class _Server:
         return answer
 
     def close_worn(self) -> None:
-        """Close ports that nobody should use, and nobody waits at."""
+        """Close worn ports without waiting questions."""
         for port in self._ports:
             if port.is_worn and port.is_idle:
                 port.close()
 
     def close_idle(self) -> bool:
-        """Close a port that nobody waits at; returns whether there was one."""
+        """Close a port without waiting questions; return whether there was one."""
         for port in self._ports:
             if port.is_idle and not port.closed:
                 port.close()

@@ -3,29 +3,29 @@
 The theory, because a mistake here is a hang and not a slowdown:
 
 - A descriptor is registered **once**, for reading and writing, edge-triggered.
-  The kernel then reports each *change* once. Whoever wants to read or write tries
-  first, and waits only after the try has said "would block" (EAGAIN). A change
-  between the try and the wait cannot be lost: changes are handed out by `run`
-  only, and between a try and its wait there is no await. Who knows that a socket is
-  empty, and that nothing was handed out since, may wait without a try.
-- What is reported is a hint. A handler that is called without need tries, gets
-  EAGAIN, and nothing has happened.
-- trio waits for one descriptor, that of this epoll. Its own machinery (about
-  10 us for each wait) is paid once for all sockets that are ready at that moment.
-- When trio is about to wait, no task has anything to do, and the last round woke none,
-  the engine waits in its place (`Engine.before_io_wait`). So relayed sessions cost
-  nothing of trio's: only a woken task, or a deadline, leads back to it. For a single
-  command in an idle session that is a third of the CPU time.
-- While it does so, trio's loop stands still: a handler that gives a task something to
-  do, by whatever means (it wakes it, cancels its scope, brings its deadline forward),
-  has to set `Engine.woke`.
-- Nothing else is heard meanwhile, either. Hence it leaves the wait to trio as long as
-  anything else could end it: a task that waits for a descriptor of trio's own, another
-  thread, whose result trio learns of through such a descriptor, or a call that waits
-  in `TrioToken.run_sync_soon`. All three make relaying slower, and none is lost.
+  The kernel then reports each *change* once. A caller that wants to read or write tries
+  first, and waits only after the try has failed with "would block" (EAGAIN). A change
+  between the try and the wait cannot be lost: only `run` hands out changes, and there
+  is no await between a try and its wait. A caller that knows that a socket is empty,
+  and that nothing was handed out since, may wait without a try.
+- A report is only a hint. A handler that is called for nothing tries, gets EAGAIN, and
+  no harm is done.
+- trio waits for one descriptor, that of this epoll. The cost of its own machinery
+  (about 10 us for each wait) is paid once for all sockets that are ready by then.
+- When trio is about to wait, no task is ready to run, and the last round woke none, the
+  engine waits in its place (`Engine.before_io_wait`). So trio does no work for relayed
+  sessions: only a woken task, or a deadline, leads back to it. That more than halves
+  the CPU time of a single command in an idle session.
+- Meanwhile trio's loop stands still: a handler that gives a task something to do, by
+  whatever means (waking it, cancelling its scope, bringing its deadline forward), must
+  set `Engine.woke`.
+- Nothing else is noticed meanwhile, either. So the engine leaves the wait to trio as
+  long as anything else could end it: a task that waits for a descriptor through trio,
+  another thread, whose result reaches trio through such a descriptor, or a pending call
+  in `TrioToken.run_sync_soon`. All three make relaying slower, but none is missed.
 
-Tasks wait through `Wire` or `Watched`; the relay has its handlers called straight from
-here.
+Tasks wait through `Wire` or `Watched`; the engine calls the handlers of the relay
+directly.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _ALL = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _LISTENING = select.EPOLLIN | select.EPOLLET
-_BATCH = 256
+_MAX_CHANGES = 256
 _OWN_WAITS = 2
-"""Tasks that always wait for reading: `Engine.run`, and one of trio's own, which is
-told of calls from threads and signal handlers."""
+"""Tasks that always wait to read: `Engine.run`, and a task of trio that receives calls
+from threads and signal handlers."""
 
 Handler = Callable[[int], None]
 """Called with the epoll events of its descriptor. It must not raise and must do
-bounded work; what is left over it hands to `Engine.again`."""
+bounded work; it passes the remaining work to `Engine.again`."""
 
 
 class Engine(trio.abc.Instrument):
-    """Says which descriptors can be read or written; see the module's text.
+    """Calls handlers when their descriptors can be read or written; see the module.
 
     Attributes:
       limit: how many descriptors may be registered (`worker_connections`).
       now: trio's time at the start of the current round.
-      woke: to be set by each handler that gives a task something to do.
+      woke: a handler sets it when it gives a task something to do.
     """
 
     def __init__(self, limit: int = 1 << 30) -> None:
@@ -94,27 +94,27 @@ class Engine(trio.abc.Instrument):
         self._handlers[fd] = handler
 
     def hand_over(self, fd: int, handler: Handler) -> None:
-        """Have another handler called for the registered `fd` from now on."""
+        """Call another handler for the registered `fd` from now on."""
         self._handlers[fd] = handler
 
     def unregister(self, fd: int) -> None:
-        """Take `fd` off; it must still be open."""
+        """Stop watching `fd`, which must still be open."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def forget(self, fd: int) -> None:
-        """Take `fd` off, although it may be closed already."""
+        """Stop watching `fd`, which may be closed already."""
         self._handlers.pop(fd, None)
 
     def again(self, work: Callable[[], None]) -> None:
-        """Call `work` in the next round, after the tasks that are ready had a turn."""
+        """Call `work` in the next round, after all tasks that are ready have run."""
         self._again.append(work)
         if self._waiting:
             self._waiting = False
             os.eventfd_write(self._bell, 1)
 
     async def run(self) -> None:
-        """Hand out changes until cancelled; what a handler raises ends it, too."""
+        """Hand out changes until cancelled, or until a handler raises."""
         descriptor = self._epoll.fileno()
         wait_readable = trio.lowlevel.wait_readable
         try:
@@ -130,11 +130,11 @@ class Engine(trio.abc.Instrument):
                 self.woke = False
                 self._round(0)
         finally:
-            self._waiting = False  # no task would come of what the engine hears
+            self._waiting = False  # nothing would wake a task any more
 
     def _round(self, patience: float) -> None:
-        """Wait for changes, for `patience` seconds at most, and hand them out."""
-        changes = self._epoll.poll(patience, _BATCH)
+        """Wait at most `patience` seconds for changes, and hand them out."""
+        changes = self._epoll.poll(patience, _MAX_CHANGES)
         self.now = trio.current_time()
         for _ in range(len(self._again)):
             self._again.popleft()()
@@ -145,13 +145,13 @@ class Engine(trio.abc.Instrument):
                 handler(events)
 
     def before_io_wait(self, timeout: float) -> None:
-        """Wait in trio's place, while only handlers have something to do.
+        """Wait in trio's place, as long as only handlers have work.
 
-        trio calls this if the engine is one of its instruments, which is for real
-        clocks only. Signals and orders have to come through the engine.
+        trio calls this if the engine is one of its instruments, which works only with
+        real clocks. Signals and orders have to come through the engine.
 
         Args:
-          timeout: seconds to trio's next deadline; 0 if a task is ready to run.
+          timeout: seconds until trio's next deadline; 0 if a task is ready to run.
         """
         if self.woke or timeout <= 0 or not self._waiting or _others_may_call():
             return
@@ -162,21 +162,21 @@ class Engine(trio.abc.Instrument):
             while not self.woke and patience > 0:
                 self._round(0 if self._again else patience)
                 patience = deadline - self.now
-        except Exception as error:  # noqa: BLE001 # trio would go on without us
+        except Exception as error:  # noqa: BLE001 # trio would only drop the engine
             self._fault = error  # `run` raises it
         self._waiting = True
-        # trio has made up its mind to wait: have it find something at once.
+        # trio is going to wait now: make its wait end at once.
         os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        """Close the epoll; nothing waits on it any more."""
+        """Close the epoll; no task may wait on it any more."""
         self._epoll.close()
         os.close(self._bell)
 
 
 def _others_may_call() -> bool:
-    """Whether anything but the engine could give a task something to do."""
-    # Before the calls that wait: a thread that ends now has left its call there.
+    """Return whether anything but the engine could give a task something to do."""
+    # Threads before pending calls: a thread that ends just now leaves its call there.
     if threading.active_count() > 1:
         return True
     statistics = trio.lowlevel.current_statistics()
@@ -193,10 +193,10 @@ class Readiness:
     """Lets one task at a time wait for a registered descriptor.
 
     Attributes:
-      readable: whether a try to read may find something: set when the engine says
-        so, cleared by whoever has emptied the socket. A descriptor that has something
-        when it is registered is told of at once.
-      hung_up: the peer will not send more than is there.
+      readable: whether a try to read may find something. The engine sets it, a caller
+        that has emptied the socket clears it. If there is something to read when the
+        descriptor is registered, the engine reports that at once.
+      hung_up: whether the peer will send no more than what has arrived.
     """
 
     __slots__ = ("_engine", "_mask", "_task", "hung_up", "readable")
@@ -209,7 +209,7 @@ class Readiness:
         self._mask = 0
 
     def ready(self, events: int) -> None:
-        """The handler to register."""
+        """Wake the waiting task; the handler to register."""
         if events & READABLE:
             self.readable = True
             if events & HUNG_UP:
@@ -243,16 +243,16 @@ class Acceptor:
         self._socket = listening
         self._readiness = Readiness(engine)
         if listening.family != socket.AF_UNIX:
-            # Connections inherit it: a dialogue of short lines must not wait for
-            # the acknowledgement of the line before.
+            # Connections inherit it: in a dialogue of short lines, a line must not
+            # wait for the acknowledgement of the previous one.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         engine.register(listening.fileno(), self._readiness.ready, listening=True)
 
     async def accept(self) -> tuple[socket.socket, object]:
-        """The next connection, non-blocking, and the peer's address.
+        """Return the next connection, non-blocking, and the peer's address.
 
         Raises:
-          OSError: what accept() says, but for EAGAIN (e.g. EMFILE, ECONNABORTED).
+          OSError: of accept(), except EAGAIN (e.g. EMFILE, ECONNABORTED).
         """
         while True:
             try:
@@ -264,5 +264,5 @@ class Acceptor:
                 return connection, address
 
     def close(self) -> None:
-        """Take the listening socket off the engine; it stays open."""
+        """Stop watching the listening socket; it stays open."""
         self._engine.unregister(self._socket.fileno())

@@ -1,19 +1,20 @@
-"""Faults: what the log says of a connection that broke, and at which level.
+"""Faults: what the log says about a broken connection, and at which level.
 
 This is the one place that judges an `OSError` of a client's or backend's connection,
 in the dialogues and in the relay, as nginx does (ngx_connection_error,
 ngx_ssl_connection_error):
 
-    the peer left, or the network between     the peer's level: info for a client,
+    the peer left, or the network failed      the peer's level: info for a client,
                                               error for a backend
-    any other error of the system             alert: it is ours
-    TLS that the peer got wrong               the peer's level
+    any other error of the system             alert: it is our fault
+    a TLS error that the peer caused          the peer's level
     any other error of OpenSSL                crit
 
-In TLS, `ssl` hides what the system said. Up to some 3.12 a connection that was reset is
-an `SSLEOFError` without number, or to a reader an ordinary end; later ones tell. nginx
-itself reads a reset in TLS as an end. So `is_end` and `under_tls` make the two alike:
-reading ends, and writing fails with `UnderTlsError`.
+In TLS, `ssl` hides the system's error. Up to some 3.12, a connection that was reset is
+an `SSLEOFError` without number, or for a reader an ordinary end; later versions report
+the reset. nginx itself treats a reset in TLS as an end when it reads. `is_end` and
+`under_tls` make all versions alike: reading ends, and writing fails with
+`UnderTlsError`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _LEFT: Final = frozenset((
     errno.ECONNREFUSED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
 ))  # fmt: skip
-"""What the system says of peers that are gone (nginx: ngx_connection_error)."""
+"""System errors that mean that the peer is gone (nginx: ngx_connection_error)."""
 _TLS_CALL: Final = {
     "recv": "SSL_read",
     "send": "SSL_write",
@@ -45,16 +46,16 @@ _NO_MORE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class UnderTlsError(Frozen, ConnectionError):
-    """The connection under TLS broke; `errno` is what the system said."""
+    """The connection under TLS broke; `errno` is the system's error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What the log says of a broken connection.
+    """What the log says about a broken connection.
 
     Attributes:
       event, values: the message, as the methods of a `Logger` take it.
-      error: the system error that the log shows behind it, if any.
+      error: the system error that the log appends, if any.
       level: nginx's name of the log level.
     """
 
@@ -65,16 +66,17 @@ class Fault:
 
 
 def is_end(error: OSError) -> bool:
-    """Whether a read in TLS failed because the peer is gone, in whatever manner."""
+    """Return whether a read in TLS failed because the peer is gone, however it left."""
     if isinstance(error, ssl.SSLError):
         return isinstance(error, (*_NO_MORE, ssl.SSLSyscallError))
     return error.errno in _LEFT
 
 
 def under_tls(error: OSError) -> OSError:
-    """What a failed write in TLS is called: OpenSSL's error, or `UnderTlsError`."""
+    """Return the error to raise for a failed write in TLS: OpenSSL's own, or
+    `UnderTlsError`."""
     if isinstance(error, (*_NO_MORE, ssl.SSLSyscallError)):
-        # The number is lost; a connection that is written to breaks by a reset.
+        # `ssl` has lost the number; a write fails because of a reset.
         return UnderTlsError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
     if isinstance(error, ssl.SSLError):
         return error
@@ -82,11 +84,11 @@ def under_tls(error: OSError) -> OSError:
 
 
 def describe(call: Call, error: OSError, left: str) -> Fault:
-    """What the log says of an `error` of a `Wire` or of the relay.
+    """Return what the log says about an `error` of a `Wire` or of the relay.
 
     Args:
-      call: what failed.
-      left: the level of a peer that left: "info" for clients, "error" for backends.
+      call: the call that failed.
+      left: the level for a peer that left: "info" for clients, "error" for backends.
     """
     if call == "handshake" and isinstance(error, (*_NO_MORE, ssl.SSLSyscallError)):
         return Fault("peer closed connection in SSL handshake", (), None, left)
@@ -102,7 +104,7 @@ def describe(call: Call, error: OSError, left: str) -> Fault:
     return Fault(f"{call}() failed", (), error, level)
 
 
-def broken(who: type[SessionError], call: Call, error: OSError) -> SessionError:
-    """The error of class `who` that ends the session; see `describe`."""
-    found = describe(call, error, who.level)
-    return who(found.event, *found.values, error=found.error, level=found.level)
+def broken(kind: type[SessionError], call: Call, error: OSError) -> SessionError:
+    """Return the error of class `kind` that ends the session; see `describe`."""
+    found = describe(call, error, kind.level)
+    return kind(found.event, *found.values, error=found.error, level=found.level)

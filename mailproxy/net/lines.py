@@ -1,4 +1,4 @@
-"""LineStream: lines and literals over any small stream, with a bound."""
+"""LineStream: read lines and literals of bounded size from any simple stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mailproxy.net import faults
 
 
 class Stream(Protocol):
-    """What a dialogue needs of a connection; a `Wire`, or a trio memory stream."""
+    """What a dialogue needs from a connection: a `Wire`, or a trio memory stream."""
 
     async def receive_some(self, max_bytes: int | None = None, /) -> bytes: ...
 
@@ -18,10 +18,11 @@ class Stream(Protocol):
 
 
 class TooLong(Frozen, Exception):  # noqa: N818 - it is an event of the dialogue, not a fault
-    """The buffer is full, and what is in it is not complete.
+    """The buffer is full, but the line or literal in it is incomplete.
 
     Attributes:
-      received: what fills the buffer. It may hold a password; redact before logging.
+      received: the content of the buffer. It may hold a password: redact it before
+        logging.
     """
 
     def __init__(self, received: bytes) -> None:
@@ -30,16 +31,16 @@ class TooLong(Frozen, Exception):  # noqa: N818 - it is an event of the dialogue
 
 
 class LineStream:
-    """A stream read line by line.
+    """A stream that is read line by line.
 
-    Never more than `limit` octets wait here: the stream is read only when a line is
-    wanted that is not complete yet, and only as much as there is room for.
+    It never buffers more than `limit` octets: it reads the stream only when the caller
+    wants a line that is not complete yet, and only as much as there is room for.
 
     Args:
       stream: where bytes come from and go to.
-      limit: octets that one command may have, its literals included.
-      fault: the class of exception that a vanished or broken peer raises.
-      gone: what the log says of a peer that closes where more is expected.
+      limit: octets that one command may have, including its literals.
+      fault: the class of exception to raise when the peer left or the connection broke.
+      gone: what the log says when the peer closes while more is expected.
     """
 
     __slots__ = ("_buffer", "_searched", "fault", "gone", "limit", "stream")
@@ -59,13 +60,13 @@ class LineStream:
         self._searched = 0
 
     async def read_line(self, used: int = 0) -> bytes:
-        """The next line, with its LF.
+        """Read the next line, including its LF.
 
         Args:
-          used: octets of the same command that were read before.
+          used: octets of the same command that the caller has read before.
 
         Raises:
-          TooLong: `used` and the line exceed `limit`.
+          TooLong: `used` and the line together exceed `limit`.
           SessionError: of class `fault`: the peer left or the connection broke.
         """
         buffer = self._buffer
@@ -83,10 +84,11 @@ class LineStream:
             await self._receive(self.limit - used - len(buffer))
 
     async def read_exactly(self, size: int, used: int = 0) -> bytes:
-        """Exactly `size` octets, e.g. of an IMAP literal (RFC 3501, section 4.3).
+        """Read exactly `size` octets, e.g. an IMAP literal (RFC 3501, section 4.3).
 
         Raises:
-          TooLong: `used` and `size` exceed `limit`; raised when the buffer is full.
+          TooLong: `used` and `size` together exceed `limit`; raised once the buffer is
+            full.
           SessionError: of class `fault`: the peer left or the connection broke.
         """
         buffer = self._buffer
@@ -102,7 +104,7 @@ class LineStream:
         return data
 
     async def read_some(self) -> bytes:
-        """What has arrived, at least one octet and at most `limit`.
+        """Read what has arrived, at least one octet and at most `limit`.
 
         Raises:
           SessionError: of class `fault`: the peer left or the connection broke.
@@ -121,7 +123,7 @@ class LineStream:
         self._buffer += data
 
     async def send(self, data: bytes) -> None:
-        """Send `data`; it is on its way, or in the kernel, when this returns.
+        """Send `data`; return when it is on its way or in the kernel.
 
         Raises:
           SessionError: of class `fault`: the connection broke.
@@ -133,11 +135,11 @@ class LineStream:
 
     @property
     def buffered(self) -> bool:
-        """Whether something was received that nobody has read."""
+        """Whether there are received octets that no caller has read."""
         return bool(self._buffer)
 
     def take_rest(self) -> bytes:
-        """What was received and not read; it is gone from here."""
+        """Remove and return all octets that were received but not read."""
         rest = bytes(self._buffer)
         self._buffer.clear()
         self._searched = 0

@@ -1,4 +1,4 @@
-"""What a listening socket is to be: its address and its options."""
+"""The address and the options of a listening socket that is to be opened."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from mailproxy.conf.addresses import SocketAddress
 
 BACKLOG = 511
-"""nginx's default on Linux: how many connections may wait to be accepted."""
+"""Connections that may wait to be accepted; nginx's default on Linux."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keepalive:
-    """TCP keepalive (tcp(7)); None leaves a value to the system."""
+    """TCP keepalive (tcp(7)); None: the system's default."""
 
     on: bool
     idle: int | None = None
@@ -20,7 +20,7 @@ class Keepalive:
     interval: int | None = None
     """Seconds between probes."""
     count: int | None = None
-    """Probes that may go unanswered."""
+    """Unanswered probes that end the connection."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,20 +28,20 @@ class ListenAddress:
     """One address to listen on."""
 
     address: str
-    """For logs: "127.0.0.1:143", "[::1]:143", "unix:/path"."""
+    """As in logs: "127.0.0.1:143", "[::1]:143", "unix:/path"."""
     family: int
     sockaddr: SocketAddress
     wildcard: bool
-    """Whether it takes connections to any address of the machine."""
+    """Whether it accepts connections to any address of the machine."""
     bind: bool = False
-    """It has a socket of its own, even beside a wildcard of the same port."""
+    """Whether it gets its own socket even if there is a wildcard with the same port."""
     backlog: int = BACKLOG
     rcvbuf: int | None = None
     """Octets of the receive buffer; None: the system's default."""
     sndbuf: int | None = None
     """Octets of the send buffer; None: the system's default."""
     ipv6only: bool | None = None
-    """Whether an IPv6 wildcard takes IPv6 only; None: as `ipv6only=on`, as in nginx."""
+    """Whether an IPv6 wildcard accepts IPv6 only; None: it does, as in nginx."""
     so_keepalive: Keepalive | None = None
     multipath: bool = False
-    """Multipath TCP, where the system has it."""
+    """Whether to use Multipath TCP where the system has it."""

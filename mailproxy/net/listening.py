@@ -1,15 +1,14 @@
 """Listening sockets: open, keep, inherit and close them.
 
 One bound socket may serve several `listen` addresses: with ``*:143`` and
-``127.0.0.1:143`` only the first is bound, and the address that a connection
-arrived at says which of the two it belongs to (`Listener.choose`). A specific
-address with an option that concerns its socket (`bind`, `backlog=` ...) gets a
-socket of its own.
+``127.0.0.1:143`` only the first is bound, and the local address of a connection says
+which of the two it belongs to (`Listener.choose`). A specific address with an option
+for its socket (`bind`, `backlog=` ...) gets its own socket.
 
-Sockets outlive configurations. A reload adopts those it still wants, by address,
-so that they never stop listening; opens the new ones; and closes the others when
-the new generation stands. A binary upgrade and systemd hand theirs over by
-number. What goes wrong is said here, in the log, in nginx's words.
+Sockets outlive configurations. A reload adopts those that it still needs, by address,
+so that they never stop listening; opens the new ones; and closes the others when the
+new generation is running. A binary upgrade and systemd pass their sockets by number.
+Errors are logged here, in nginx's words.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from mailproxy.frozen import Frozen
 from mailproxy.log import Logger
 from mailproxy.net.listen_address import ListenAddress
 
-ROUNDS = 5
-"""How often bind() is tried while an address is in use, as nginx does."""
-PAUSE = 0.5
-"""Seconds between two rounds."""
+MAX_BIND_TRIES = 5
+"""How often bind() is tried while an address is in use, as in nginx."""
+BIND_PAUSE = 0.5
+"""Seconds between two tries."""
 
 _UNIX_MODE = 0o666
 _NO_MPTCP = (errno.EPROTONOSUPPORT, errno.ENOPROTOOPT, errno.EINVAL)
 
 Key = tuple[int, bytes, int]
-"""What makes two addresses the same: family, packed address or path, port."""
+"""What identifies an address: family, packed address or path, port."""
 
 
 class ListenError(Frozen, Exception):
-    """The sockets cannot be opened; why is in the log."""
+    """The sockets cannot be opened; the log has the reason."""
 
 
 L = TypeVar("L", bound=ListenAddress)
@@ -49,12 +48,12 @@ L = TypeVar("L", bound=ListenAddress)
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A socket that listens already: of the generation before, or handed over."""
+    """A socket that listens already, opened by the previous generation or passed on."""
 
     socket: socket.socket
     key: Key
     inherited: bool = False
-    """Whether another process opened it, which may own its file (unix:) too."""
+    """Whether another process opened it; that one may own its file (unix:) as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +63,21 @@ class Listener(Held, Generic[L]):
     listen: L = field(kw_only=True)
     """The address that is bound."""
     specific: Mapping[bytes, L] = field(kw_only=True, default_factory=dict)
-    """By packed address, those which this wildcard socket serves besides."""
+    """Further addresses that this wildcard socket serves, by packed address."""
 
     def choose(self, local: SocketAddress) -> L:
-        """The `listen` address of a connection whose getsockname() is `local`."""
+        """Return the `listen` address of a connection accepted at `local`."""
         if not self.specific:
             return self.listen
         return self.specific.get(_packed(self.listen.family, local), self.listen)
 
 
 def inherit(numbers: Iterable[int], log: Logger) -> dict[Key, Held]:
-    """Take over listening sockets by their numbers; what is none is skipped."""
+    """Take over listening sockets by their numbers; skip those that do not listen."""
     held: dict[Key, Held] = {}
     for number in numbers:
         try:
-            # Not from the number: the constructor asks the kernel what it is.
+            # Given a number alone, the constructor asks the kernel for the family.
             inherited = socket.socket(fileno=number)
         except OSError as error:
             log.crit(
@@ -108,18 +107,18 @@ def adopt(
     log: Logger,
     pause: Callable[[float], None] = time.sleep,
 ) -> tuple[Listener[L], ...]:
-    """Listen at all `wanted` addresses, keeping of `held` what they need.
+    """Listen on all `wanted` addresses, using the sockets in `held` where they match.
 
     An address in use is tried again, for two and a half seconds in all.
 
     Raises:
-      ListenError: it cannot be done; what was opened is closed again, and what
-        was held is as before.
+      ListenError: a socket cannot be opened; those opened here are closed again, and
+        those in `held` are unchanged.
     """
     plan = _plan(wanted)
     sockets = {key: each.socket for key, each in held.items()}
     with contextlib.ExitStack() as undo:
-        for _ in range(ROUNDS):
+        for _ in range(MAX_BIND_TRIES):
             in_use = False
             for listen, _ in plan:
                 key = _key(listen.family, listen.sockaddr)
@@ -136,8 +135,8 @@ def adopt(
                     undo.callback(_discard, sockets[key], listen)
             if not in_use:
                 break
-            log.notice(f"try again to bind() after {PAUSE * 1000:.0f}ms")
-            pause(PAUSE)
+            log.notice(f"try again to bind() after {BIND_PAUSE * 1000:.0f}ms")
+            pause(BIND_PAUSE)
         else:
             log.emerg("still could not bind()")
             raise ListenError
@@ -154,16 +153,16 @@ def adopt(
 
 
 def by_key(held: Iterable[Held]) -> dict[Key, Held]:
-    """What is held, as `adopt` wants it."""
+    """Return sockets in the form that `adopt` takes."""
     return {each.key: each for each in held}
 
 
 def close(unwanted: Iterable[Held], log: Logger, *, files: bool, say: bool) -> None:
-    """Stop listening; what is closed already counts, too.
+    """Stop listening on sockets, which may be closed already.
 
     Args:
-      files: remove the files of unix sockets, too.
-      say: and log that as a warning, as nginx does on reload.
+      files: whether to remove the files of unix sockets as well.
+      say: whether to log that as a warning, as nginx does on reload.
     """
     for held in unwanted:
         held.socket.close()
@@ -179,9 +178,9 @@ def close(unwanted: Iterable[Held], log: Logger, *, files: bool, say: bool) -> N
 
 
 def test(wanted: Sequence[L], log: Logger) -> bool:
-    """Whether a start could listen at `wanted` (`-t`); nothing stays open.
+    """Return whether a start could listen on `wanted` (`-t`); nothing stays open.
 
-    An address in use is taken for that of our own, running instance.
+    An address in use is assumed to be that of our own, running instance.
     """
     with contextlib.ExitStack() as undo:
         for listen, _ in _plan(wanted):
@@ -199,7 +198,7 @@ def _key(family: int, address: SocketAddress) -> Key:
 
 
 def _packed(family: int, address: SocketAddress) -> bytes:
-    """An address without port (and without the zone that getsockname() names)."""
+    """Pack an address without its port and the zone that getsockname() adds."""
     if isinstance(address, str):
         return os.fsencode(address)
     return socket.inet_pton(family, address[0].partition("%")[0])
@@ -210,7 +209,7 @@ def _port(address: SocketAddress) -> int:
 
 
 def _plan(wanted: Sequence[L]) -> list[tuple[L, dict[bytes, L]]]:
-    """The addresses to bind, each with the specific ones it serves besides."""
+    """Return the addresses to bind, each with the specific ones that it also serves."""
     ports: dict[tuple[int, int], list[L]] = {}
     for listen in wanted:
         ports.setdefault((listen.family, _port(listen.sockaddr)), []).append(listen)
@@ -232,7 +231,7 @@ def _plan(wanted: Sequence[L]) -> list[tuple[L, dict[bytes, L]]]:
 
 
 class _OpenError(Frozen, Exception):
-    """Which call failed for a listening socket; `error` says why."""
+    """The call that failed for a listening socket; `error` has the reason."""
 
     def __init__(self, message: str, error: OSError) -> None:
         super().__init__(message)
@@ -252,7 +251,7 @@ def _open(listen: ListenAddress, log: Logger) -> socket.socket:
                 only = listen.ipv6only is not False  # on by default, as in nginx
                 opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             failing = f"bind() to {address} failed"
-            # No chmod(2): by then somebody may have put a link in its place.
+            # No chmod(2): by then another user may have put a link in its place.
             mask = os.umask(0o777 & ~_UNIX_MODE)
             try:
                 opened.bind(listen.sockaddr)
@@ -295,7 +294,7 @@ def _unlink(listen: ListenAddress) -> None:
 
 
 def _configure(opened: socket.socket, listen: ListenAddress, log: Logger) -> None:
-    """Apply what may change while a socket listens."""
+    """Set the options that may change while a socket listens."""
     options: list[tuple[str, int, int, int | None]] = [
         ("SO_RCVBUF", socket.SOL_SOCKET, socket.SO_RCVBUF, listen.rcvbuf),
         ("SO_SNDBUF", socket.SOL_SOCKET, socket.SO_SNDBUF, listen.sndbuf),
@@ -320,7 +319,7 @@ def _configure(opened: socket.socket, listen: ListenAddress, log: Logger) -> Non
                 error=error,
             )
     try:
-        opened.listen(listen.backlog)  # again: this is how a backlog is changed
+        opened.listen(listen.backlog)  # a second call changes the backlog
     except OSError as error:
         log.alert(
             f"listen() to {listen.address}, backlog {listen.backlog} failed, ignored",

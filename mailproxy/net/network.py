@@ -1,4 +1,4 @@
-"""Network: how the sessions of a worker reach the world."""
+"""Network: what the sessions of a worker use to reach other hosts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _NOT_REACHED = frozenset(
 
 
 def connect_level(error: OSError) -> str:
-    """nginx's log level for a connect() that failed: "error" if the peer is not there,
-    "crit" if the fault is on this side."""
+    """Return nginx's log level for a failed connect(): "error" if the peer cannot be
+    reached, "crit" if the fault is ours."""
     return "error" if error.errno in _NOT_REACHED else "crit"
 
 
 class Network:
-    """The engine, the relay, resolvers, and idle connections to auth servers.
+    """The engine, the relay, the resolvers, and idle connections to auth servers.
 
-    Tests derive a network of memory streams from it.
+    Tests derive a network of memory streams from this class.
 
     Attributes:
       sessions: the live sessions of this worker, by the number of the client's
@@ -45,16 +45,16 @@ class Network:
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
 
     def next_number(self) -> int:
-        """A connection number for the log; unique in this worker.
+        """Return a connection number for the log, unique in this worker.
 
-        As in nginx, connections to auth servers and backends advance it as well.
+        As in nginx, connections to auth servers and backends take numbers as well.
         """
         return next(self._numbers)
 
     def make_room(self) -> bool:
-        """Whether one more connection may be had; an idle one makes room for it.
+        """Return whether another connection may be opened; evict an idle one if needed.
 
-        That is a connection to an auth server, or else a socket for name servers.
+        That is a connection to an auth server, or else a socket for a name server.
         """
         return not self.engine.full or self.idle.evict() or self._transport.make_room()
 
@@ -69,10 +69,10 @@ class Network:
         return Wire.connect(self.engine, family, address)
 
     def resolver(self, settings: ResolverSettings, timeout: float) -> Resolver:
-        """The resolver of a `resolver` directive; it remembers answers.
+        """Return the resolver of a `resolver` directive, with its cache.
 
         Args:
-          timeout: `resolver_timeout`.
+          timeout: `resolver_timeout`, in seconds.
         """
         key = settings, timeout
         if key not in self._resolvers:
@@ -80,7 +80,7 @@ class Network:
         return self._resolvers[key]
 
     def close(self) -> None:
-        """Close what is idle; the sessions have ended."""
+        """Close everything idle; the sessions must have ended."""
         self.idle.stop_keeping()
         self._transport.close()
         self.relay.close()

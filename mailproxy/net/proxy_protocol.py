@@ -2,10 +2,10 @@
 
 https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt
 
-A header stands before everything else on a connection, TLS included, and says who
-the client behind a proxy is. nginx wants it whole in the first segment; here it may
-come in any pieces, up to a limit. Its addresses are checked, because they are
-believed and passed on.
+A header comes first on a connection, even before TLS, and says who the client behind
+a proxy is. nginx requires all of it in the first segment; here it may arrive in pieces
+of any size, up to a limit. Its addresses are checked, because they are trusted and
+passed on.
 """
 
 import ipaddress
@@ -16,21 +16,24 @@ from dataclasses import dataclass
 from mailproxy.conf.addresses import IPAddress
 from mailproxy.frozen import Frozen
 
-LIMIT = 4096
-"""Bytes of a header, at most."""
+MAX_HEADER = 4096
+"""Bytes of a received header."""
 
-LONGEST_NAME = 1024
-"""Bytes of a client's common name in a header that we send; it is free to choose one of
-a hundred thousand, which no header holds and which a part of must not stand for."""
+MAX_COMMON_NAME = 1024
+"""Bytes of a client's common name in a header that we send; a longer one is left out.
+A client may choose one of a hundred thousand bytes, which no header can hold, and a
+truncated name could be that of another client."""
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _V1_PREFIX = b"PROXY "
 
 
 class ProxyProtocolError(Frozen, ValueError):
-    """This is no PROXY header; the message is nginx's for the log.
+    """The bytes are not a PROXY header; the message is nginx's for the log.
 
-    `sent` is what the client sent and belongs into the `%s` of the message.
+    Attributes:
+      message: the text for the log, perhaps with a `%s`.
+      sent: what the client sent, for the `%s` of the message.
     """
 
     def __init__(self, message: str, *sent: object) -> None:
@@ -41,7 +44,7 @@ class ProxyProtocolError(Frozen, ValueError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An address and a port, as a header names them."""
+    """An address and a port from a header."""
 
     address: str
     """Version 1: as received; version 2: in its usual form."""
@@ -49,7 +52,7 @@ class Endpoint:
 
     @property
     def ip(self) -> IPAddress:
-        """The address as a value."""
+        """The parsed address."""
         return ipaddress.ip_address(self.address)
 
     @property
@@ -60,29 +63,29 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Header:
-    """A complete header."""
+    """A complete PROXY header."""
 
     size: int
-    """Bytes that it takes; what follows belongs to the mail protocol, or to TLS."""
+    """Its length in bytes; what follows belongs to the mail protocol, or to TLS."""
     source: Endpoint | None = None
     """The client; None if the proxy does not know it or speaks for itself."""
     destination: Endpoint | None = None
-    """Where the client connected to."""
+    """The address that the client connected to."""
 
 
 def parse(buffer: bytes | bytearray | memoryview) -> Header | None:
     """Read a header from the first bytes of a connection.
 
     Args:
-      buffer: everything received so far; more than `LIMIT` bytes are never needed.
+      buffer: everything received so far; more than `MAX_HEADER` bytes are never needed.
 
     Returns:
-      The header, or None if its end is not there yet.
+      The header, or None if its end has not arrived yet.
 
     Raises:
       ProxyProtocolError: the bytes are not, or will not become, a header.
     """
-    data = bytes(buffer[:LIMIT])
+    data = bytes(buffer[:MAX_HEADER])
     start = data[: len(_SIGNATURE)]
     if start == _SIGNATURE:
         return _parse_v2(data)
@@ -101,7 +104,7 @@ def _broken(data: bytes) -> ProxyProtocolError:
 def _parse_v1(data: bytes) -> Header | None:
     line, end, _ = data.partition(b"\n")
     if not end:
-        if len(data) < LIMIT:
+        if len(data) < MAX_HEADER:
             return None
         raise _broken(data)
     if not line.endswith(b"\r"):
@@ -120,10 +123,11 @@ def _parse_v1(data: bytes) -> Header | None:
 
 
 def _v1_address(word: bytes, data: bytes) -> str:
-    """An address of either family, whatever the header calls both of them.
+    """Read an address of either family, whichever family the header names.
 
-    nginx's stream module names the family of the client, which `set_real_ip_from` may
-    have replaced, and sends its own address as it is: "TCP6 2001:db8::7 127.0.0.1".
+    nginx's stream module names the family of the client, whose address
+    `set_real_ip_from` may have replaced, and sends its own address as it is:
+    "TCP6 2001:db8::7 127.0.0.1".
     """
     text = word.decode("latin-1")
     try:
@@ -156,7 +160,7 @@ def _parse_v2(data: bytes) -> Header | None:
     if data[12] >> 4 != 2:
         raise _unknown_version(data[12])
     size = 16 + int.from_bytes(data[14:16], "big")
-    if size > LIMIT:
+    if size > MAX_HEADER:
         raise ProxyProtocolError("header is too large")
     if len(data) < size:
         return None
@@ -165,7 +169,7 @@ def _parse_v2(data: bytes) -> Header | None:
         return Header(size)
     number, layout = _V2_FAMILIES[family]
     if size < 16 + layout.size:
-        # nginx closes without a word.
+        # nginx closes the connection without a message.
         raise ProxyProtocolError("header is too short for its addresses")
     source, destination, source_port, destination_port = layout.unpack_from(data, 16)
     return Header(
@@ -181,16 +185,17 @@ def _unknown_version(byte: int) -> ProxyProtocolError:
 
 @dataclass(frozen=True)
 class Tls:
-    """What a version 2 header tells a backend about the client's TLS."""
+    """The client's TLS, as a version 2 header describes it to a backend."""
 
     version: str
     """"TLSv1.3"."""
     cipher: str
     certificate: bool = False
-    """The client showed a certificate, in this session or an earlier one."""
+    """Whether the client presented a certificate, now or when the TLS session began."""
     resumed: bool = False
+    """Whether the TLS session was resumed."""
     verify: int = 1
-    """What OpenSSL says of the certificate: 0 is good; 1 without one."""
+    """OpenSSL's result for the certificate: 0 if it is good; 1 if there is none."""
     common_name: bytes | None = None
     """CN of the client's certificate."""
     signature: str | None = None
@@ -203,10 +208,10 @@ class Tls:
 
 
 def format_v1(source: Endpoint | None, destination: Endpoint | None) -> bytes:
-    """A version 1 header for a backend.
+    """Write a version 1 header for a backend.
 
-    An IPv4 and an IPv6 address do not fit in one header; nginx sends them anyway.
-    Here the former is written as an IPv6 address, which the protocol knows.
+    A header cannot hold an IPv4 and an IPv6 address; nginx sends such a header anyway.
+    Here the IPv4 address is written as an IPv4-mapped IPv6 address.
 
     Args:
       source: the client; None for one on a unix socket.
@@ -225,12 +230,12 @@ def format_v1(source: Endpoint | None, destination: Endpoint | None) -> bytes:
 def format_v2(
     source: Endpoint | None, destination: Endpoint | None, tls: Tls | None = None
 ) -> bytes:
-    """A version 2 header for a backend.
+    """Write a version 2 header for a backend.
 
     Args:
       source: the client; None for one on a unix socket.
       destination: the address it connected to.
-      tls: the client's TLS, if it speaks any.
+      tls: the client's TLS; None if it has none.
     """
     pair = _pair(source, destination)
     if pair is None:
@@ -255,7 +260,7 @@ def format_v2(
 def _pair(
     source: Endpoint | None, destination: Endpoint | None
 ) -> tuple[tuple[IPAddress, int], tuple[IPAddress, int]] | None:
-    """Both ends with addresses of one family; None if one has no IP address."""
+    """Bring both addresses to one family; None if one of them is no IP address."""
     if source is None or destination is None:
         return None
     ends = source.ip, destination.ip
@@ -277,7 +282,7 @@ def _unmapped(address: IPAddress) -> IPAddress:
 
 
 def _text(address: IPAddress) -> str:
-    """As inet_ntop() writes it: with "::ffff:192.0.2.1" for mapped addresses."""
+    """Write an address as inet_ntop() does: mapped ones as "::ffff:192.0.2.1"."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     return socket.inet_ntop(family, address.packed)
 
@@ -297,7 +302,7 @@ def _tls_values(tls: Tls) -> bytes:
         bits |= 0x04 if tls.resumed else 0x06
     ssl = struct.pack("!BI", bits, tls.verify & 0xFFFFFFFF)
     ssl += _value(0x21, tls.version.encode())
-    if tls.common_name is not None and len(tls.common_name) <= LONGEST_NAME:
+    if tls.common_name is not None and len(tls.common_name) <= MAX_COMMON_NAME:
         ssl += _value(0x22, tls.common_name)
     ssl += _value(0x23, tls.cipher.encode())
     if tls.signature is not None:
@@ -320,7 +325,7 @@ _CRC32C = _crc32c_table()
 
 
 def crc32c(data: bytes) -> int:
-    """The checksum of RFC 9260, appendix A (Castagnoli)."""
+    """Compute the CRC-32C checksum (Castagnoli; RFC 9260, appendix A)."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]

@@ -1,23 +1,23 @@
-"""Relay: moves the bytes of all sessions after their login.
+"""Relay: move the bytes of all sessions after their login.
 
-A relayed session costs no work of its own task, which is parked in `carry`; the
-engine calls the ends that are ready. For each direction this is the whole theory:
+The task of a relayed session does no work: it is parked in `carry`, while the engine
+calls the ends that are ready. For each direction this is the whole theory:
 
     recv into the worker's one buffer -> send to the peer
       all sent      -> read on, until the kernel says "would block"
       part sent     -> the rest is kept with the receiving end (`pending`), and the
                        sending end is not read until the rest is gone: back-pressure
-      nothing left  -> the other way round it starts again with the next event
+      rest gone     -> the sending end is read again
 
 Large transfers in clear text do not pass through the process at all: a read that
 fills the buffer switches its direction to splice(2) through a pipe, until the
-socket runs dry. Pipes are few (`PIPES`), and copying is the fallback.
+socket is empty. Pipes are few (`MAX_PIPES`), and copying is the fallback.
 
-With edge triggering nothing is reported twice, so the relay starts with a try at
-both ends. A read shorter than asked for has emptied the socket, and what comes later
-is a new event (epoll(7)); only a peer's FIN that arrived before the read may have been
-reported already, be it to the dialogue before the relay (`hung_up`). TLS has no such rule: it is read
-until OpenSSL would block, because what stays inside it is never reported.
+Edge triggering reports nothing twice, so the relay starts with a try at both ends. A
+read that returns less than asked for has emptied the socket, and later data is a new
+event (epoll(7)). Only a peer's FIN that arrived before the read may have been reported
+already, perhaps to the dialogue before the relay (`hung_up`). TLS has no such rule: it
+is read until OpenSSL would block, because data inside OpenSSL is never reported.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ from mailproxy.net.engine import HUNG_UP, READABLE, WRITABLE, Engine
 from mailproxy.net.wire import Wire
 
 BUFFER: Final = 128 * KIB
-"""Octets of the one receive buffer of a worker."""
-PIPES: Final = 32
-"""How many pipes a worker opens at the most; their memory is limited per user."""
+"""Octets of the one receive buffer that a worker has."""
+MAX_PIPES: Final = 32
+"""Pipes that a worker opens; the system limits their memory per user."""
 PIPE_SIZE: Final = 256 * KIB
-ROUNDS: Final = 4
-"""Reads of one end in one go, before others have their turn."""
+"""Octets that a pipe holds, unless the system limits it to less."""
+MAX_READS: Final = 4
+"""Reads of one end before others have their turn."""
 SWEEP_PAUSE: Final = 20e-6
-"""Seconds between two sweeps, for each session; a session takes a fiftieth of that."""
-RECORDS: Final = 128
-"""TLS records of one read; they may carry one octet each."""
+"""Seconds per session between two sweeps; sweeping a session takes a fiftieth of it."""
+MAX_TLS_RECORDS: Final = 128
+"""TLS records of one read; each may carry just one octet."""
 
 Reason = Literal["done", "timeout", "shutdown", "broken"]
 Side = Literal["client", "backend"]
@@ -61,8 +62,9 @@ class Ended:
       reason: "done": one side closed and everything from it was delivered;
         "timeout": no traffic for `proxy_timeout`; "shutdown": `Relay.shutdown`;
         "broken": writing failed.
-      error: what recv() said ("done") or send() ("broken"), None for an ordinary end.
-      side: whose connection ended or broke; None if neither did.
+      error: the error of recv() ("done") or send() ("broken"); None for an ordinary
+        end.
+      side: the side whose connection ended or broke; None if neither did.
     """
 
     __slots__ = ("error", "reason", "side")
@@ -82,7 +84,7 @@ class Pipe:
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # Over the user's soft limit the default size has to do.
+        # A user over the soft limit keeps the default size.
         with contextlib.suppress(PermissionError):
             fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
@@ -116,26 +118,29 @@ class _End:
     def __init__(self, session: _Session, wire: Wire, side: Side, pending: bytes):
         self.session = session
         self.wire = wire
-        """Where the octets of this end are counted."""
+        """It counts the octets of this end."""
         self.socket = wire.socket
         self.fd = wire.socket.fileno()
         self.tls = wire.tls is not None
         self.side = side
         self.pending = pending
-        """Bytes to be written to this end before anything else."""
+        """Bytes to write to this end before anything else."""
         self.pipe: Pipe | None = None
-        """Carries what is read from this end, while splicing."""
+        """The pipe through which the bytes of this end go while splicing."""
         self.in_pipe = 0
+        """Octets read from this end that are still in the pipe."""
         self.hung_up = True
-        """The peer's FIN may have been reported already, so that only a read tells."""
+        """Whether the peer's FIN may have been reported already; only reading tells."""
         self.queued = False
+        """Whether `work` will be called in the next round."""
         self.dry = False
-        """The last read of TLS went on until OpenSSL would block."""
+        """Whether the last read of TLS went on until OpenSSL would block."""
         self.failed: OSError | None = None
-        """What TLS said behind bytes that had to go first; OpenSSL says it once."""
+        """An error of TLS after bytes that must be delivered first; OpenSSL reports it
+        only once."""
 
     def ready(self, events: int) -> None:
-        """The engine's handler."""
+        """Flush and pump: the handler that the engine calls."""
         session = self.session
         if not session.alive:
             return
@@ -150,18 +155,18 @@ class _End:
                 elif self.peer.in_pipe:
                     self.peer.pump()
             if events & READABLE or self.tls:
-                # In TLS, a read may have waited for room to write.
+                # In TLS, a read may have been waiting for room to write.
                 self.pump()
         except Exception as error:  # noqa: BLE001 - a bug ends its session, not the worker
             session.finish(outcome.Error(error))
 
     def work(self) -> None:
-        """Go on with an end that had more to do than fits into one go."""
+        """Go on with an end that had more to do than one turn allows."""
         self.queued = False
         self.ready(READABLE)
 
     def flush(self) -> bool:
-        """Write `pending`; whether all of it is gone."""
+        """Write `pending`; return whether all of it is gone."""
         try:
             sent = self.socket.send(self.pending)
         except _WOULD_BLOCK:
@@ -188,7 +193,7 @@ class _End:
         peer = self.peer
         bound = self.session.bound
         view = relay.buffer[:bound]
-        for _ in range(ROUNDS):
+        for _ in range(MAX_READS):
             if peer.pending:
                 return
             error = None
@@ -226,12 +231,12 @@ class _End:
         self._later()
 
     def _receive_tls(self, view: memoryview) -> int:
-        """Read records, many, until the buffer is full or OpenSSL has no more."""
+        """Read many records, until the buffer is full or OpenSSL has no more."""
         if self.failed is not None:
             raise self.failed
         size = 0
         self.dry = False
-        for _ in range(RECORDS):
+        for _ in range(MAX_TLS_RECORDS):
             try:
                 got = self.socket.recv_into(view[size:])
             except _WOULD_BLOCK:
@@ -253,7 +258,7 @@ class _End:
         pipe = self.pipe
         assert pipe is not None
         peer = self.peer
-        for _ in range(ROUNDS):
+        for _ in range(MAX_READS):
             if not self.in_pipe:
                 try:
                     self.in_pipe = os.splice(
@@ -317,7 +322,7 @@ class _Session:
         self.ends: tuple[_End, ...] = (one, two)
 
     def start(self) -> None:
-        """Try everything once: what has happened before is not reported again."""
+        """Try everything once, as earlier events are not reported again."""
         for end in self.ends:
             if end.pending and self.alive:
                 end.flush()
@@ -325,19 +330,22 @@ class _Session:
             end.pump()
 
     def end_of(self, end: _End, error: OSError | None) -> None:
-        """`end` has no more bytes; nginx takes a broken connection for a closed one."""
+        """Finish, as no more bytes come from `end`.
+
+        A broken connection counts as closed, as in nginx.
+        """
         if error is not None and end.tls and faults.is_end(error):
             error = None
         self.finish(outcome.Value(Ended("done", error, end.side)))
 
     def broken(self, end: _End, error: OSError) -> None:
-        """Bytes cannot be written to `end`."""
+        """Finish, as bytes cannot be written to `end`."""
         if end.tls:
             error = faults.under_tls(error)
         self.finish(outcome.Value(Ended("broken", error, end.side)))
 
     def finish(self, result: outcome.Outcome[Ended]) -> None:
-        """Stop moving bytes, and wake the parked task, if it is parked yet."""
+        """Stop moving bytes, and wake the task if it is parked already."""
         if not self.alive:
             return
         self.leave()
@@ -348,7 +356,7 @@ class _Session:
             self.result = result
 
     def leave(self) -> None:
-        """Give back what is lent, and break the circles that would keep memory."""
+        """Return borrowed pipes, and break the reference cycles."""
         self.alive = False
         self.relay.forget(self)
         for end in self.ends:
@@ -393,7 +401,7 @@ class Relay:
         Args:
           to_client: bytes that go to the client first (the backend's answer).
           to_backend: bytes that go to the backend first (what the client sent
-            behind its login).
+            after its login).
           idle_limit: seconds without traffic in either direction (`proxy_timeout`).
           bound: octets that one direction may hold (`proxy_buffer`), if set.
         """
@@ -425,22 +433,23 @@ class Relay:
         return ended
 
     def forget(self, session: _Session) -> None:
+        """Drop a session that has ended."""
         self._sessions.discard(session)
 
     def lend(self, end: _End) -> bool:
-        """Give `end` a pipe; whether there was one."""
+        """Lend `end` a pipe; return whether there was one."""
         if self._pipes:
             end.pipe = self._pipes.pop()
-        elif self._opened < PIPES:
+        elif self._opened < MAX_PIPES:
             try:
                 end.pipe = Pipe()
             except OSError:
-                return False  # no descriptors left: copying needs none
+                return False  # no descriptors left; copying needs none
             self._opened += 1
         return end.pipe is not None
 
     def take_back(self, end: _End) -> None:
-        """Take the pipe of `end` into the pool; one with bytes in it is thrown away."""
+        """Return the pipe of `end` to the pool, or close it if it has bytes in it."""
         assert end.pipe is not None
         if end.in_pipe:
             end.pipe.close()
@@ -455,10 +464,10 @@ class Relay:
         self._end(list(self._sessions), "shutdown")
 
     async def expire(self) -> None:
-        """End sessions without traffic for their `timeout`, until cancelled.
+        """End sessions that had no traffic for their `timeout`, until cancelled.
 
-        One sweep over all sessions at the earliest moment one of them may be due, but
-        not before a pause that makes sweeping a small part of the work.
+        One sweep looks at all sessions when the first of them may be due, but not
+        before a pause that keeps sweeping a small part of the work.
         """
         while True:
             with trio.CancelScope() as self._sweep:
@@ -478,7 +487,7 @@ class Relay:
             session.finish(outcome.Value(Ended(reason)))
 
     def close(self) -> None:
-        """Close the pipes; all sessions have ended."""
+        """Close the pipes; all sessions must have ended."""
         for pipe in self._pipes:
             pipe.close()
         self._pipes.clear()

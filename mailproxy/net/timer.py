@@ -1,4 +1,4 @@
-"""The one timer of a session until its login, which its phases share."""
+"""The timer that the phases of a session share until its login."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mailproxy.errors import ClientError, ClientTimeoutError, SessionError
 
 
 class Timer:
-    """The one timer of a session until its login, and what it means when it goes off.
+    """The one timer of a session until its login, and the error that it raises.
 
-    A phase begins with `limit`, which ends the phase before. That is one cancel scope
-    for all phases: three of them would be a tenth of what a login costs.
+    `limit` begins a phase and ends the previous one. All phases share one cancel
+    scope: three scopes would be a tenth of the cost of a login.
     """
 
     __slots__ = ("_expired", "_scope")
@@ -29,16 +29,16 @@ class Timer:
     def limit(
         self, seconds: float, expired: Callable[[], SessionError] | None = None
     ) -> None:
-        """Begin a phase of `seconds`; at its end, what `expired` returns is raised.
+        """Begin a phase of at most `seconds`.
 
-        It is raised by the `with` statement of this timer. Without `expired`, the
-        client is to blame.
+        When they are over, the `with` statement of this timer raises the error that
+        `expired` returns. Without `expired`, the error says that the client timed out.
         """
         self._expired = expired or client_timed_out
         self._scope.deadline = trio.current_time() + seconds
 
     def stop(self) -> None:
-        """Begin a phase without limit, or one that limits itself."""
+        """Begin a phase that has no limit, or sets its own."""
         self._scope.deadline = math.inf
 
     def __enter__(self) -> None:
@@ -56,10 +56,10 @@ class Timer:
 
 
 def timed_out() -> OSError:
-    """The system error of a timer that went off, as the log shows it."""
+    """Return the system error that the log shows for an expired timer."""
     return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
 
 def client_timed_out() -> ClientError:
-    """The client let `timeout` pass."""
+    """Return the error for a client that let `timeout` pass."""
     return ClientTimeoutError("client timed out", error=timed_out())

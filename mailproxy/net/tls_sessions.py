@@ -1,13 +1,13 @@
 """TLS sessions that all workers share: the memory behind ``ssl_session_cache shared``.
 
 Anonymous shared memory is mapped before the workers are forked. It is divided into
-buckets of 16 KiB; the session id tells the bucket. A bucket is a ring: a new record
-overwrites the oldest ones, so that memory is bounded and nothing needs tidying up.
+buckets of 16 KiB; the session id determines the bucket. A bucket is a ring: a new
+record overwrites the oldest ones, so memory is bounded and needs no cleaning up.
 
-There is no lock. A worker may be killed at any instruction, and a lock that it held
-would have to be noticed and broken; here two workers that write to one bucket at the
-same moment, or one that dies while it writes, leave a record whose digest is wrong.
-Such a record is not found, and its client does a full handshake.
+There is no lock. A worker may be killed at any instruction, and the others would have
+to notice and break a lock that it held. Without one, two workers that write to the same
+bucket at the same moment, or a worker that dies while writing, leave a record whose
+digest is wrong. Such a record is not found, and its client does a full handshake.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ import struct
 import time
 
 MAX_SESSION = 4096
-"""Longest encoded session that is kept, as in nginx; longer ones are not resumed."""
+"""Bytes of an encoded session, as in nginx; longer ones are not kept, nor resumed."""
 
 _BUCKET = 16 * 1024
 _NEXT = struct.Struct("=I")  # where in the bucket the next record goes
 _RECORD = struct.Struct("=16s16sIH")  # key, digest, expiry, size; the session follows
 _KEY = 16
-_LAST = 0xFFFFFFFF
+_MAX_EXPIRY = 0xFFFFFFFF
+
+TICKET_KEY_SIZE = 80
+"""Bytes of OpenSSL's keys for tickets: a name, an HMAC key and an AES-256 key."""
 
 ROTATION = 3600
-"""Seconds after which tickets are made with a new key."""
+"""Seconds after which tickets are encrypted with a new key."""
 
 
 class SessionZone:
-    """A cache of sessions, and a ticket key, for all servers that name the zone.
+    """A cache of TLS sessions, and a ticket key, for all servers that name the zone.
 
-    Expiry is by the monotonic clock of the machine, which its processes share.
+    Sessions expire by the machine's monotonic clock, which all processes share.
     """
 
     def __init__(self, size: int) -> None:
-        """Map the memory; a piece of `size` that fills no bucket is not used.
+        """Map the memory; a remainder of `size` that fills no bucket is not used.
 
         Args:
           size: bytes, at least 16 KiB.
@@ -46,15 +49,15 @@ class SessionZone:
         self.size = size
         self._buckets = size // _BUCKET
         self._memory = mmap.mmap(-1, self._buckets * _BUCKET)
-        self._key = os.urandom(80)
+        self._key = os.urandom(TICKET_KEY_SIZE)
         self._period = self._now() // ROTATION
 
     def store(self, session_id: bytes, session: bytes, lifetime: int) -> None:
-        """Keep an encoded session for `lifetime` seconds, or until room is needed."""
+        """Keep an encoded session for `lifetime` seconds, unless it is overwritten."""
         if len(session) > MAX_SESSION:
             return
         key, start = self._place(session_id)
-        expiry = min(self._now() + lifetime, _LAST)
+        expiry = min(self._now() + lifetime, _MAX_EXPIRY)
         digest = self._digest(key, expiry, session)
         record = _RECORD.pack(key, digest, expiry, len(session)) + session
         (at,) = _NEXT.unpack_from(self._memory, start)
@@ -64,7 +67,7 @@ class SessionZone:
         _NEXT.pack_into(self._memory, start, at + len(record))
 
     def find(self, session_id: bytes) -> bytes | None:
-        """The session that was stored under an id, if it is still there and valid."""
+        """Return the session stored under an id, or None if it is gone or expired."""
         key, start = self._place(session_id)
         room = start + _BUCKET - _RECORD.size
         at = self._memory.find(key, start, room + _KEY)
@@ -77,7 +80,7 @@ class SessionZone:
         return None
 
     def remove(self, session_id: bytes) -> None:
-        """Forget a session, in all workers."""
+        """Remove a session, for all workers."""
         key, start = self._place(session_id)
         at = self._memory.find(key, start, start + _BUCKET)
         while at >= 0:
@@ -85,15 +88,16 @@ class SessionZone:
             at = self._memory.find(key, at + 1, start + _BUCKET)
 
     def ticket_key(self) -> bytes:
-        """80 bytes to make tickets with, the same in all workers.
+        """Return the key that protects tickets, the same in all workers.
 
-        The key changes every hour. Each follows from the one before, which is
-        forgotten: who reads the memory of a worker cannot decrypt what was
-        recorded in the hours before (RFC 5077, section 5.5).
+        The key changes every hour. Each key is derived from the previous one, which is
+        then forgotten: an attacker who reads the memory of a worker cannot decrypt
+        traffic that was recorded in earlier hours (RFC 5077, section 5.5).
         """
         period = self._now() // ROTATION
         while self._period < period:
-            self._key = hashlib.shake_256(b"ticket key" + self._key).digest(80)
+            derived = hashlib.shake_256(b"ticket key" + self._key)
+            self._key = derived.digest(TICKET_KEY_SIZE)
             self._period += 1
         return self._key
 
@@ -102,9 +106,9 @@ class SessionZone:
         return int(time.monotonic())
 
     def _place(self, session_id: bytes) -> tuple[bytes, int]:
-        """What to search for, and the start of the bucket to search in.
+        """Return the key to search for, and the start of the bucket to search in.
 
-        Clients choose the ids that are looked up; they cannot choose the key.
+        Clients choose the ids that are looked up, but cannot choose the key.
         """
         key = hashlib.blake2b(session_id, digest_size=_KEY).digest()
         return key, int.from_bytes(key[:8], "big") % self._buckets * _BUCKET

@@ -1,8 +1,8 @@
-"""What a worker waits for that is no stream of octets: it has no `Wire`, but the engine.
+"""Descriptors other than streams of octets, watched by the engine.
 
-Signals (signalfd(2)), the ends of processes (pidfd_open(2)) and lines between processes
-are descriptors, too. Waiting for them as trio does would take the engine's fast path
-away from all sessions (see `engine`), so in a worker everything waits here.
+Signals (signalfd(2)), exits of processes (pidfd_open(2)) and messages between processes
+come through descriptors, too. Waiting for them as trio does would take the engine's
+fast path away from all sessions (see `engine`), so a worker waits for them here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from mailproxy.net.engine import READABLE, Engine, Readiness
 class Watched:
     """A descriptor that one task at a time waits for.
 
-    The rule of edge triggering is the caller's: try to read first, and wait only after
-    that would have blocked. A wait may end without need.
+    The caller has to follow the rule of edge triggering: try to read first, and wait
+    only after the try would have blocked. A wait may end although there is nothing.
 
     Args:
-      fd: non-blocking; it stays the caller's, who closes it after `close`.
+      fd: non-blocking; the caller owns it, and closes it after `close`.
       counted: whether it takes one of the `worker_connections`.
 
     Raises:
@@ -49,19 +49,19 @@ class Watched:
         readiness.readable = False
 
     def close(self) -> None:
-        """Take the descriptor off the engine; it stays open."""
+        """Stop watching the descriptor; it stays open."""
         self._engine.unregister(self._fd)
         self._engine.limit -= self._extra
 
 
 def receive_packet(connection: socket.socket, size: int) -> bytes | None:
-    """The next message on a SOCK_SEQPACKET socket, cut to `size` octets.
+    """Receive the next message on a SOCK_SEQPACKET socket, cut to `size` octets.
 
-    Returns None when the other end has closed. recv() shows that and an empty message
-    alike, as no octets.
+    Returns None if the other end has closed, which recv() does not distinguish from an
+    empty message.
 
     Raises:
-      OSError: what recv() says, `BlockingIOError` if nothing has arrived.
+      OSError: of recv(); `BlockingIOError` if nothing has arrived.
     """
     packet = connection.recv(size)
     if not packet:
@@ -73,12 +73,12 @@ def receive_packet(connection: socket.socket, size: int) -> bytes | None:
 
 
 class PacketWire:
-    """A socket that keeps messages apart (SOCK_SEQPACKET), for one task.
+    """A socket that preserves message boundaries (SOCK_SEQPACKET), for one task.
 
-    It takes one of the `worker_connections`, as the line to the master does in nginx.
+    It takes one of the `worker_connections`, as nginx's channel to the master does.
 
     Args:
-      connection: a connected, non-blocking socket; it stays the caller's.
+      connection: a connected, non-blocking socket; the caller owns it.
 
     Raises:
       OSError: `worker_connections` are in use.
@@ -89,10 +89,10 @@ class PacketWire:
         self._watched = Watched(engine, connection.fileno(), counted=True)
 
     async def receive(self, size: int) -> bytes | None:
-        """The next message, cut to `size` octets; None when the other end has closed.
+        """Receive the next message, cut to `size` octets; None if the other end closed.
 
         Raises:
-          OSError: what recv() says.
+          OSError: of recv().
         """
         while True:
             try:
@@ -100,17 +100,17 @@ class PacketWire:
             except BlockingIOError:
                 await self._watched.wait_readable()
             else:
-                await trio.lowlevel.checkpoint()  # others have their turn
+                await trio.lowlevel.checkpoint()  # let other tasks run
                 return packet
 
     def send(self, packet: bytes) -> None:
         """Send a message if there is room for it.
 
         Raises:
-          OSError: what send() says, `BlockingIOError` if there is no room.
+          OSError: of send(); `BlockingIOError` if there is no room.
         """
         self._socket.send(packet)
 
     def close(self) -> None:
-        """Take the socket off the engine; it stays open."""
+        """Stop watching the socket; it stays open."""
         self._watched.close()

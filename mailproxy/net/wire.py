@@ -2,7 +2,7 @@
 
 This is the one place that owns the rule of edge triggering: try until the kernel
 (or OpenSSL) says that it would block, and only then wait. A `Wire` belongs to one
-task, which does one thing at a time with it.
+task, which makes one call at a time.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class Wire:
     Attributes:
       socket: the socket, an `ssl.SSLSocket` after `start_tls`.
       tls: the same `ssl.SSLSocket`, or None while in clear text.
-      received: octets that were read from it; what is only looked at (`peek`) and
-        dropped does not count, nor does what TLS adds.
-      sent: octets that the kernel, or OpenSSL, has taken; the same holds.
+      received: octets that were read from it. Octets that were only peeked at and
+        dropped do not count, nor does the overhead of TLS.
+      sent: octets that the kernel, or OpenSSL, has taken, without the overhead of TLS.
+      closed: whether `close` was called.
     """
 
     __slots__ = (
@@ -63,7 +64,7 @@ class Wire:
     def connect(cls, engine: Engine, family: int, address: SocketAddress) -> Wire:
         """Begin to connect; the first receive or send waits for the result.
 
-        That is what nginx does: a refused connection shows as a failed recv().
+        As in nginx, a refused connection shows as a failed recv().
 
         Raises:
           OSError: connect() failed at once, or `worker_connections` are in use.
@@ -81,16 +82,16 @@ class Wire:
             raise
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What has arrived, at most `max_bytes` (16 KiB); b"" when the peer is done.
+        """Receive at most `max_bytes` (16 KiB if None); b"" once the peer is done.
 
         Raises:
-          OSError: what recv() says, `ssl.SSLError` among it. In TLS, a connection
-            that broke has ended.
+          OSError: of recv(), including `ssl.SSLError`. In TLS, a broken connection
+            counts as ended.
         """
         size = max_bytes or _CHUNK
         readiness = self._readiness
         while True:
-            # A try that is known to fail costs more than it looks: an exception.
+            # A try that is bound to fail is costly, as it raises an exception.
             if not readiness.readable:
                 await readiness.wait(READABLE)
             try:
@@ -107,19 +108,19 @@ class Wire:
                 raise
             self.received += len(data)
             if len(data) < size and self.tls is None and not readiness.hung_up:
-                readiness.readable = False  # less than asked for was all (epoll(7))
+                readiness.readable = False  # a short read empties it (epoll(7))
             return data
 
     async def peek(self, size: int, seen: int) -> bytes:
-        """What has arrived, left where it is: at most `size` octets.
+        """Return at most `size` octets that have arrived, without removing them.
 
-        For what must not be read too far, a header before TLS.
+        For a header before TLS, after which nothing must be read.
 
         Args:
-          seen: returns only when there is more than this, or nothing more comes.
+          seen: wait until there are more octets than this, or no more will come.
 
         Raises:
-          OSError: what recv() says.
+          OSError: of recv().
         """
         while True:
             try:
@@ -132,16 +133,16 @@ class Wire:
             await self._readiness.wait(READABLE)
 
     def _hung_up(self) -> bool:
-        """Whether no more will come than what `peek` shows.
+        """Return whether no more octets will come than `peek` shows.
 
-        The engine may have told before anybody waited, and does not tell twice.
+        The engine may have reported that before the task waited, and reports it once.
         """
         poll = select.poll()
         poll.register(self.socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
     def is_quiet(self) -> bool:
-        """Whether the connection is open, and nothing waits to be received."""
+        """Return whether the connection is open, and nothing waits to be received."""
         try:
             self.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -151,14 +152,14 @@ class Wire:
         return False
 
     def drop(self, size: int) -> None:
-        """Read away octets that `peek` has shown."""
+        """Remove octets that `peek` has shown."""
         self.socket.recv(size)
 
     async def send_all(self, data: bytes | memoryview) -> None:
-        """Send everything, waiting for room where needed.
+        """Send all of `data`, waiting for room as needed.
 
         Raises:
-          OSError: what send() says, `ssl.SSLError` and `UnderTlsError` among it.
+          OSError: of send(), including `ssl.SSLError` and `UnderTlsError`.
         """
         while data:
             try:
@@ -180,13 +181,13 @@ class Wire:
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Do the server's side of a TLS handshake on this connection.
 
-        The caller drops what arrived in clear text before.
+        The caller must have dropped what arrived in clear text.
 
         Raises:
           OSError: the handshake failed; `ssl.SSLError` if TLS is the reason.
         """
-        # Of a connection that is broken `ssl` makes a closed one: ask first, while
-        # the descriptor is ours.
+        # `ssl` turns a broken connection into a closed one: ask for the error first,
+        # while the descriptor is ours.
         self._check_socket()
         portable = isinstance(context, openssl.PortableContext)
         hello = await self._see_hello(context) if portable else None
@@ -200,16 +201,16 @@ class Wire:
     ) -> None:
         """Do the client's side of a TLS handshake, once the connection is made.
 
-        The caller makes sure that nothing which arrived in clear text is left unread.
+        The caller must have read everything that arrived in clear text.
 
         Args:
-          context: of `PROTOCOL_TLS_CLIENT`.
-          server_name: the name, or the IP address, that the certificate is checked
-            against if the context says so; a name is sent as SNI (RFC 6066, section 3).
+          context: a context of `PROTOCOL_TLS_CLIENT`.
+          server_name: the name, or the IP address, to check the certificate against if
+            the context asks for that; a name is sent as SNI (RFC 6066, section 3).
 
         Raises:
           OSError: connecting or the handshake failed; `ssl.SSLError` if TLS is the
-            reason, `ssl.SSLCertVerificationError` if it is the certificate.
+            reason, `ssl.SSLCertVerificationError` if the certificate is.
         """
         await self._wait_connected()
         await self._shake_hands(self._wrap(context, server_name=server_name))
@@ -232,7 +233,7 @@ class Wire:
                 return
 
     def _check_socket(self) -> None:
-        """Raise the error that waits at the socket, if any."""
+        """Raise the pending error of the socket (SO_ERROR), if any."""
         broken = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if broken:
             raise OSError(broken, os.strerror(broken))
@@ -258,7 +259,7 @@ class Wire:
                 server_hostname=server_name,
             )
         except OSError as error:
-            # It broke just now. `ssl` has the descriptor, and gives it up.
+            # It broke just now; `ssl` has taken the descriptor and closes it.
             self.engine.forget(fd)
             reset = errno.ECONNRESET
             raise ConnectionResetError(reset, os.strerror(reset)) from error
@@ -266,7 +267,7 @@ class Wire:
         return self.tls
 
     async def _shake_hands(self, tls: ssl.SSLSocket) -> None:
-        """Go through the handshake, on either side."""
+        """Do the handshake, on either side."""
         while True:
             try:
                 tls.do_handshake()
@@ -275,14 +276,14 @@ class Wire:
             except ssl.SSLWantWriteError:
                 await self._readiness.wait(WRITABLE)
             else:
-                # What came behind the handshake is inside the TLS object by now.
+                # Data that came right after the handshake may be inside OpenSSL by now.
                 self._readiness.readable = True
                 return
 
     def probe_peer(self) -> None:
-        """Have the kernel find out whether an idle peer is still there (tcp(7)).
+        """Make the kernel find out whether an idle peer is still there (tcp(7)).
 
-        A connection that is dead ends within `PROBE_IDLE` and a few probes.
+        A dead connection ends after `PROBE_IDLE` seconds and `PROBES` probes.
         """
         connection = self.socket
         if connection.family == socket.AF_UNIX:
@@ -293,54 +294,56 @@ class Wire:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
 
     def abandon(self) -> None:
-        """End the connection for whoever waits for it, as if the peer had closed it."""
+        """End the connection for a task that waits, as if the peer had closed it."""
         with contextlib.suppress(OSError):  # it has ended already
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def watch(self, handler: Handler) -> None:
-        """Have the engine call `handler` instead of waking this wire; see `resume`."""
+        """Let the engine call `handler` instead of waking this wire; see `resume`."""
         self.engine.hand_over(self.socket.fileno(), handler)
 
     async def _see_hello(self, context: ssl.SSLContext) -> openssl.Hello:
-        """Look at how a client begins, before OpenSSL does.
+        """Peek at the client's hello, before OpenSSL reads it.
 
         Raises:
-          ssl.SSLError: the client wants another protocol; it was told.
+          ssl.SSLError: the client offers only other protocols; it was sent an alert.
           OSError: the connection broke.
         """
         seen = b""
         while (hello := openssl.read_hello(seen)) is None:
             data = await self.peek(openssl.MAX_HELLO, len(seen))
             if len(data) <= len(seen):
-                return openssl.Hello()  # it left
+                return openssl.Hello()  # the client left
             seen = data
             if len(seen) == openssl.MAX_HELLO:
                 return openssl.read_hello(seen) or openssl.Hello()
         refused = openssl.refusal(context, hello)
         if refused is not None:
-            self.drop(len(seen))  # lest a reset overtakes the alert
+            self.drop(
+                len(seen)
+            )  # unread data would reset the connection, alert and all
             with contextlib.suppress(OSError):
                 self.socket.send(openssl.ALERT)
             raise refused
         return hello
 
     def resume(self) -> None:
-        """Have the engine wake this wire again, after somebody else was called."""
+        """Let the engine wake this wire again, after `watch`."""
         self.engine.hand_over(self.socket.fileno(), self._readiness.ready)
 
     def close(self, *, notify: bool = True) -> None:
         """Close the connection; a second call does nothing.
 
         Args:
-          notify: in TLS, send close_notify first (RFC 8446, section 6.1); the
-            peer's is not waited for.
+          notify: in TLS, send close_notify first (RFC 8446, section 6.1), without
+            waiting for that of the peer.
         """
         if self.closed:
             return
         self.closed = True
         self.engine.unregister(self.socket.fileno())
         if self.tls is not None and notify:
-            # The peer may be gone or slow: this is a courtesy, not a condition.
+            # The peer may be gone or slow: close_notify is only a courtesy.
             with contextlib.suppress(OSError, ValueError):
                 self.tls.unwrap()
         self.socket.close()

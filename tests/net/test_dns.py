@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from mailproxy.conf.addresses import Address
-from mailproxy.net.dns import CACHED, TIMED_OUT, Resolver
+from mailproxy.net.dns import MAX_CACHED, TIMED_OUT, Resolver
 from mailproxy.net.dns_messages import (
     NOT_FOUND,
     SERVER_FAILURE,
@@ -181,13 +181,13 @@ class TestMemory:
 
         resolver = Resolver(resolver_settings(), 30.0, ask)
         first = int(CLIENT)
-        for number in range(CACHED + 1):
+        for number in range(MAX_CACHED + 1):
             await resolver.find_name(ip_address(first + number))
-        assert asked == CACHED + 1
+        assert asked == MAX_CACHED + 1
         await resolver.find_name(ip_address(first + 1))  # kept still
-        assert asked == CACHED + 1
+        assert asked == MAX_CACHED + 1
         await resolver.find_name(CLIENT)
-        assert asked == CACHED + 2
+        assert asked == MAX_CACHED + 2
 
     async def test_who_asks_the_same_at_the_same_time_shares_the_answer(self) -> None:
         servers = FakeServers(GOOD)

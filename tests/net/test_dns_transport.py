@@ -25,11 +25,11 @@ from mailproxy.net.dns_messages import (
     forward_question,
 )
 from mailproxy.net.dns_port import (
-    IN_A_ROW,
+    MAX_IN_A_ROW,
     MAX_PENDING,
+    MAX_PORT_AGE,
+    MAX_PORT_QUERIES,
     MAX_STRAYS,
-    PORT_AGE,
-    PORT_QUERIES,
 )
 from mailproxy.net.dns_transport import PORTS, STREAMS, Transport
 from mailproxy.net.engine import Engine
@@ -40,7 +40,7 @@ from tests.net.test_wire import descriptors, no_descriptors_left
 QUESTION = forward_question(Kind.A, b"mail.example.com")
 ZONE: Zone = {"mail.example.com. A": ["60 A 192.0.2.1"]}
 ANSWER = Answer(0, (b"\xc0\0\2\1",), 60)
-PATIENCE = PORT_AGE + 10
+PATIENCE = MAX_PORT_AGE + 10
 
 Respond = Callable[[bytes], list[bytes]]
 
@@ -301,7 +301,7 @@ async def test_silence_costs_a_few_sockets_and_leaving_leaves_nothing() -> None:
             assert len(descriptors()) == before + PORTS
             assert not here.transport.make_room()
             nursery.cancel_scope.cancel()
-        # Nobody waits: the sockets may be closed for somebody who needs them more.
+        # No question waits: the sockets may be closed to make room for a session.
         for left in reversed(range(PORTS)):
             assert here.transport.make_room()
             assert len(descriptors()) == before + left
@@ -389,7 +389,7 @@ async def test_flood_has_to_wait_for_others() -> None:
             nursery.start_soon(ask)
             await wait_all_tasks_blocked()
             query, client = udp.recvfrom(100)
-            for _ in range(3 * IN_A_ROW):
+            for _ in range(3 * MAX_IN_A_ROW):
                 udp.sendto(bytes([query[0] ^ 1]) + query[1:], client)
             udp.sendto(response(query), client)
             for _ in range(3):
@@ -423,7 +423,7 @@ class TestPorts:
         async with served(limit=1) as here:
             await here.ask()
             first = sockets()
-            for _ in range(PORT_QUERIES - 1):
+            for _ in range(MAX_PORT_QUERIES - 1):
                 await here.ask()
             assert sockets() == first
             await here.ask()
@@ -433,7 +433,7 @@ class TestPorts:
         async with served(limit=1) as here:
             await here.ask()
             first = sockets()
-            mock_clock.jump(PORT_AGE - 1)
+            mock_clock.jump(MAX_PORT_AGE - 1)
             await here.ask()
             assert sockets() == first
             mock_clock.jump(1)
@@ -447,7 +447,7 @@ class TestPorts:
             before = sockets()
             await here.transport.ask(other.address, QUESTION)
             old = sockets() - before
-            mock_clock.jump(PORT_AGE)
+            mock_clock.jump(MAX_PORT_AGE)
             await here.ask()
             assert len(old) == 1
             assert not old & sockets()
@@ -462,7 +462,7 @@ class TestPorts:
         async with served(answer_others, limit=1) as here:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(here.ask, silent)
-                for _ in range(PORT_QUERIES + 5):
+                for _ in range(MAX_PORT_QUERIES + 5):
                     assert await here.ask() == ANSWER
                 nursery.cancel_scope.cancel()
             assert len(set(here.ports)) == 1
@@ -500,7 +500,7 @@ class TestPorts:
 
 
 async def test_idle_sockets_make_room_for_others() -> None:
-    """In a network that is full, what nobody waits for is closed."""
+    """A network that is full closes sockets for which no question waits."""
     before = descriptors()
     async with served() as here:
         engine = Engine(limit=2)

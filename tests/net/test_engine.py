@@ -242,7 +242,7 @@ async def test_a_handler_that_fails_ends_the_engine(*, asleep: bool) -> None:
     with trio.fail_after(PATIENCE) as limit:
         with once_asleep(lambda: theirs.send(b"x")), pytest.raises(LookupError):
             await engine.run()
-        # The engine waits for nobody any more, and so not in trio's place.
+        # The engine has no task any more, so it does not wait in trio's place.
         await trio.sleep(0.01)
         assert trio.current_time() < limit.deadline
     if asleep:

@@ -266,7 +266,7 @@ def test_unix_socket_is_open_to_all_and_removed(
 def test_link_in_the_place_of_a_new_unix_socket_opens_no_other_file(
     opened: Opened, log: Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever has the directory may exchange the two as soon as bind() has returned."""
+    """The directory's owner may exchange the two as soon as bind() has returned."""
     path, precious = tmp_path / "imap.sock", tmp_path / "precious"
     precious.touch(0o600)
     real = socket.socket.bind

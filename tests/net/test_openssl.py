@@ -358,7 +358,7 @@ def test_an_engine_is_used_for_all_it_can(files: Certificates) -> None:
 @pytest.mark.proves("ssl_certificate_key", "engine:")
 def test_a_key_of_an_engine(files: Certificates) -> None:
     def work(engine: int) -> bool:
-        # As for nginx, somebody has to initialise it: ssl_engine, or openssl.cnf.
+        # As for nginx, ssl_engine or openssl.cnf has to initialise it.
         text = """ssl_engine ours; events {} mail { auth_http 127.0.0.1; server {
             listen 127.0.0.1:143 ssl; ssl_certificate ec.pem;
             ssl_certificate_key engine:ours:ec; } }"""

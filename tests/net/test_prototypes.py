@@ -9,7 +9,7 @@ import pytest
 from mailproxy.net.openssl import OpenSSLError
 from mailproxy.net.openssl.headers import prototype, ssl_h
 from mailproxy.net.openssl.headers.prototype import has
-from mailproxy.net.openssl.headers.types import Address, Int, Size, UInt
+from mailproxy.net.openssl.headers.types import Int, Pointer, Size, UInt
 from tests.tls import HEADERS, declared
 
 
@@ -43,7 +43,7 @@ def test_a_signature_of_python_is_a_prototype_of_c() -> None:
 
 def test_a_function_of_python_is_a_callback_of_c() -> None:
     @prototype.callback
-    def lengthen(name: Address, factor: UInt) -> Size:
+    def lengthen(name: Pointer, factor: UInt) -> Size:
         return len(ctypes.string_at(name)) * factor
 
     call = cast("Callable[[int, int], int]", lengthen)

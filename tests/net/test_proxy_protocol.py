@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.net.proxy_protocol import (
-    LIMIT,
+    MAX_HEADER,
     Endpoint,
     Header,
     ProxyProtocolError,
@@ -133,9 +133,9 @@ def test_anything_else_is_refused_in_nginxs_words(
 
 
 def test_a_line_without_end_is_not_waited_for_beyond_the_limit() -> None:
-    assert parse(b"PROXY UNKNOWN".ljust(LIMIT - 1)) is None
+    assert parse(b"PROXY UNKNOWN".ljust(MAX_HEADER - 1)) is None
     with pytest.raises(ProxyProtocolError):
-        parse(b"PROXY UNKNOWN".ljust(LIMIT))
+        parse(b"PROXY UNKNOWN".ljust(MAX_HEADER))
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PROXY ", SIGNATURE]))

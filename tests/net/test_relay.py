@@ -17,7 +17,7 @@ import trustme
 from mailproxy.net.engine import Acceptor, Engine
 from mailproxy.net.idle import Connection, Reuse
 from mailproxy.net.network import Network
-from mailproxy.net.relay import PIPES, Ended, Relay
+from mailproxy.net.relay import MAX_PIPES, Ended, Relay
 from mailproxy.net.wire import Wire
 from tests.net.test_wire import no_descriptors_left
 
@@ -201,7 +201,7 @@ async def test_more_transfers_than_pipes() -> None:
             await client.aclose()
 
         async with trio.open_nursery() as transfers:
-            for _ in range(PIPES + 8):
+            for _ in range(MAX_PIPES + 8):
                 transfers.start_soon(transfer)
 
 

@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mailproxy.auth.http_exchange import MAX_HEADER
 from mailproxy.conf.addresses import Address
-from mailproxy.net.dns import CACHED, CACHED_VALUES, Resolver
+from mailproxy.net.dns import MAX_CACHED, MAX_CACHED_VALUES, Resolver
 from mailproxy.net.dns_messages import Answer, Kind, Question
 from tests.name_servers import resolver_settings
 from tests.play import load_server, parse
@@ -134,7 +134,7 @@ def test_backend_that_sends_without_end(
     assert taken <= BUFFER
 
 
-@pytest.mark.parametrize("values", [1, CACHED_VALUES, CACHED_VALUES + 1])
+@pytest.mark.parametrize("values", [1, MAX_CACHED_VALUES, MAX_CACHED_VALUES + 1])
 async def test_long_answers_of_name_servers_are_not_kept(values: int) -> None:
     """Whoever has a zone for their addresses chooses what is in it."""
     asked = 0
@@ -148,5 +148,5 @@ async def test_long_answers_of_name_servers_are_not_kept(values: int) -> None:
     resolver = Resolver(resolver_settings(ipv6=False), 30.0, ask)
     for _ in range(2):
         await resolver.find_addresses(b"mail.example.com", ip_address("192.0.2.2"))
-    assert asked == (1 if values <= CACHED_VALUES else 2)
-    assert CACHED * CACHED_VALUES * 64 < 1 << 26
+    assert asked == (1 if values <= MAX_CACHED_VALUES else 2)
+    assert MAX_CACHED * MAX_CACHED_VALUES * 64 < 1 << 26

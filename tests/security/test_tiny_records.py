@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from mailproxy.net.engine import Engine
-from mailproxy.net.relay import RECORDS, ROUNDS, Relay
+from mailproxy.net.relay import MAX_READS, MAX_TLS_RECORDS, Relay
 from mailproxy.net.wire import Wire
 from tests.play import certificate
 
@@ -54,10 +54,10 @@ async def test_work_of_one_turn_is_bounded() -> None:
         nursery.start_soon(carry)
         await wait_all_tasks_blocked()
         # Nobody runs the engine, so that this is what is done in one go.
-        assert 0 < len(backend.recv(OCTETS)) <= ROUNDS * RECORDS < OCTETS
+        assert 0 < len(backend.recv(OCTETS)) <= MAX_READS * MAX_TLS_RECORDS < OCTETS
         nursery.start_soon(engine.run)
         await wait_all_tasks_blocked(0.01)
-        assert len(backend.recv(OCTETS)) == OCTETS - ROUNDS * RECORDS
+        assert len(backend.recv(OCTETS)) == OCTETS - MAX_READS * MAX_TLS_RECORDS
         nursery.cancel_scope.cancel()
     for wire in wires:
         wire.close()

@@ -1,26 +1,25 @@
-"""What nginx asks of OpenSSL and the `ssl` module does not offer.
+"""Functions of OpenSSL that nginx uses and the `ssl` module does not offer.
 
 This package is the one place that calls OpenSSL by ctypes, and only the OpenSSL that
-`ssl` itself is linked with. What `ssl` and `cryptography` can do as nginx does it is
-left to them. What stays are nginx's texts for OpenSSL's errors, engines and stores,
-session caches and ticket keys, what decides during a handshake (ALPN, certificates of
+`ssl` itself is linked with. What `ssl` and `cryptography` can do in nginx's way is left
+to them. The rest is here: nginx's texts for OpenSSL's errors, engines and stores,
+session caches and ticket keys, decisions during a handshake (ALPN, certificates of
 clients), lists of groups, raw commands, and names as OpenSSL prints them.
 
-`context_builder` makes contexts as nginx makes them, with
-nginx's texts for what goes wrong; the other functions tell about a handshake. What
-`ssl` offers is not repeated here: `version()`, `cipher()` and
-`selected_alpn_protocol()` of an `ssl.SSLSocket` work as always.
+`context_builder` makes contexts as nginx does, with nginx's error texts; the other
+functions describe a handshake. What `ssl` offers is not repeated here: `version()`,
+`cipher()` and `selected_alpn_protocol()` of an `ssl.SSLSocket` work as usual.
 
     headers/         the functions of OpenSSL that are called, and its numbers
     library.py       the layout of the objects of `ssl`; can OpenSSL be called?
-    exceptions.py    what is raised where it says no
+    exceptions.py    the exceptions for its errors
     errors.py        OpenSSL's errors in nginx's words
     options.py       the options that nginx sets
-    callbacks.py     what OpenSSL calls during a handshake
+    callbacks.py     functions that OpenSSL calls during a handshake
     material.py      certificates, keys and other files -> OpenSSL's objects
     contexts.py      ContextBuilder
     peers.py         who the peer is, and what was agreed with it
-    certificates.py  what certificates say
+    certificates.py  the contents of certificates
 
 and for Pythons that carry OpenSSL inside, so that its functions cannot be called:
 

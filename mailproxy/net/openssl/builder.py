@@ -1,4 +1,4 @@
-"""Which builder makes contexts with this Python."""
+"""The choice of the builder that can make contexts with this Python."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 
 def context_builder(protocols: Collection[str]) -> ContextBuilder | PortableBuilder:
-    """Begin a context; `ssl_protocols` as for `ContextBuilder`.
+    """Begin a context with the builder that works here.
+
+    Args:
+      protocols: as for `ContextBuilder`.
 
     Raises:
       OpenSSLError: TLS needs a newer OpenSSL.
     """
     if unreachable() is None:
         return ContextBuilder(protocols)
-    from mailproxy.net.openssl.portable import PortableBuilder  # it imports much
+    from mailproxy.net.openssl.portable import PortableBuilder  # it is slow to import
 
     return PortableBuilder(protocols)

@@ -1,13 +1,12 @@
-"""What OpenSSL calls during a handshake.
+"""Callbacks: the functions that OpenSSL calls during a handshake.
 
 Every callback is a function of this module and lives as long as the process:
-OpenSSL may call it while a context is being freed, when nothing is left that belongs
-to the context. What a context needs is found by the address of its `SSL_CTX`. None
-of them raises; ctypes could only print it.
+OpenSSL may call it while a context is being freed, when nothing that belongs to the
+context is left. Callbacks find the data of a context by the address of its `SSL_CTX`.
+None of them raises; ctypes could only print the exception.
 
 They are installed only where a directive needs them, since each call costs one or
-two microseconds. With the default configuration there is but one, for clients that
-send ALPN.
+two microseconds. The default configuration has only one, for clients that send ALPN.
 """
 
 import ctypes
@@ -28,8 +27,8 @@ from mailproxy.net.openssl.headers.types import (
     SSL,
     SSL_CTX,
     SSL_SESSION,
-    Address,
     Int,
+    Pointer,
     UInt,
 )
 from mailproxy.net.openssl.library import encoded
@@ -37,23 +36,23 @@ from mailproxy.net.tls_sessions import MAX_SESSION, ROTATION, SessionZone
 
 _TLS1_3 = python_ssl.TLSVersion.TLSv1_3
 
-# What the callback for tickets returns, SSL_CTX_set_tlsext_ticket_key_evp_cb(3).
+# Results of the callback for tickets, SSL_CTX_set_tlsext_ticket_key_evp_cb(3).
 _TICKET_ERROR, _TICKET_NONE, _TICKET_GOOD, _TICKET_RENEW = -1, 0, 1, 2
 
 
 @functools.cache
 def alpn(protocol: bytes) -> object:
-    """The callback that chooses `protocol`, or refuses a client with others only."""
-    wanted = bytes([len(protocol)]) + protocol  # OpenSSL keeps the address of it
+    """Return a callback that chooses `protocol`, or rejects a client without it."""
+    wanted = bytes([len(protocol)]) + protocol  # OpenSSL keeps its address
 
     @callback
     def choose(
         _ssl: SSL,
-        out: Address,
-        out_size: Address,
-        offered: Address,
+        out: Pointer,
+        out_size: Pointer,
+        offered: Pointer,
         size: UInt,
-        _data: Address,
+        _data: Pointer,
     ) -> Int:
         found = ssl_h.SSL_select_next_proto(
             out, out_size, wanted, len(wanted), offered, size
@@ -66,20 +65,20 @@ def alpn(protocol: bytes) -> object:
 
 
 @callback
-def go_on(_ok: Int, _store: Address) -> Int:
+def go_on(_ok: Int, _store: Pointer) -> Int:
     """Accept any client certificate.
 
-    The result is asked for after the handshake, so that the client can be told.
+    The session asks for the result after the handshake, so that it can tell the client.
     """
     return 1
 
 
 @callback
 def limit_lifetime(ssl: SSL, where: Int, _value: Int) -> None:
-    """End a session `ssl_session_timeout` after its full handshake.
+    """End a TLS session `ssl_session_timeout` after its full handshake.
 
-    With TLS 1.3, OpenSSL starts the time anew whenever a session is resumed. A
-    client could go on for ever with a certificate that has expired meanwhile.
+    With TLS 1.3, OpenSSL restarts the timeout whenever a session is resumed. A client
+    could keep using a certificate that has expired meanwhile for ever.
     """
     if where != ssl_h.SSL_CB_ACCEPT_LOOP or ssl_h.SSL_version(ssl) != _TLS1_3:
         return
@@ -108,18 +107,18 @@ _identities: dict[SSL_CTX, bytes] = {}
 
 
 def keep_identity(ctx: SSL_CTX, identity: bytes) -> None:
-    """See that connections have the session id context of their context.
+    """Give connections the session id context of their context.
 
-    Since 3.13, Python gives every connection one of its own, the same for all
-    contexts. It must not matter where contexts have a cache or ticket keys in common.
+    Since 3.13, Python sets a session id context of its own on every connection, the
+    same for all contexts. It must not apply if contexts share a cache or ticket keys.
     """
-    if sys.version_info >= (3, 12):  # in case that it comes to 3.12 as well
+    if sys.version_info >= (3, 12):  # in case 3.12 gets the change as well
         _identities[ctx] = identity
         ssl_h.SSL_CTX_set_client_hello_cb(ctx, _identify, None)
 
 
 @callback
-def _identify(ssl: SSL, _alert: Address, _data: Address) -> Int:
+def _identify(ssl: SSL, _alert: Pointer, _data: Pointer) -> Int:
     identity = _identities.get(ssl_h.SSL_get_SSL_CTX(ssl), b"")
     ssl_h.SSL_set_session_id_context(ssl, identity, len(identity))
     return ssl_h.SSL_CLIENT_HELLO_SUCCESS
@@ -130,9 +129,9 @@ def _identify(ssl: SSL, _alert: Address, _data: Address) -> Int:
 
 _zones: dict[SSL_CTX, SessionZone] = {}
 _keyed: dict[SSL_CTX, SessionZone] = {}
-"""The contexts whose tickets are made with the key of their zone."""
+"""The contexts whose tickets are encrypted with the key of their zone."""
 _renewal = 0.0
-"""When some zone has a new key."""
+"""When the zones change their keys next, by the monotonic clock."""
 
 
 def share_sessions(ctx: SSL_CTX, zone: SessionZone) -> None:
@@ -144,7 +143,7 @@ def share_sessions(ctx: SSL_CTX, zone: SessionZone) -> None:
 
 
 def use_zone_key(ctx: SSL_CTX, zone: SessionZone) -> None:
-    """Make tickets with the key of a zone, whatever it is at the time."""
+    """Encrypt tickets with the key that a zone has at the time."""
     _keyed[ctx] = zone
     _give_key(ctx, zone)
 
@@ -165,7 +164,7 @@ def _renew_keys() -> None:
 def _store(ssl: SSL, session: SSL_SESSION) -> Int:
     tickets = not ssl_h.SSL_get_options(ssl) & python_ssl.OP_NO_TICKET
     if tickets and ssl_h.SSL_version(ssl) == _TLS1_3:
-        # The ticket holds the session; OpenSSL only lets us know.
+        # The ticket holds the session; this call only announces it.
         if time.monotonic() >= _renewal:
             _renew_keys()
         return 0
@@ -179,7 +178,7 @@ def _store(ssl: SSL, session: SSL_SESSION) -> Int:
 
 
 @callback
-def _find(ssl: SSL, start: Address, size: Int, copy: Address) -> SSL_SESSION:
+def _find(ssl: SSL, start: Pointer, size: Int, copy: Pointer) -> SSL_SESSION:
     c_int.from_address(copy).value = 0  # the caller gets the only reference
     zone = _zones.get(ssl_h.SSL_get_SSL_CTX(ssl))
     content = None if zone is None else zone.find(ctypes.string_at(start, size))
@@ -212,9 +211,12 @@ class _TicketKey:
     mac_key: bytes
 
 
+_AES_128_KEY_FILE = 48
+
+
 def _ticket_key(text: bytes) -> _TicketKey:
-    """A key file: 48 bytes for AES-128, 80 for AES-256, in nginx's layouts."""
-    if len(text) == 48:
+    """Read a key file: 48 bytes for AES-128, 80 for AES-256, in nginx's layouts."""
+    if len(text) == _AES_128_KEY_FILE:
         return _TicketKey(text[:16], crypto_h.EVP_aes_128_cbc(), text[16:32], text[32:])
     return _TicketKey(text[:16], crypto_h.EVP_aes_256_cbc(), text[48:], text[16:48])
 
@@ -223,7 +225,7 @@ _ticket_keys: dict[SSL_CTX, tuple[_TicketKey, ...]] = {}
 
 
 def use_ticket_keys(ctx: SSL_CTX, texts: tuple[bytes, ...]) -> None:
-    """Make tickets with the first of these keys, and take those of all."""
+    """Encrypt tickets with the first of these keys, and accept tickets of all."""
     _ticket_keys[ctx] = tuple(map(_ticket_key, texts))
     ssl_h.SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, _protect_ticket)
 
@@ -235,7 +237,7 @@ _SHA256 = (OSSL_PARAM * 2)(
 
 @callback
 def _protect_ticket(
-    ssl: SSL, name: Address, iv: Address, cipher: Address, mac: Address, encrypt: Int
+    ssl: SSL, name: Pointer, iv: Pointer, cipher: Pointer, mac: Pointer, encrypt: Int
 ) -> Int:
     keys = _ticket_keys.get(ssl_h.SSL_get_SSL_CTX(ssl), ())
     wanted = None if encrypt else ctypes.string_at(name, 16)
@@ -258,7 +260,7 @@ def _protect_ticket(
 
 
 def forget(ctx: SSL_CTX) -> None:
-    """Drop what belongs to a context that is about to be freed."""
+    """Drop the data of a context that is about to be freed."""
     if _zones.pop(ctx, None) is not None:
         ssl_h.SSL_CTX_sess_set_remove_cb(ctx, None)
     _keyed.pop(ctx, None)

@@ -1,10 +1,11 @@
-"""What a certificate says, read by `cryptography`, in OpenSSL's words.
+"""The contents of certificates, read by `cryptography`, in OpenSSL's words.
 
-Dates and kinds of keys are read here for all Pythons, names for those whose OpenSSL
-cannot be called: the text of a name is OpenSSL's, and `cryptography` reads less than it.
+Dates and kinds of keys are read here for all Pythons. Names are read here only if
+OpenSSL cannot be called: their texts are OpenSSL's, and it reads more of them than
+`cryptography` does.
 
-Importing `cryptography` costs a start about 30 ms, so this module is imported where a
-certificate is at hand.
+Importing `cryptography` adds about 30 ms to a start, so this module is imported only
+where there is a certificate to read.
 """
 
 from __future__ import annotations
@@ -22,25 +23,28 @@ from cryptography.x509.oid import NameOID
 from mailproxy.net.openssl.material import Validity
 from mailproxy.net.openssl.peers import PeerCertificate, ServerCertificate
 
-_BIT_STRING = x509.name._ASN1Type.BitString  # noqa: SLF001 - not text, and rare
+_BIT_STRING = x509.name._ASN1Type.BitString  # noqa: SLF001 - values that are not text
 _ESCAPED = re.compile(rb'^[ #](?=.)|[,+"\\<>;]| \Z', re.DOTALL)
 _HEX = re.compile(rb"[\x00-\x1f\x7f-\xff]")
+_LONG_FORM = 0x80
+"""The bit in the first octet of a DER length that is not the length itself (X.690,
+section 8.1.3)."""
 
 
 def _certificate(der: bytes) -> x509.Certificate:
     """Read a certificate.
 
     Raises:
-      ValueError: OpenSSL accepts more than `cryptography` can read.
+      ValueError: `cryptography` cannot read it, although OpenSSL accepts it.
     """
     try:
         return x509.load_der_x509_certificate(der)
-    except x509.InvalidVersion as error:  # which is no ValueError
+    except x509.InvalidVersion as error:  # not a ValueError
         raise ValueError("the version of the certificate is unknown") from error
 
 
 def validity(der: bytes) -> Validity:
-    """When a certificate is valid."""
+    """Return when a certificate is valid."""
     try:
         certificate = _certificate(der)
         return Validity(
@@ -51,7 +55,7 @@ def validity(der: bytes) -> Validity:
 
 
 def server_certificate(der: bytes) -> ServerCertificate | None:
-    """A certificate as PROXY headers describe the server's own; None: unreadable."""
+    """Describe the server's certificate for PROXY headers; None if it is unreadable."""
     try:
         certificate = _certificate(der)
         kind = _key(certificate)
@@ -75,7 +79,7 @@ def _key(certificate: x509.Certificate) -> str:
 
 
 def _short_name(oid: x509.ObjectIdentifier) -> str | None:
-    """OpenSSL's short name of an object (``CN``, ``RSA-SHA256``) that it knows."""
+    """Return OpenSSL's short name of an object (``CN``, ``RSA-SHA256``), if any."""
     try:
         return _ssl.txt2obj(oid.dotted_string)[1]
     except ValueError:
@@ -83,10 +87,10 @@ def _short_name(oid: x509.ObjectIdentifier) -> str | None:
 
 
 def peer_certificate(der: bytes) -> PeerCertificate:
-    """A client's certificate as OpenSSL shows it.
+    """Describe a client's certificate as OpenSSL does.
 
     Raises:
-      ValueError: OpenSSL accepts more than `cryptography` can read.
+      ValueError: `cryptography` cannot read it, although OpenSSL accepts it.
     """
     certificate = _certificate(der)
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -102,7 +106,7 @@ def peer_certificate(der: bytes) -> PeerCertificate:
 
 
 def rfc2253(name: x509.Name) -> bytes:
-    """A name as OpenSSL prints it with XN_FLAG_RFC2253: last part first."""
+    """Format a name as OpenSSL does with XN_FLAG_RFC2253: last part first."""
     text = b""
     for rdn in reversed(list(name.rdns)):
         parts = [_attribute(each) for each in reversed(list(rdn))]
@@ -126,7 +130,7 @@ def _octets(attribute: x509.NameAttribute[str | bytes]) -> bytes:
 
 
 def _value_der(attribute: x509.NameAttribute[str | bytes]) -> bytes:
-    """The value as the certificate holds it: what is left without what is around it."""
+    """Return the value as the certificate encodes it, without what encloses it."""
     pair = x509.Name([attribute]).public_bytes()
     for _ in range(3):  # the sequence, its set, the pair in it
         pair = _content(pair)
@@ -134,14 +138,14 @@ def _value_der(attribute: x509.NameAttribute[str | bytes]) -> bytes:
 
 
 def _content(der: bytes) -> bytes:
-    """The inside of the first value."""
+    """Return the content of the first value."""
     return der[_header(der) :]
 
 
 def _after_first(der: bytes) -> bytes:
-    """What follows the first value, an object identifier shorter than 128 octets."""
+    """Return what follows the first value, an OID shorter than 128 octets."""
     return der[_header(der) + der[1] :]
 
 
 def _header(der: bytes) -> int:
-    return 2 if der[1] < 0x80 else 2 + (der[1] & 0x7F)
+    return 2 if der[1] < _LONG_FORM else 2 + (der[1] & ~_LONG_FORM)

@@ -1,4 +1,4 @@
-"""ContextBuilder: the `ssl.SSLContext` of a server, made as nginx makes it."""
+"""ContextBuilder: make the `ssl.SSLContext` of a server as nginx does."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from mailproxy.net.openssl.options import (
     set_options,
     with_protocols,
 )
-from mailproxy.net.tls_sessions import SessionZone
+from mailproxy.net.tls_sessions import TICKET_KEY_SIZE, SessionZone
 
-_LONGEST_TIMEOUT = 2**31 - 1
+_MAX_TIMEOUT = 2**31 - 1
 
 _CONF_FLAGS = (
     ssl_h.SSL_CONF_FLAG_FILE
@@ -42,7 +42,7 @@ _CONF_FLAGS = (
 
 
 class ContextBuilder:
-    """Makes a context step by step, to be called in nginx's order.
+    """Makes a context step by step; the caller follows nginx's order.
 
     Every method raises `OpenSSLError` with nginx's text.
 
@@ -51,11 +51,11 @@ class ContextBuilder:
     """
 
     def __init__(self, protocols: Collection[str]) -> None:
-        """Begin with what nginx always sets.
+        """Begin a context with the options that nginx always sets.
 
         Args:
-          protocols: as in `ssl_protocols`. OpenSSL has no SSLv2, and most builds
-            of it no SSLv3: these have no effect, as in nginx.
+          protocols: names as in `ssl_protocols`. OpenSSL has no SSLv2, and most builds
+            of it have no SSLv3: as in nginx, these names have no effect then.
         """
         reason = unsupported() or unreachable()
         if reason is not None:
@@ -77,7 +77,7 @@ class ContextBuilder:
         self._certificates: list[bytes] = []
         self._announced: dict[bytes, None] = {}
         self._verification: list[bytes] = []
-        """All that decides what is made of client certificates; empty: nothing is."""
+        """All that decides about client certificates; empty if none is asked for."""
 
     def _control(
         self, command: int, number: int = 0, data: bytes | int | None = None
@@ -88,11 +88,11 @@ class ContextBuilder:
         set_options(self.context, self.context.options | options)
 
     def alpn(self, protocol: bytes) -> None:
-        """Choose `protocol`; a client that offers only others is refused."""
+        """Choose `protocol`; reject clients that offer only others."""
         ssl_h.SSL_CTX_set_alpn_select_cb(self._ctx, callbacks.alpn(protocol), None)
 
     def ciphers(self, text: str, *, prefer_server: bool = False) -> None:
-        """The ciphers of TLS 1.2 and older, and whose order counts."""
+        """Set the ciphers of TLS 1.2 and older, and whose preference counts."""
         if not ssl_h.SSL_CTX_set_cipher_list(self._ctx, os.fsencode(text)):
             raise failure(f'SSL_CTX_set_cipher_list("{text}") failed')
         if prefer_server:
@@ -104,16 +104,16 @@ class ContextBuilder:
         """Use a certificate with its chain and its key, beside those of other types.
 
         Args:
-          certificate: a file, or ``data:PEM``; the server's own comes first.
+          certificate: a file, or ``data:PEM``; the server's certificate comes first.
           key: a file, ``data:PEM``, ``engine:NAME:ID`` or ``store:URI``.
           passwords: for an encrypted key, tried in turn; None: OpenSSL asks at
             the terminal.
 
         Returns:
-          When the certificate is valid, the chain aside.
+          When the certificate is valid, regardless of its chain.
 
         Raises:
-          PrivateKeyError: it is the key that is wrong.
+          PrivateKeyError: the key is wrong, not the certificate.
         """
         with material.certificates(certificate) as (own, *chain):
             name = material.shown(certificate)
@@ -137,22 +137,22 @@ class ContextBuilder:
                 raise failure(f'SSL_CTX_use_PrivateKey("{name}") failed')
 
     def compress_certificates(self, *, enable: bool) -> bool:
-        """Send certificates compressed (RFC 8879); False where that is impossible."""
+        """Send certificates compressed (RFC 8879); return False if OpenSSL cannot."""
         if not enable:
             self._add_options(NO_CERTIFICATE_COMPRESSION)
             return True
         if not has(ssl_h.SSL_CTX_compress_certs):
             return False
-        done = ssl_h.SSL_CTX_compress_certs(self._ctx, 0)
+        done = ssl_h.SSL_CTX_compress_certs(self._ctx, _ALL_ALGORITHMS)
         crypto_h.ERR_clear_error()
         return bool(done)
 
     def verify_client(self, depth: int, mode: str = "on") -> None:
-        """Ask clients for a certificate; whatever they send, the handshake goes on.
+        """Ask clients for a certificate; the handshake goes on whatever they send.
 
         Args:
           depth: how many CA certificates a chain may have, as nginx counts.
-          mode: `ssl_verify_client`; the caller acts upon it after the handshake.
+          mode: `ssl_verify_client`; the caller acts on it after the handshake.
         """
         ssl_h.SSL_CTX_set_verify(self._ctx, ssl_h.SSL_VERIFY_PEER, callbacks.go_on)
         ssl_h.SSL_CTX_set_verify_depth(self._ctx, depth)
@@ -170,7 +170,7 @@ class ContextBuilder:
         self._trust(path, lambda _: None)
 
     def revoke(self, path: str) -> None:
-        """Use the CRLs of a file; there must be one for every CA of a chain then."""
+        """Use the CRLs of a file; every CA of a chain must then have one."""
         self._verification.append(b"revoked")
         store = ssl_h.SSL_CTX_get_cert_store(self._ctx)
         with material.revocation_lists(path) as lists:
@@ -197,13 +197,13 @@ class ContextBuilder:
             ssl_h.SSL_CTX_add_client_CA(self._ctx, authority)
 
     def dh_parameters(self, path: str) -> None:
-        """Parameters for DHE ciphers."""
+        """Set the parameters for DHE ciphers."""
         with material.dh_parameters(path) as parameters:
             if not self._control(ssl_h.SSL_CTRL_SET_TMP_DH, 0, parameters):
                 raise failure(f'SSL_CTX_set_tmp_dh("{path}") failed')
 
     def curves(self, names: str) -> None:
-        """Groups for the key exchange, separated by colons; OpenSSL's for "auto"."""
+        """Set the groups for the key exchange, joined by colons; "auto": OpenSSL's."""
         if names != "auto" and not self._control(
             ssl_h.SSL_CTRL_SET_GROUPS_LIST, 0, os.fsencode(names)
         ):
@@ -212,18 +212,18 @@ class ContextBuilder:
     def session_id_context(self, label: bytes, *, private: bool = False) -> None:
         """Let sessions be resumed by contexts with the same label and certificates.
 
-        A session keeps the verdict on its client's certificate, and nobody looks at
-        the certificate again. So the CAs, the CRLs, the depth and the mode must be the
-        same as well: else a session would carry the verdict of a laxer server, or of
-        one with other CAs, to a stricter one.
+        A session keeps the verdict on its client's certificate, and OpenSSL does not
+        check the certificate again. So the CAs, the CRLs, the depth and the mode must
+        be the same as well: otherwise a session could carry the verdict of a laxer
+        server, or of one with other CAs, to a stricter one.
 
-        Where clients are not asked for certificates, the value is nginx's: with the same
-        ticket keys, tickets are good here that nginx has made, and the other way round.
-        Certificates, and all about those of clients, come before it.
+        If clients are not asked for certificates, the value is nginx's: with the same
+        ticket keys, nginx and this proxy accept each other's tickets. To be called
+        after the certificates, and everything about those of clients, have been set.
 
         Args:
-          private: no other context may resume the sessions, because more decides
-            about client certificates than is known here.
+          private: no other context may resume the sessions, because things that are not
+            known here decide about client certificates as well.
         """
         identity = label + b"".join([*self._certificates, *self._announced])
         identity += b"".join(b"\0" + each for each in self._verification)
@@ -242,17 +242,19 @@ class ContextBuilder:
         builtin: int | None = None,
         zone: SessionZone | None = None,
     ) -> None:
-        """How long sessions can be resumed, and where; after `session_id_context`.
+        """Set how long sessions can be resumed, and where they are kept.
+
+        To be called after `session_id_context`.
 
         Args:
           timeout: seconds.
-          cache: False: none is resumed; None: they are not kept, but clients are
-            not told; True: kept in `builtin`, in `zone`, or in both.
-          builtin: how many each worker keeps for itself; 0 any number, -1 as many
-            as OpenSSL likes, None none.
-          zone: the memory in which all workers keep them.
+          cache: False: sessions are not resumed; None: they are not kept, but clients
+            are not told; True: they are kept in `builtin`, in `zone`, or in both.
+          builtin: sessions that each worker keeps for itself; 0: any number, -1:
+            OpenSSL's default, None: none.
+          zone: the memory in which all workers keep sessions.
         """
-        ssl_h.SSL_CTX_set_timeout(self._ctx, min(timeout, _LONGEST_TIMEOUT))
+        ssl_h.SSL_CTX_set_timeout(self._ctx, min(timeout, _MAX_TIMEOUT))
         if cache is False:
             self._cache(ssl_h.SSL_SESS_CACHE_OFF)
         elif cache is None:
@@ -273,25 +275,26 @@ class ContextBuilder:
                 self._zone = zone
 
     def _cache(self, mode: int, size: int = -1) -> None:
-        """Set OpenSSL's own cache: -1 keeps as many sessions as it likes."""
+        """Set up OpenSSL's own cache; a `size` of -1 leaves OpenSSL's default."""
         self._control(ssl_h.SSL_CTRL_SET_SESS_CACHE_MODE, mode)
         if size >= 0:
             self._control(ssl_h.SSL_CTRL_SET_SESS_CACHE_SIZE, size)
 
     def tickets(self, *, enable: bool, keys: Sequence[bytes] = ()) -> None:
-        """Session tickets (RFC 5077), after `sessions`.
+        """Set up session tickets (RFC 5077); to be called after `sessions`.
 
         Args:
-          keys: of 48 or 80 bytes: the first makes tickets, all are accepted. None:
-            the key of the zone, or else one that OpenSSL makes for the context.
+          keys: keys of 48 or 80 bytes: the first one encrypts tickets, all can decrypt
+            them. If empty: the key of the zone, or else OpenSSL's for the context.
         """
         if not enable:
             self._add_options(ssl.OP_NO_TICKET)
         if keys:
             callbacks.keep_identity(self._ctx, self._identity)
-        if len(keys) == 1 and len(keys[0]) == 80:
-            # OpenSSL's own layout, which costs no callback.
-            self._control(ssl_h.SSL_CTRL_SET_TLSEXT_TICKET_KEYS, 80, keys[0])
+        if len(keys) == 1 and len(keys[0]) == TICKET_KEY_SIZE:
+            # This is OpenSSL's own layout, which needs no callback.
+            command = ssl_h.SSL_CTRL_SET_TLSEXT_TICKET_KEYS
+            self._control(command, TICKET_KEY_SIZE, keys[0])
         elif keys:
             callbacks.use_ticket_keys(self._ctx, tuple(keys))
         elif self._zone is not None:
@@ -300,10 +303,10 @@ class ContextBuilder:
     def commands(
         self, commands: Sequence[tuple[str, str]], full_name: Callable[[str], str]
     ) -> None:
-        """Raw commands of OpenSSL's own configuration language, SSL_CONF_cmd(3).
+        """Run commands of OpenSSL's own configuration language, SSL_CONF_cmd(3).
 
         Args:
-          full_name: completes a file name.
+          full_name: makes a file name absolute.
         """
         with owned(ssl_h.SSL_CONF_CTX_new(), ssl_h.SSL_CONF_CTX_free) as configuration:
             ssl_h.SSL_CONF_CTX_set_flags(configuration, _CONF_FLAGS)
@@ -321,26 +324,29 @@ class ContextBuilder:
                 raise failure("SSL_CONF_finish() failed")
 
 
+_ALL_ALGORITHMS = 0
+"""An argument of SSL_CTX_compress_certs(3): every algorithm that OpenSSL prefers."""
+
 _COPY = 1
-"""SSL_CTX_ctrl(): OpenSSL takes a reference of its own."""
+"""An argument of SSL_CTX_ctrl(): OpenSSL takes a reference of its own."""
 
 
 def _digest(octets: bytes) -> bytes:
-    """SHA-1, by which nginx knows certificates, names and contexts."""
+    """Hash with SHA-1, as nginx does to identify certificates, names and contexts."""
     return hashlib.sha1(octets, usedforsecurity=False).digest()
 
 
 def _validity(der: bytes) -> material.Validity:
-    from mailproxy.net.openssl import certificates  # it imports much
+    from mailproxy.net.openssl import certificates  # it is slow to import
 
     return certificates.validity(der)
 
 
 def _check_file(failed: str, path: str) -> None:
-    """See that OpenSSL, which opens this file itself, can read it to its end.
+    """Check that OpenSSL, which opens this file itself, can read it to its end.
 
     Raises:
-      OpenSSLError: it is too large, or no regular file: a FIFO would never end.
+      OpenSSLError: the file is too large, or not regular: a FIFO would never end.
     """
     try:
         outside.check_regular(path, material.MAX_FILE)
@@ -348,4 +354,4 @@ def _check_file(failed: str, path: str) -> None:
         if error.limit is not None:
             why = "no regular file" if error.limit == "kind" else error.strerror
             raise OpenSSLError(f"{failed}: {why}") from None
-        # A missing one is reported by OpenSSL, in its own words.
+        # OpenSSL reports a missing file, in its own words.

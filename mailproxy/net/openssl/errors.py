@@ -42,9 +42,9 @@ _LIBRARY_TEXTS = {
     crypto_h.ERR_LIB_X509V3: "X509 V3 routines",
     crypto_h.ERR_LIB_RAND: "random number generator",
 }
-"""What OpenSSL calls its parts in messages, for where it cannot be asked."""
+"""OpenSSL's names of its parts in messages, for when it cannot be called."""
 _SSL_AD_REASON_OFFSET = 1000
-"""Reasons from here on are alerts that the peer sent."""
+"""Reasons above this number are alerts that the peer sent."""
 
 _TEXT = re.compile(r"(?:\[[^\]]*\] )?(.*?)(?: \(\w+\.c:\d+\))?", re.DOTALL)
 """`ssl.SSLError.strerror`: ``[SSL: NAME] text of OpenSSL (_ssl.c:1006)``."""
@@ -94,7 +94,7 @@ _CLIENT_REASONS: dict[str, int] = {
     """,
     )
 }
-"""Reasons that a client brings about, by `ssl.SSLError.reason`."""
+"""Reasons that a client causes, by `ssl.SSLError.reason`."""
 
 
 def _describe(code: int) -> str:
@@ -104,7 +104,7 @@ def _describe(code: int) -> str:
 
 
 def failure(what: str) -> OpenSSLError:
-    """An error: `what`, and everything in OpenSSL's queue, which is empty then."""
+    """Return an error of `what` and OpenSSL's queue of errors, which is then empty."""
     texts = []
     data, flags = ctypes.c_char_p(), ctypes.c_int()
     where = None, None, None
@@ -119,10 +119,10 @@ def failure(what: str) -> OpenSSLError:
 
 
 def error_text(error: ssl.SSLError) -> str:
-    """What nginx logs after ``SSL: `` for a handshake or a read that failed.
+    """Return the text that nginx logs after ``SSL: `` for a failed handshake or read.
 
-    nginx shows all errors that OpenSSL has queued; `ssl` keeps the last one, which
-    nearly always is the only one.
+    nginx shows all errors that OpenSSL has queued; `ssl` keeps only the last one, which
+    is nearly always the only one.
     """
     match = _TEXT.fullmatch(str(error.args[-1])) if error.args else None
     text = match[1] if match is not None else ""
@@ -140,28 +140,28 @@ def error_text(error: ssl.SSLError) -> str:
 
 
 def is_peers_fault(error: ssl.SSLError) -> bool:
-    """Whether the client brought an error about, which nginx logs at level "info"."""
+    """Return whether the peer caused an error; nginx does not log it as "crit" then."""
     if isinstance(error, ssl.SSLCertVerificationError) and unreachable() is not None:
-        return True  # nginx looks at a bad certificate after the handshake only
+        return True  # nginx judges a bad certificate only after the handshake
     return _reason(error) in _CLIENT_REASONS
 
 
 def _reason(error: ssl.SSLError) -> str:
-    """The name of an error without its ``SSL_R_``; empty if `ssl` has none for it."""
+    """Return the name of an error without its ``SSL_R_``; empty if `ssl` has none."""
     return getattr(error, "reason", None) or ""
 
 
 def _code(error: ssl.SSLError) -> int:
-    """The number of an error, which `ssl` does not keep; 0 if it is not found."""
+    """Find the number of an error, which `ssl` does not keep; 0 if it is unknown."""
     library = _LIBRARIES.get(getattr(error, "library", None) or "", 0)
     return _codes(library).get(_reason(error), 0) if library else 0
 
 
 @functools.cache
 def _codes(library: int) -> dict[str, int]:
-    """The errors of one part of OpenSSL, by `ssl.SSLError.reason`.
+    """Return the errors of one part of OpenSSL, by `ssl.SSLError.reason`.
 
-    CPython has a table, which it does not promise to keep.
+    CPython has a table of them, but does not promise to keep it.
     """
     known: dict[tuple[int, int], str] = getattr(_ssl, "err_codes_to_names", {})
     found = {name: reason for (part, reason), name in known.items() if part == library}

@@ -1,4 +1,4 @@
-"""What is raised where OpenSSL says no."""
+"""The exceptions for errors of OpenSSL."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from mailproxy.frozen import Frozen
 
 
 class OpenSSLError(Frozen, Exception):
-    """OpenSSL refuses, or cannot do, what is asked; the text is nginx's."""
+    """OpenSSL rejects a value, or lacks a function; the text is nginx's."""
 
 
 class PrivateKeyError(OpenSSLError):
-    """The private key is what is wrong, not its certificate."""
+    """The private key is wrong, not its certificate."""

@@ -1,16 +1,16 @@
-"""The hello of a TLS client: what it says before anything is encrypted.
+"""The hello of a TLS client, which it sends before anything is encrypted.
 
-`ssl` tells a server neither which protocols a client has offered by ALPN (RFC 7301)
-nor, where no callback is set, the name that it asked for (RFC 6066, section 3). Where
-OpenSSL cannot be asked, both are read from the hello itself, which is left in the
-socket for OpenSSL:
+`ssl` does not tell a server which protocols a client has offered by ALPN (RFC 7301),
+nor, without a callback, the name that the client asked for (RFC 6066, section 3). Where
+OpenSSL's functions cannot be called, both are read from the hello itself, which stays
+in the socket for OpenSSL:
 
     record     type 22, version, length (2), fragment of the handshake messages
     message    type 1, length (3), body
     body       version (2), random (32), session id, cipher suites, compression
                methods, extensions: type (2), length (2), data
 
-This judges nothing: what is no hello, or a broken one, is for OpenSSL to refuse.
+Nothing is judged here: OpenSSL rejects what is no hello, or a malformed one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAX_HELLO = 16 * 1024
-"""Octets that are looked at; no client in use sends as many."""
+"""Octets that are read; no client in use sends as many."""
 
 _RECORD_HEADER = 5
 _MESSAGE_HEADER = 4
@@ -31,18 +31,18 @@ _HOST_NAME = 0
 
 @dataclass(frozen=True)
 class Hello:
-    """What a client has said of itself; nothing of this was checked."""
+    """What a client has asked for, unchecked."""
 
     protocols: tuple[bytes, ...] = ()
-    """What it offered by ALPN; empty if it did not."""
+    """The protocols that it offered by ALPN; empty if it offered none."""
     server_name: bytes | None = None
-    """The host that it asked for by SNI."""
+    """The host that it asked for by SNI; None if it named none."""
 
 
 def read_hello(data: bytes) -> Hello | None:
-    """Read the octets with which a client begins; None: more must come.
+    """Read the first octets from a client; None if the hello is not complete yet.
 
-    What is no client hello of TLS gives an empty `Hello`.
+    Returns an empty `Hello` for octets that are not a client hello of TLS.
     """
     message = b""
     while len(data) >= _RECORD_HEADER:
@@ -56,7 +56,7 @@ def read_hello(data: bytes) -> Hello | None:
             size = _MESSAGE_HEADER + int.from_bytes(message[1:4], "big")
             if len(message) >= size:
                 return _hello(message[_MESSAGE_HEADER:size])
-        if end == _RECORD_HEADER:  # OpenSSL does not like empty ones
+        if end == _RECORD_HEADER:  # OpenSSL rejects empty records
             return Hello()
         data = data[end:]
     return Hello() if data[:1] and data[0] != _HANDSHAKE else None
@@ -71,9 +71,9 @@ def _hello(body: bytes) -> Hello:
 
 @dataclass
 class _Reader:
-    """Takes octets from the front.
+    """Takes octets from the front of a message.
 
-    Every method raises ValueError where there are not enough.
+    Every method raises ValueError if there are not enough octets.
     """
 
     data: bytes = field(repr=False)
@@ -88,7 +88,7 @@ class _Reader:
         return int.from_bytes(self.take(size), "big")
 
     def vector(self, size: int) -> bytes:
-        """What follows its own length, a number of `size` octets."""
+        """Take octets that follow their own length, a number of `size` octets."""
         return self.take(self.number(size))
 
     def hello(self) -> Hello:

@@ -4,8 +4,8 @@ An `ssl.SSLContext` is a Python object whose first field is the `SSL_CTX *`; in 
 object behind an `ssl.SSLSocket`, the `SSL *` is the second field. CPython promises
 neither, so both are verified once, by asking OpenSSL for values that Python has set.
 
-Not every Python shares its OpenSSL: portable builds (uv's among them) carry it inside,
-and show its functions to nobody. `unreachable` says so, and TLS is then done with what
+Not every Python shares its OpenSSL: portable builds (uv's among them) carry it inside
+and do not export its functions. `unreachable` reports that, and TLS then uses only what
 `ssl` offers (portable.py).
 """
 
@@ -28,11 +28,11 @@ _Pointer = TypeVar("_Pointer", bound=int)
 
 
 class NeedsOpenSSLError(OpenSSLError):
-    """A directive asks for what only OpenSSL's own functions can do.
+    """A directive needs OpenSSL's own functions, which cannot be called.
 
     Attributes:
       directive: its name.
-      remedy: what people can do.
+      remedy: what the operator can do.
     """
 
     def __init__(self, directive: str) -> None:
@@ -46,7 +46,7 @@ class NeedsOpenSSLError(OpenSSLError):
         )
 
 
-_LOWEST_ADDRESS = 4096
+_MIN_ADDRESS = 4096
 _CTX_FIELD = object.__basicsize__
 _SSL_FIELD = object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
 
@@ -56,12 +56,12 @@ def _field(owner: object, offset: int) -> int:
 
 
 def ctx_of(context: ssl.SSLContext) -> SSL_CTX:
-    """The `SSL_CTX *` of a context; only where `unreachable` gives None."""
+    """Return the `SSL_CTX *` of a context; only valid if `unreachable` returns None."""
     return SSL_CTX(_field(context, _CTX_FIELD))
 
 
 def ssl_of(tls: ssl.SSLSocket | ssl.SSLObject) -> SSL:
-    """The `SSL *` of a connection; only where `unreachable` gives None.
+    """Return the `SSL *` of a connection; only valid if `unreachable` returns None.
 
     Raises:
       ValueError: the connection was closed.
@@ -74,7 +74,7 @@ def ssl_of(tls: ssl.SSLSocket | ssl.SSLObject) -> SSL:
 
 @functools.cache
 def unsupported() -> str | None:
-    """Why contexts cannot be made with this Python; None where they can."""
+    """Return why contexts cannot be made with this Python, or None if they can."""
     if ssl.OPENSSL_VERSION_INFO < (3,):
         return f"{ssl.OPENSSL_VERSION} is not supported, TLS needs OpenSSL 3.0"
     return None
@@ -82,11 +82,11 @@ def unsupported() -> str | None:
 
 @functools.cache
 def unreachable() -> str | None:
-    """Why the functions of OpenSSL cannot be called; None where they can."""
+    """Return why the functions of OpenSSL cannot be called, or None if they can."""
     product = f"{sys.implementation.name} {sys.version.split()[0]}"
     if sys.implementation.name != "cpython":
         return f"{product} is not CPython"
-    # Another library of the process may have brought another OpenSSL.
+    # Another library of the process may have loaded another OpenSSL.
     if not (has(ssl_h.SSL_CTX_ctrl) and has(crypto_h.OpenSSL_version_num)) or (
         crypto_h.OpenSSL_version_num() != ssl.OPENSSL_VERSION_NUMBER
     ):
@@ -100,7 +100,7 @@ def _layout_is_known() -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 5  # rare enough to be recognised
     ctx = ctx_of(context)
-    if ctx < _LOWEST_ADDRESS or ctx % ctypes.sizeof(ctypes.c_void_p):
+    if ctx < _MIN_ADDRESS or ctx % ctypes.sizeof(ctypes.c_void_p):
         return False
     if ssl_h.SSL_CTX_get_num_tickets(ctx) != context.num_tickets:
         return False
@@ -112,14 +112,14 @@ def _layout_is_known() -> bool:
 
 @functools.cache
 def defaults() -> tuple[int, int]:
-    """Options and security level of a context before `ssl` has changed it."""
+    """Return OpenSSL's defaults, which `ssl` changes: options and security level."""
     with owned(ssl_h.SSL_CTX_new(ssl_h.TLS_server_method()), ssl_h.SSL_CTX_free) as ctx:
         return ssl_h.SSL_CTX_get_options(ctx), ssl_h.SSL_CTX_get_security_level(ctx)
 
 
 @contextlib.contextmanager
 def owned(pointer: _Pointer, free: Callable[[_Pointer], object]) -> Iterator[_Pointer]:
-    """Free an object of OpenSSL at the end of a with statement."""
+    """Free an object of OpenSSL at the end of a `with` statement."""
     try:
         yield pointer
     finally:
@@ -127,7 +127,7 @@ def owned(pointer: _Pointer, free: Callable[[_Pointer], object]) -> Iterator[_Po
 
 
 def encoded(item: _Pointer, encode: Callable[[_Pointer, object], int]) -> bytes:
-    """An object of OpenSSL in DER.
+    """Encode an object of OpenSSL in DER.
 
     Args:
       encode: the ``i2d_…`` function of its type.

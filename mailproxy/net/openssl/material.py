@@ -23,8 +23,8 @@ from mailproxy.net.openssl.headers.types import (
     UI_METHOD,
     X509,
     X509_CRL,
-    Address,
     Int,
+    Pointer,
 )
 from mailproxy.net.openssl.library import NeedsOpenSSLError, owned, unreachable
 
@@ -60,7 +60,7 @@ def _content(path: str, what: str) -> bytes | None:
     """What is in a file; None if OpenSSL shall say why it cannot be read.
 
     Raises:
-      OpenSSLError: it is too large, or a FIFO that nobody writes to in time.
+      OpenSSLError: it is too large, or a FIFO that is not written to in time.
     """
     try:
         return outside.read(path, MAX_FILE)
@@ -167,7 +167,7 @@ def _password_callback(password: bytes | None) -> object:
         return None
 
     @callback
-    def answer(buffer: Address, room: Int, _writing: Int, _data: Address) -> Int:
+    def answer(buffer: Pointer, room: Int, _writing: Int, _data: Pointer) -> Int:
         size = min(len(password), room)
         ctypes.memmove(buffer, password, size)
         return size

@@ -1,4 +1,4 @@
-"""The options that nginx sets in every context; what `ssl` names is taken from there."""
+"""The options that nginx sets in every context, from `ssl` where it has their names."""
 
 import ssl
 import warnings
@@ -17,7 +17,7 @@ REFUSALS: dict[str, int] = {
     "TLSv1.2": ssl.OP_NO_TLSv1_2,
     "TLSv1.3": ssl.OP_NO_TLSv1_3,
 }
-"""What keeps a version of `ssl_protocols` from being spoken."""
+"""The options that disable the versions of `ssl_protocols`."""
 ALWAYS: int = (
     ssl.OP_IGNORE_UNEXPECTED_EOF
     | ssl.OP_NO_COMPRESSION
@@ -28,11 +28,11 @@ ALWAYS: int = (
 NO_CERTIFICATE_COMPRESSION: int = (
     SSL_OP_NO_TX_CERTIFICATE_COMPRESSION if ssl.OPENSSL_VERSION_INFO >= (3, 2) else 0
 )
-"""An older OpenSSL compresses nothing."""
+"""0 for older versions of OpenSSL, which do not compress certificates."""
 
 
 def with_protocols(options: int, protocols: Collection[str]) -> int:
-    """Options as nginx has them, for versions as in `ssl_protocols`."""
+    """Return `options` as nginx sets them, for versions as in `ssl_protocols`."""
     options |= ALWAYS
     for name, refusal in REFUSALS.items():
         options = options & ~refusal if name in protocols else options | refusal
@@ -40,7 +40,7 @@ def with_protocols(options: int, protocols: Collection[str]) -> int:
 
 
 def set_options(context: ssl.SSLContext, options: int) -> None:
-    """Give a context these options and no others."""
+    """Set exactly these options in a context."""
     with warnings.catch_warnings():
         # `ssl` wants a range of versions; ssl_protocols may have gaps.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,6 +1,6 @@
 """Who the peer of a TLS connection is, and what was agreed with it.
 
-For connections of contexts that a builder made, after their handshake.
+These functions are for connections of a builder's contexts, after their handshakes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ UNTRUSTED = frozenset((
     x509_h.X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE,
     x509_h.X509_V_ERR_CERT_UNTRUSTED,
 ))  # fmt: skip
-"""Results of `verify_result` that say no more than that nobody whom we know vouches for
-the certificate, which may be good (nginx: ngx_ssl_verify_error_optional)."""
+"""Results of `verify_result` which say only that no CA that we know has signed the
+certificate, which may be good (nginx: ngx_ssl_verify_error_optional)."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,17 @@ class PeerCertificate:
     common_name: bytes
     """CN of the subject in UTF-8; empty if it has none."""
     serial: bytes
-    """Whole bytes in upper-case hexadecimal."""
+    """Upper-case hexadecimal, with an even number of digits."""
     fingerprint: bytes
     """SHA-1 in lower-case hexadecimal."""
     pem: bytes
 
 
 def peer_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> PeerCertificate | None:
-    """The certificate of the client, now or when the session began; None without."""
+    """Return the certificate that the client sent now or when the TLS session began.
+
+    None if it sent none.
+    """
     der = tls.getpeercert(binary_form=True)
     if der is None:
         return None
@@ -56,7 +59,7 @@ def peer_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> PeerCertificate | No
 
 
 def describe(der: bytes) -> PeerCertificate:
-    """What OpenSSL says of a certificate that it has accepted."""
+    """Describe a certificate, which OpenSSL has accepted, in OpenSSL's words."""
     certificate = x509_h.d2i_X509(None, byref(c_char_p(der)), len(der))
     with (
         owned(certificate, x509_h.X509_free),
@@ -87,7 +90,7 @@ def _portable_certificate(der: bytes) -> PeerCertificate:
 
 
 def _written(bio: BIO) -> bytes:
-    """What has been written to a memory BIO since it was last asked."""
+    """Read what has been written to a memory BIO since the last call."""
     buffer = ctypes.create_string_buffer(
         pem_h.BIO_ctrl(bio, pem_h.BIO_CTRL_PENDING, 0, None)
     )
@@ -111,9 +114,9 @@ def _common_name(name: X509_NAME) -> bytes:
 
 
 def verify_result(tls: ssl.SSLSocket | ssl.SSLObject) -> tuple[int, str]:
-    """OpenSSL's verdict on the client's certificate, and its text; 0 if it is good.
+    """Return OpenSSL's verdict on the client's certificate, and its text.
 
-    It is 0 as well if there is no certificate.
+    The verdict is 0 if the certificate is good, or if there is none.
     """
     context = tls.context
     if isinstance(context, PortableContext):
@@ -129,7 +132,7 @@ def _portable_verdict(
     try:
         peer_certificate(tls)
     except ValueError:
-        # Nobody can be told whose it is.
+        # The certificate is unreadable, so the auth server cannot be told whose it is.
         return (
             x509_h.X509_V_ERR_UNSPECIFIED,
             "unspecified certificate verification error",
@@ -138,9 +141,9 @@ def _portable_verdict(
 
 
 def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
-    """Forget the session of a client that must not resume it."""
+    """Remove the TLS session of a client that must not resume it."""
     if isinstance(tls.context, PortableContext):
-        return  # it remembers what it has refused
+        return  # the context remembers the sessions that it has rejected
     connection = ssl_of(tls)
     session = ssl_h.SSL_get_session(connection)
     if session:
@@ -148,7 +151,7 @@ def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
 
 
 def server_name(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
-    """The name that the client asked for by SNI, unchecked; None without."""
+    """Return the name that the client asked for by SNI, unchecked, or None."""
     if isinstance(tls.context, PortableContext):
         return tls.hello.server_name if isinstance(tls, PortableSocket) else None
     return ssl_h.SSL_get_servername(ssl_of(tls), ssl_h.TLSEXT_NAMETYPE_host_name)
@@ -156,18 +159,19 @@ def server_name(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
 
 @dataclass(frozen=True)
 class ServerCertificate:
-    """The certificate that this end has shown, as PROXY headers describe it."""
+    """The certificate that this end has sent, as PROXY headers describe it."""
 
     signature: bytes
-    """The algorithm of its signature, as OpenSSL calls it: ``RSA-SHA256``."""
+    """The algorithm of its signature, by OpenSSL's name: ``RSA-SHA256``."""
     key: bytes
     """The kind and size of its key, ``RSA2048`` or ``EC256``; empty for other kinds."""
 
 
 def server_certificate(tls: ssl.SSLSocket | ssl.SSLObject) -> ServerCertificate | None:
-    """The certificate of this connection's own end; None without.
+    """Return the certificate that this end of the connection sent, or None.
 
-    A `PortableContext` with several cannot tell which one was shown: None as well.
+    It is also None for a `PortableContext` with several certificates, which cannot
+    tell which of them was sent.
     """
     context = tls.context
     if isinstance(context, PortableContext):

@@ -1,4 +1,4 @@
-"""Contexts and connections of `ssl` alone, with what `ssl` does not keep of them."""
+"""Contexts and connections made with `ssl` alone, with facts that `ssl` drops."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ LACKING = (
     "ssl_session_timeout",
     "ssl_verify_client optional_no_ca",
 )
-"""What is refused where the functions of OpenSSL cannot be called."""
+"""Directives that are rejected if the functions of OpenSSL cannot be called."""
 
 _MAX_SESSIONS = 20 * 1024
-"""Sessions that OpenSSL keeps for a context, if it is not told another number."""
+"""TLS sessions that OpenSSL keeps for a context by default."""
 
 
 class PortableSocket(ssl.SSLSocket):
     """A connection of a `PortableContext`."""
 
     hello: Hello = Hello()
-    """What the client said before the handshake."""
+    """The client's hello, which was read before the handshake."""
 
 
 class PortableContext(ssl.SSLContext):
-    """A context, and what `ssl` does not keep of it."""
+    """A context, with facts that `ssl` does not keep."""
 
     sslsocket_class = PortableSocket
 
     alpn: bytes = b""
     """The protocol that clients must offer if they offer any; empty: any is good."""
     depth: int | None = None
-    """CA certificates between a client's and a trusted one; None: it is not asked."""
+    """Most CA certificates between a client's certificate and a trusted one; None:
+    clients are not asked for certificates."""
     own: tuple[ServerCertificate | None, ...] = ()
-    """The server's certificates; None: one that cannot be read."""
+    """The server's certificates; None for one that is unreadable."""
 
     def __init__(self, protocol: int) -> None:
         del protocol  # __new__ has taken it
@@ -53,17 +54,17 @@ class PortableContext(ssl.SSLContext):
         self._too_deep: dict[bytes, None] = {}
 
     def judge_chain(self, tls: ssl.SSLSocket | ssl.SSLObject) -> tuple[int, str]:
-        """Limit the length of a client's chain, which `ssl` cannot have OpenSSL do.
+        """Limit the length of a client's chain, as `ssl` cannot make OpenSSL do that.
 
         OpenSSL has verified the chain already, or the handshake would have failed.
-        Of a session that is resumed it keeps no chain. There are no tickets where
-        clients are asked for certificates, so a session is resumed from the memory of
-        the worker that began it: this remembers the bad ones as long as OpenSSL does.
+        It keeps no chain for a resumed TLS session. There are no tickets if clients
+        are asked for certificates, so a session is resumed from the memory of the
+        worker that began it: this method remembers the bad ones as long as OpenSSL.
 
         Returns:
           OpenSSL's number and text for the verdict: 0 for a good certificate or none.
         """
-        # `ssl` has a public method since 3.13 only.
+        # `ssl` has a public method only since 3.13.
         chain = tls._sslobj.get_verified_chain() or ()  # type: ignore[union-attr] # noqa: SLF001
         if self.depth is not None and len(chain) - 2 > self.depth:
             self._too_deep[_session_id(tls)] = None
@@ -84,7 +85,7 @@ ALERT = b"\x15\x03\x03\x00\x02\x02\x78"
 
 
 def refusal(context: ssl.SSLContext, hello: Hello) -> ssl.SSLError | None:
-    """The error of OpenSSL for a client that offers other protocols only, or None."""
+    """Return OpenSSL's error for a client that offers only other protocols, or None."""
     wanted = context.alpn if isinstance(context, PortableContext) else b""
     if not wanted or not hello.protocols or wanted in hello.protocols:
         return None

@@ -1,4 +1,4 @@
-"""What OpenSSL's headers declare: functions, types and numbers that mailproxy uses.
+"""Declarations of OpenSSL's headers: functions, types and numbers that mailproxy uses.
 
     prototype.py   how a Python signature becomes a C function
     types.py       <openssl/types.h>

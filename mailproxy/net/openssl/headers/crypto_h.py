@@ -6,12 +6,12 @@ from mailproxy.net.openssl.headers.types import (
     DH,
     EVP_CIPHER,
     EVP_PKEY,
-    Address,
     Buffer,
     Int,
     Octets,
     Out,
     Parameters,
+    Pointer,
     Size,
     ULong,
 )
@@ -20,7 +20,7 @@ from mailproxy.net.openssl.headers.types import (
 @prototype
 def OpenSSL_version_num() -> ULong: ...
 @prototype
-def CRYPTO_free(memory: Address, file: Octets, line: Int) -> None: ...
+def CRYPTO_free(memory: Pointer, file: Octets, line: Int) -> None: ...
 
 
 # -- err.h -------------------------------------------------------------------------
@@ -43,17 +43,17 @@ ERR_TXT_STRING = 0x02
 
 
 def ERR_PACK(library: int, reason: int) -> int:
-    """The code of an error."""
+    """Return the code of an error."""
     return library << ERR_LIB_OFFSET | reason
 
 
 def ERR_GET_LIB(code: int) -> int:
-    """Which part of OpenSSL an error is of."""
+    """Return the part of OpenSSL that an error comes from."""
     return code >> ERR_LIB_OFFSET
 
 
 def ERR_GET_REASON(code: int) -> int:
-    """What is wrong, as that part numbers it."""
+    """Return the reason of an error, by the numbers of its part of OpenSSL."""
     return code & ERR_REASON_MASK
 
 
@@ -78,15 +78,15 @@ def EVP_aes_128_cbc() -> EVP_CIPHER: ...
 def EVP_aes_256_cbc() -> EVP_CIPHER: ...
 @prototype
 def EVP_EncryptInit_ex(
-    context: Address, cipher: EVP_CIPHER, engine: Out, key: Octets, iv: Address
+    context: Pointer, cipher: EVP_CIPHER, engine: Out, key: Octets, iv: Pointer
 ) -> Int: ...
 @prototype
 def EVP_DecryptInit_ex(
-    context: Address, cipher: EVP_CIPHER, engine: Out, key: Octets, iv: Address
+    context: Pointer, cipher: EVP_CIPHER, engine: Out, key: Octets, iv: Pointer
 ) -> Int: ...
 @prototype
 def EVP_MAC_init(
-    context: Address, key: Octets, size: Size, parameters: Parameters
+    context: Pointer, key: Octets, size: Size, parameters: Parameters
 ) -> Int: ...
 @prototype
 def EVP_PKEY_free(key: EVP_PKEY) -> None: ...

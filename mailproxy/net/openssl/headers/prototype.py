@@ -5,9 +5,9 @@ A prototype is written as a function without a body, with the types of types.py:
     @prototype
     def SSL_CTX_set_verify_depth(ctx: SSL_CTX, depth: Int) -> None: ...
 
-The name is then the function of OpenSSL itself: calling it passes no layer of Python,
-and mypy checks what is passed. A `NewType` is a pointer to the structure of that name, 0
-is NULL; other types are `Annotated` with what ctypes calls them. So modules with
+The name then is OpenSSL's function itself: a call passes through no layer of Python,
+and mypy checks the arguments. A `NewType` is a pointer to the structure of that name,
+with 0 for NULL; other types are `Annotated` with their ctypes. So modules with
 prototypes cannot have ``from __future__ import annotations``.
 """
 
@@ -27,13 +27,13 @@ _library = ctypes.PyDLL(getattr(_ssl, "__file__", None))
 
 
 class Absent:
-    """A function that this OpenSSL lacks, or that Python does not let us reach."""
+    """A function that this OpenSSL lacks, or that this Python does not export."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __call__(self, *_: object) -> Any:
-        """Say so.
+        """Report that the function is missing.
 
         Raises:
           OpenSSLError: always.
@@ -42,7 +42,7 @@ class Absent:
 
 
 def prototype(declared: Callable[P, R]) -> Callable[P, R]:
-    """The function of OpenSSL with this name and signature, or an `Absent` one."""
+    """Return OpenSSL's function with this name and signature, or an `Absent` one."""
     function = getattr(_library, declared.__name__, None)
     if function is None:
         return cast("Callable[P, R]", Absent(declared.__name__))
@@ -51,9 +51,9 @@ def prototype(declared: Callable[P, R]) -> Callable[P, R]:
 
 
 def callback(function: Callable[..., int | None]) -> object:
-    """Make a Python function one that OpenSSL can call.
+    """Turn a Python function into one that OpenSSL can call.
 
-    Its signature is written as in a prototype, with an `Address` for any pointer. The
+    Its signature is written as in a prototype, with `Pointer` for any pointer. The
     caller keeps the result for as long as OpenSSL may call it.
     """
     result, arguments = _signature(function)
@@ -61,7 +61,7 @@ def callback(function: Callable[..., int | None]) -> object:
 
 
 def has(function: Callable[..., object]) -> bool:
-    """Whether a function of a prototype can be called."""
+    """Return whether the function of a prototype can be called."""
     return not isinstance(function, Absent)
 
 

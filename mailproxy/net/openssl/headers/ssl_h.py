@@ -11,13 +11,13 @@ from mailproxy.net.openssl.headers.types import (
     SSL_SESSION,
     X509,
     X509_STORE,
-    Address,
     Callback,
     Data,
     Int,
     Long,
     Octets,
     Out,
+    Pointer,
     Size,
     UInt,
     UInt64,
@@ -113,11 +113,11 @@ def SSL_get_servername(ssl: SSL, kind: Int) -> Octets: ...
 def SSL_get_certificate(ssl: SSL) -> X509: ...
 @prototype
 def SSL_select_next_proto(
-    out: Address,
-    out_size: Address,
+    out: Pointer,
+    out_size: Pointer,
     ours: Octets,
     ours_size: UInt,
-    theirs: Address,
+    theirs: Pointer,
     theirs_size: UInt,
 ) -> Int: ...
 
@@ -150,7 +150,7 @@ def SSL_CTX_sess_set_remove_cb(ctx: SSL_CTX, remove: Callback) -> None: ...
 @prototype
 def SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx: SSL_CTX, protect: Callback) -> Int: ...
 @prototype
-def SSL_SESSION_get_id(session: SSL_SESSION, size: Out) -> Address: ...
+def SSL_SESSION_get_id(session: SSL_SESSION, size: Out) -> Pointer: ...
 @prototype
 def SSL_SESSION_get_time(session: SSL_SESSION) -> Long: ...
 @prototype

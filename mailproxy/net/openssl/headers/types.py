@@ -10,16 +10,16 @@ ULong = Annotated[int, ctypes.c_ulong]
 UInt64 = Annotated[int, ctypes.c_uint64]
 Size = Annotated[int, ctypes.c_size_t]
 
-Address = Annotated[int, ctypes.c_size_t]
+Pointer = Annotated[int, ctypes.c_size_t]
 """A pointer to anything; 0 is NULL."""
 Octets = Annotated[bytes | None, ctypes.c_char_p]
-"""What is read: text that ends with a zero octet, or octets with their number."""
+"""Input: text that ends with a zero octet, or octets whose number is passed, too."""
 Buffer = Annotated["ctypes.Array[ctypes.c_char]", ctypes.c_void_p]
-"""What is written to."""
+"""Memory that the function writes to."""
 Out = Annotated[object, ctypes.c_void_p]
-"""``byref()`` of what gets a result; None if it is not wanted."""
+"""``byref()`` of a variable for a result; None if the caller does not want it."""
 Data = Annotated[bytes | int | None, ctypes.c_void_p]
-"""``void *``: whatever goes with another argument."""
+"""``void *``: its meaning depends on another argument."""
 Callback = Annotated[object, ctypes.c_void_p]
 """A function made by `callback`, or None."""
 
