@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=UpstreamError)
 
-_SENDINGS_UNDER_SUSPICION = 2
+MAX_SUSPECT_SENDINGS = 2
 """The PROXY header, and the command whose answer may still be meant for it."""
+
+_WITHOUT_HEADER = "proxy_protocol off"
+"""The setting with which a backend gets no PROXY header."""
 
 _FAREWELL = re.compile(
     rb"""\*\ BYE(?:\ [^\n]*)?\r?\n
@@ -52,7 +55,7 @@ class Backend:
       lines: the same, line by line.
     """
 
-    __slots__ = ("_has_header", "_info", "_sendings", "_trace", "lines", "wire")
+    __slots__ = ("_header_refusal", "_info", "_sendings", "_trace", "lines", "wire")
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Backend:
         info.upstream_wire = wire
         self._info = info
         self._trace = trace
-        self._has_header = False
+        self._header_refusal: re.Pattern[bytes] | None = None
         self._sendings = 0
 
     @classmethod
@@ -150,20 +153,27 @@ class Backend:
         self._info.action = f"sending {what} to upstream"
         self._info.phase = Phase.BACKEND_LOGIN
 
-    async def send_header(self, header: bytes) -> None:
+    async def send_header(self, header: bytes, refusal: re.Pattern[bytes]) -> None:
         """Send a PROXY header, before anything else is said.
+
+        Args:
+          refusal: found in the replies of a backend that took the header for a command.
 
         Raises:
           BackendError: the connection broke.
         """
         self.sending("PROXY protocol header")
-        self._has_header = True
+        self._header_refusal = refusal
         if self._trace is not None:
             self._trace.show("to upstream", header.removesuffix(b"\r\n"))
         try:
             await self.wire.send_all(header)
         except OSError as error:
             raise BackendError("send() failed", error=error, action=None) from None
+
+    def header_accepted(self) -> None:
+        """Note that a reply answers what came after the PROXY header, if there was one."""
+        self._header_refusal = None
 
     async def send_command(self, command: bytes) -> None:
         """Send a command to a backend that has said no more than it was asked for.
@@ -191,7 +201,7 @@ class Backend:
                 said = await self.lines.read_some()
             except BackendError:
                 raise gone from None
-            raise _last_words(said, gone) from None
+            raise self._last_words(said, gone) from None
 
     async def read_line(self, before: bytes = b"") -> bytes:
         """Read a line, with its LF.
@@ -205,7 +215,7 @@ class Backend:
         try:
             return await self.lines.read_line(len(before))
         except BackendError as gone:
-            raise _last_words(before + self.lines.take_rest(), gone) from None
+            raise self._last_words(before + self.lines.take_rest(), gone) from None
         except TooLong as too_long:
             # All but the last octet, as nginx shows it.
             shown = (before + too_long.received)[:-1]
@@ -231,6 +241,7 @@ class Backend:
         shown: bytes | None = None,
         command: str = "",
         remedy: str = "",
+        before: bytes = b"",
     ) -> BackendError:
         """The error for an answer that is not the expected one.
 
@@ -238,22 +249,26 @@ class Backend:
           reply: the whole lines, for the client.
           shown: the same for the log, where that differs.
           command, remedy: see `UpstreamError`.
+          before: lines that came before it and were passed over.
         """
-        return self._answered(
-            BackendError, reply if shown is None else shown, reply, command, remedy
-        )
+        shown = reply if shown is None else shown
+        return self._answered(BackendError, shown, reply, command, remedy, before)
 
     def refused(self, reply: bytes, *, shown: bytes | None = None) -> LoginRefused:
         """The error for an answer that refuses the login; see `invalid_reply`."""
         return self._answered(LoginRefused, reply if shown is None else shown, reply)
 
-    def early_reply(self, reply: bytes) -> BackendError:
+    def early_reply(self, reply: bytes, before: bytes = b"") -> BackendError:
         """The error for an answer to what was not said yet; no client may see it.
 
         But it may see that the backend is about to close.
+
+        Args:
+          before: lines that came before it and were passed over.
         """
         found = _FAREWELL.match(reply)
-        return self._answered(BackendError, reply, found[0] if found else b"")
+        passed_on = found[0] if found else b""
+        return self._answered(BackendError, reply, passed_on, before=before + reply)
 
     def _answered(
         self,
@@ -262,15 +277,16 @@ class Backend:
         reply: bytes,
         command: str = "",
         remedy: str = "",
+        before: bytes = b"",
     ) -> E:
         """An error that says what the backend answered.
 
-        A backend that expects no PROXY header takes it for a command. Its answer to
-        that comes in the place of its greeting, or of the answer to the first command.
+        Args:
+          before: what the backend said before `reply`, or that is kept from the client.
         """
-        if self._has_header and self._sendings <= _SENDINGS_UNDER_SUSPICION:
+        if self._rejects_header(before + reply):
             command = f"PROXY or {command}" if command else "PROXY"
-            remedy = "proxy_protocol off"
+            remedy = _WITHOUT_HEADER
         return error(
             'upstream sent invalid response: "%s"',
             shown.rstrip(b"\r\n"),
@@ -278,6 +294,41 @@ class Backend:
             command=command,
             remedy=remedy,
         )
+
+    def _last_words(self, said: bytes, gone: BackendError) -> BackendError:
+        """The error for a backend that left; it tells what it said before, if anything.
+
+        Args:
+          said: lines that were no answer, and a line without its end: a backend that
+            closes in good order does not break off within one.
+        """
+        if not said:
+            return gone
+        whole = said if gone.error or said.endswith(b"\n") else said + b"\r\n"
+        lines = whole.splitlines(keepends=True)
+        found = _FAREWELL.fullmatch(whole) or _FAREWELL.fullmatch(lines[-1])
+        blamed = self._rejects_header(said)
+        return BackendError(
+            'upstream closed connection prematurely after "%s"',
+            said.rstrip(b"\r\n"),
+            error=gone.error,
+            reply=found[0] if found else b"",
+            command="PROXY" if blamed else "",
+            remedy=_WITHOUT_HEADER if blamed else "",
+        )
+
+    def _rejects_header(self, heard: bytes) -> bool:
+        """Whether the backend rejects the PROXY header as an unknown command.
+
+        Most backends that expect no header greet before they read it; the answer to it
+        takes the place of that to the first command, or that of the greeting. Only an
+        answer about an unknown command counts: a wrong password or a busy server is no
+        reason to switch the header off.
+        """
+        refusal = self._header_refusal
+        if refusal is None or self._sendings > MAX_SUSPECT_SENDINGS:
+            return False
+        return refusal.search(heard) is not None
 
     def expired(self) -> BackendError:
         """The error for a backend that let `timeout` pass."""
@@ -297,24 +348,4 @@ def _failed_handshake(error: OSError) -> BackendError:
         error=found.error,
         level=found.level,
         action=None,
-    )
-
-
-def _last_words(said: bytes, gone: BackendError) -> BackendError:
-    """The error for a backend that left; it tells what it said before, if anything.
-
-    Args:
-      said: lines that were no answer, and a line without its end: a backend that
-        closes in good order does not break off within one.
-    """
-    if not said:
-        return gone
-    whole = said if gone.error or said.endswith(b"\n") else said + b"\r\n"
-    lines = whole.splitlines(keepends=True)
-    found = _FAREWELL.fullmatch(whole) or _FAREWELL.fullmatch(lines[-1])
-    return BackendError(
-        'upstream closed connection prematurely after "%s"',
-        said.rstrip(b"\r\n"),
-        error=gone.error,
-        reply=found[0] if found else b"",
     )

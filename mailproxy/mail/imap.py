@@ -6,6 +6,7 @@ The dialogue of IMAP with clients before the login (RFC 3501); that with backend
 
 from __future__ import annotations
 
+import re
 import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -64,6 +65,7 @@ class ImapSettings(MailProtocol):
     certificate_error: ClassVar[bytes] = b"* BYE SSL certificate error\r\n"
     certificate_missing: ClassVar[bytes] = b"* BYE No required SSL certificate\r\n"
     internal_error: ClassVar[bytes] = b"* BAD internal server error\r\n"
+    header_refusal: ClassVar[re.Pattern[bytes]] = imap_backend.HEADER_REFUSAL
 
     @property
     def client_buffer(self) -> int:

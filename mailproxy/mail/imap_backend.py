@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from mailproxy.mail.login import Login
 
 _CAPABILITIES = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
+HEADER_REFUSAL = re.compile(
+    rb"^(?:\* BAD|(?:PROXY|QUIT) (?:BAD|NO))(?=[ \r\n])", re.IGNORECASE | re.MULTILINE
+)
+"""What answers a PROXY header that was read as a command (RFC 3501, section 7.1.3): the
+tag is the first word of one of its lines, in version 1 or 2, or was none."""
 _BYE = re.compile(rb"\* BYE(?=[ \r\n])", re.IGNORECASE)
 _REFUSAL = re.compile(
     rb"""NO(?=[ \r\n])(?!\ +\[
@@ -40,10 +45,10 @@ async def enter(backend: Backend, login: Login) -> bytes:
         await _send(backend, first + second + third)
         return await _read_answer(backend, login.tag)
     await _send(backend, first)
-    await _expect(backend, b"+")
+    await _expect(backend, b"+", login.tag)
     backend.sending("user name")
     await _send(backend, second)
-    await _expect(backend, b"+")
+    await _expect(backend, b"+", login.tag)
     backend.sending("password")
     await _send(backend, third)
     return await _read_answer(backend, login.tag)
@@ -71,13 +76,16 @@ async def _send(backend: Backend, data: bytes) -> None:
     while backend.lines.buffered:
         line = await backend.read_line(before)
         if not line.startswith(b"* ") or _BYE.match(line):
-            raise backend.early_reply(line)
+            raise backend.early_reply(line, before)
         before += line
     await backend.send(data)
 
 
-async def _expect(backend: Backend, start: bytes) -> bytes:
+async def _expect(backend: Backend, start: bytes, tag: bytes = b"") -> bytes:
     """Read a line that begins so; untagged lines before it are passed over.
+
+    Args:
+      tag: of the command that was sent, if any.
 
     Raises:
       BackendError: it is another one.
@@ -87,8 +95,10 @@ async def _expect(backend: Backend, start: bytes) -> bytes:
         line = await backend.read_line(before)
         if line.startswith(start):
             return line
+        if tag and line.startswith(tag):
+            backend.header_accepted()
         if not line.startswith(b"* ") or start == b"* OK" or _BYE.match(line):
-            raise backend.invalid_reply(line)
+            raise backend.invalid_reply(line, before=before)
         before += line
 
 
@@ -105,6 +115,7 @@ async def _read_answer(backend: Backend, tag: bytes) -> bytes:
         line = await backend.read_line(reply)
         reply += line
         if line.startswith(tag):
+            backend.header_accepted()
             status = line[len(tag) :]
             if status[:2] == b"OK" and status[2:3] in (b" ", b"\r", b"\n"):
                 return reply

@@ -34,6 +34,16 @@ _INVALID = b"-ERR invalid command\r\n"
 _TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
 """Refusals for reasons that are not the user's (RFC 2449, section 8.1; RFC 3206)."""
 
+_UNKNOWN_COMMAND = re.compile(
+    rb"""^-ERR\ +(?!\[)[^\r\n]*?\b(?:
+         (?:unknown|unrecogni[sz]ed|invalid|illegal|bad|unsupported|unimplemented)\ commands?
+       | command\ (?:is\ )?(?:unknown|unrecogni[sz]ed|invalid|unsupported|unimplemented
+           | not\ (?:known|recogni[sz]ed|valid|supported|implemented)) )\b""",
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+"""What servers say of a command that they do not know. POP3 has no code for it, but an
+answer with a code (RFC 2449, section 8) is about something else."""
+
 
 async def _read_command(client: Client) -> Command:
     """Read the next command.
@@ -102,6 +112,7 @@ class Pop3Settings(MailProtocol):
     certificate_error: ClassVar[bytes] = b"-ERR SSL certificate error\r\n"
     certificate_missing: ClassVar[bytes] = b"-ERR No required SSL certificate\r\n"
     internal_error: ClassVar[bytes] = b"-ERR internal server error\r\n"
+    header_refusal: ClassVar[re.Pattern[bytes]] = _UNKNOWN_COMMAND
 
     @property
     def client_buffer(self) -> int:

@@ -6,6 +6,7 @@ To add one, write a file with a class of each kind, and add the settings class t
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -40,6 +41,9 @@ class MailProtocol(Settings, ABC):
     """Sent, before closing, to a client that has no certificate and needs one."""
     internal_error: ClassVar[bytes]
     """Sent, before closing, when the auth source or the backend fails."""
+
+    header_refusal: ClassVar[re.Pattern[bytes]] = re.compile(rb"(?!)")
+    """Found in what backends answer that take a PROXY header for a command."""
 
     @property
     @abstractmethod

@@ -237,7 +237,8 @@ async def _enter(
     try:
         client.timer.limit(client.server.core.timeout, backend.expired)
         if client.server.proxy.proxy_protocol != "off":
-            await backend.send_header(proxy.format_header(client))
+            header = proxy.format_header(client)
+            await backend.send_header(header, client.server.protocol.header_refusal)
         login = login.at_backend(
             user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
         )

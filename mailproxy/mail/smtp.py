@@ -123,6 +123,7 @@ class SmtpSettings(MailProtocol):
     certificate_error: ClassVar[bytes] = b"421 4.7.1 SSL certificate error\r\n"
     certificate_missing: ClassVar[bytes] = b"421 4.7.1 No required SSL certificate\r\n"
     internal_error: ClassVar[bytes] = b"451 4.3.2 Internal server error\r\n"
+    header_refusal: ClassVar[re.Pattern[bytes]] = smtp_backend.HEADER_REFUSAL
 
     @property
     def client_buffer(self) -> int:

@@ -27,6 +27,10 @@ _NO_AUTH = frozenset((b"500", b"502", b"503", b"504"))
 _NOT_UNDERSTOOD = _NO_AUTH | {b"501"}
 """Refusals that are about the command, and not about the login (RFC 5321, 4.2.3)."""
 
+HEADER_REFUSAL = re.compile(rb"\A50[023](?=[- \r\n])")
+"""What answers a PROXY header that was read as a command: unrecognized, not implemented,
+or out of order before HELO (RFC 5321, section 4.2.3)."""
+
 
 async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes:
     """Bring a client to its backend; see `Dialogue.enter`.
@@ -66,17 +70,18 @@ async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> bytes:
     ours = proxy.xclient != "off" and not dialogue.esmtp
     verb = b"EHLO" if dialogue.esmtp or ours else b"HELO"
     await backend.send_command(b"%s %s\r\n" % (verb, name))
+    reply = await _read_reply(backend)
     # Behind a PROXY header, the first refusal may be meant for that.
-    if ours and proxy.xclient == "auto" and proxy.proxy_protocol == "off":
-        reply = await _read_reply(backend)
-        if reply.startswith(b"250"):
-            return reply
-        if reply[:3] not in _NO_EHLO:
-            raise backend.invalid_reply(reply, command="EHLO")
+    may_fall_back = proxy.xclient == "auto" and proxy.proxy_protocol == "off"
+    if ours and may_fall_back and reply[:3] in _NO_EHLO:
         verb = b"HELO"
         await backend.send_command(b"%s %s\r\n" % (verb, name))
-    remedy = "xclient off" if ours and verb == b"EHLO" else ""
-    return await _expect(backend, b"250", command=verb.decode(), remedy=remedy)
+        reply = await _read_reply(backend)
+    if reply.startswith(b"250"):
+        return reply
+    avoidable = ours and verb == b"EHLO" and reply[:3] in _NO_EHLO
+    remedy = "xclient off" if avoidable else ""
+    raise backend.invalid_reply(reply, command=verb.decode(), remedy=remedy)
 
 
 def _xclient(dialogue: SmtpDialogue, login: bytes, hello: bytes) -> bytes:
