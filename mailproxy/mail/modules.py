@@ -1,4 +1,4 @@
-"""The lists of modules: which settings a server has."""
+"""The lists of modules, whose settings a server has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 
 SOURCES: tuple[type[Settings], ...] = (AuthHttpSettings,)
-"""The auth sources: settings classes that are a `Source`, too. A server needs one."""
+"""The auth sources: settings classes that are a `Source` as well. A server needs one."""
 
 MODULES: tuple[type[Settings], ...] = (
     CoreSettings,
