@@ -161,10 +161,11 @@ class AuthHttpSettings(Settings, Source):
     auth_http_keepalive: Reuse | None = directive(
         keepalive, default=AUTO, shown="auto", origin="mailproxy"
     )
-    """How long a connection to the auth server is reused: "auto" keeps it for 20ms between
-    two requests (100ms once the server has shown that it serves several connections at
-    once) and for 100 requests, "on" by default for 60s and 1000 requests. With "off", each
-    request has its own connection, and is the same as nginx's, byte for byte."""
+    """How long a connection to the auth server is reused: "auto" keeps it for 20ms
+    between two requests (100ms once the server has shown that it serves several
+    connections at once) and for 100 requests, "on" by default for 60s and 1000
+    requests. With "off", each request has its own connection, and is the same as
+    nginx's, byte for byte."""
 
     @classmethod
     def applies(cls, block: Block, reading: Reading) -> bool:  # noqa: ARG003 # for all alike

@@ -5,7 +5,7 @@ code counts only where `Auth-Status` is missing: nginx lets a client in if the a
 names a backend, whatever the code. Here the code must be a success as well, so that a
 proxy's error page does not authenticate anyone.
 
-An answer that cannot be used raises `Unusable`, which says what came and what was wanted.
+An unusable answer raises `Unusable`, which says what came and what was wanted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def shown(octets: bytes, secrets: Iterable[bytes]) -> bytes:
     """Cut a piece of an answer for the log: at most `MAX_SHOWN` octets, no secrets.
 
     Args:
-      secrets: octets that must not appear; a piece with one of them is not shown at all.
+      secrets: octets that must not appear; a piece with one of them is not shown at
+        all.
     """
     if any(secret and secret in octets for secret in secrets):
         return b"..."
@@ -148,7 +149,8 @@ def _stays_open(framing: bytes, fields: dict[bytes, bytes]) -> bool:
     """Whether the server keeps the connection open, and this response is its last one.
 
     Args:
-      framing: the status line. Another response to the same request follows one with 1xx.
+      framing: the status line. Another response to the same request follows one with
+        1xx.
     """
     words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
     if framing.startswith(b"HTTP/1.1 "):
@@ -201,7 +203,8 @@ def decide(answer: Answer, request: AuthRequest) -> Granted | Refused:
 def _lets_in(answer: Answer) -> bool:
     """Whether an answer without Auth-Status lets the client in.
 
-    An answer without server or port counts as well: `_granted` reports it, as nginx does.
+    An answer without server or port counts as well; `_granted` reports it, as nginx
+    does.
     """
     fields = answer.fields
     nowhere = not fields.get(b"auth-server") or not fields.get(b"auth-port")
@@ -290,7 +293,7 @@ def _port(port: bytes) -> int:
 
 
 def _smtp_auth(fields: dict[bytes, bytes]) -> bool | None:
-    """Whether the SMTP backend requires AUTH (`Auth-SMTP`); None if the answer is silent.
+    """Whether the SMTP backend requires AUTH (`Auth-SMTP`); None: the answer is silent.
 
     Raises:
       Unusable: the value is neither yes nor no.

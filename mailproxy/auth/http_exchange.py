@@ -1,8 +1,8 @@
 """The exchange with an auth_http server: ask, read the answer, ask again if it says WAIT.
 
-The request is a GET, which may be repeated (RFC 9110, section 9.2.2). It is repeated once
-if it was sent on a kept connection that turns out to be closed or dead: in both cases not
-one octet of an answer arrives. On a new connection it is sent only once.
+The request is a GET, which may be repeated (RFC 9110, section 9.2.2). It is repeated
+once if it was sent on a kept connection that turns out to be closed or dead: in both
+cases not one octet of an answer arrives. On a new connection it is sent only once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from mailproxy.net.wire import Wire
 
 MAX_HEADER = 16 * 1024
-"""Octets of status line and headers (nginx reads 1 KiB, and then waits until it times out)."""
+"""Octets of status line and headers (nginx reads 1 KiB, and then waits until it times
+out)."""
 MAX_BODY = 64 * 1024
 """A longer body is not read; the connection is closed instead of kept."""
 MAX_BODY_WAIT = 0.1

@@ -46,8 +46,8 @@ class ClientTls:
     cipher: str
     """The cipher suite, as OpenSSL calls it."""
     verify: str = ""
-    """The result of verifying the client's certificate: "SUCCESS", "NONE" (the client sent
-    none) or "FAILED:" with OpenSSL's reason; empty if the server requests none."""
+    """The result of verifying the client's certificate: "SUCCESS", "NONE" (the client
+    sent none) or "FAILED:" with OpenSSL's reason; empty if the server requests none."""
     certificate: ClientCertificate | None = None
     """None if the client sent no certificate, or the server requests none."""
 
@@ -69,7 +69,7 @@ class AuthRequest:
     user: bytes
     """The user name, without CR, LF and NUL."""
     secret: bytes | None = field(default=None, repr=False)
-    """Password, digest or token, without CR, LF and NUL; None if the method has none."""
+    """Password, digest or token, without CR, LF, NUL; None if the method has none."""
     salt: bytes = b""
     """The challenge from which the client made the digest of apop or cram-md5."""
     envelope: Envelope | None = None
@@ -90,7 +90,8 @@ class AuthRequest:
     proxy_header: Header | None = None
     """The PROXY header in front of the client's first octet."""
     listen: str = ""
-    """The `listen` address that accepted the client, as the log shows it: "0.0.0.0:143"."""
+    """The `listen` address that accepted the client, as the log shows it:
+    "0.0.0.0:143"."""
     server_name: bytes = b""
     """`server_name` of the server."""
 

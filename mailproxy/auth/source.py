@@ -34,7 +34,8 @@ class Source(ABC):
     """
 
     name: ClassVar[str]
-    """Its name in the log: that of the directive that configures it, such as "auth_http"."""
+    """Its name in the log: that of the directive that configures it, such as
+    "auth_http"."""
 
     @abstractmethod
     async def check(
@@ -42,11 +43,11 @@ class Source(ABC):
     ) -> Verdict:
         """Decide whether one login is good.
 
-        Every failure is an answer, too: `Unavailable`. A timeout is different, because it
-        cancels the session's scope: before a source waits for the first time, it begins
-        its own phase with ``timer.limit(…)`` or ``timer.stop()``, and when the timer
-        expires, the session ends with the error that `Unavailable.exception` makes. A
-        check that is cancelled closes everything it has opened.
+        Every failure is an answer, too: `Unavailable`. A timeout is different, because
+        it cancels the session's scope: before a source waits for the first time, it
+        begins its own phase with ``timer.limit(…)`` or ``timer.stop()``, and when the
+        timer expires, the session ends with the error that `Unavailable.exception`
+        makes. A check that is cancelled closes everything it has opened.
 
         Args:
           network: makes connections.
@@ -66,13 +67,13 @@ class Chain:
     ) -> Granted | Refused | Unavailable:
         """Ask one source after the other until one of them knows the user.
 
-        An unavailable source ends the search: the answer of a later one might be wrong for
-        this user, and an outage must never look like a wrong password.
+        An unavailable source ends the search: the answer of a later one might be wrong
+        for this user, and an outage must never look like a wrong password.
 
         Returns:
-          The decision. A `Granted` has a route, and its user and secret contain no octet
-          that a mail protocol could take for the end of a line. A user unknown to all
-          sources is refused.
+          The decision. A `Granted` has a route, and its user and secret contain no
+          octet that a mail protocol could take for the end of a line. A user unknown to
+          all sources is refused.
         """
         for source in self.sources:
             verdict = await source.check(request, network, timer, log)

@@ -20,7 +20,7 @@ class Route:
     port: int
     """1 to 65535."""
     text: str = ""
-    """Server and port as the source wrote them, for logs; empty: made from both fields."""
+    """Server and port as the source wrote them, for logs; empty: use both fields."""
     smtp_auth: bool | None = None
     """Whether an SMTP backend requires AUTH; None: as `proxy_smtp_auth` says."""
 

@@ -43,8 +43,9 @@ _FAREWELL = re.compile(
        | (?:421-[^\n]*\n)*421(?:\ [^\n]*)?\r?\n""",
     re.VERBOSE | re.IGNORECASE,
 )
-"""The complete announcement that a backend is about to close, with its reason. It may come
-at any time (RFC 3501, section 7.1.5; RFC 5321, section 3.8), and never grants a login."""
+"""The complete announcement that a backend is about to close, with its reason. It may
+come at any time (RFC 3501, section 7.1.5; RFC 5321, section 3.8), and never grants a
+login."""
 
 
 class Backend:
@@ -125,8 +126,8 @@ class Backend:
     ) -> None:
         """Do a TLS handshake, at once or after the backend has accepted STARTTLS.
 
-        Clear text behind that acceptance may have been injected by an attacker, and would
-        be taken for an answer under TLS: it ends the session.
+        Clear text behind that acceptance may have been injected by an attacker, and
+        would be taken for an answer under TLS: it ends the session.
 
         Args:
           context, server_name: see `Wire.connect_tls`.
@@ -189,7 +190,7 @@ class Backend:
         """Send data, even if the backend has sent something unasked.
 
         Raises:
-          BackendError: the connection broke; the error has what the backend sent before.
+          BackendError: the connection broke; it says what the backend sent before.
         """
         try:
             await self.lines.send(data)
@@ -299,8 +300,8 @@ class Backend:
         """The error for a backend that closed, with what it sent before, if anything.
 
         Args:
-          said: lines that answer nothing, and possibly an incomplete one. That counts as
-            whole if the backend closed in good order.
+          said: lines that answer nothing, and possibly an incomplete one. That counts
+            as whole if the backend closed in good order.
         """
         if not said:
             return gone

@@ -17,8 +17,8 @@ USUAL_BUFFER = 4 * KIB
 MAX_ADVICE = 64 * KIB
 """The largest buffer that the log advises; a longer command is not a login."""
 MAX_SHOWN = 400
-"""Octets of a too long command that the log shows. Log lines are cut at 2048, an escaped
-octet takes four, and the advice behind the command has to fit as well."""
+"""Octets of a too long command that the log shows. Log lines are cut at 2048, an
+escaped octet takes four, and the advice behind the command has to fit as well."""
 
 _REVEALING = re.compile(
     rb"\s*(?:\S+\s+)??(?:LOGIN|AUTHENTICATE|AUTH|PASS|APOP)(?!\S)", re.IGNORECASE
@@ -85,8 +85,8 @@ def too_long_command(
 ) -> BadCommand:
     """The error for a command that does not fit into the buffer; it ends the session.
 
-    OAuth tokens may need a larger buffer than the default, so the log says which directive
-    to increase, and how far, up to `MAX_ADVICE`.
+    OAuth tokens may need a larger buffer than the default, so the log says which
+    directive to increase, and how far, up to `MAX_ADVICE`.
 
     Args:
       shown: the part of the command for the log.

@@ -174,7 +174,7 @@ class CoreSettings(Settings):
     protocol: str = directive(
         protocol, default="", contexts="server", repeats="last", shown="by the port"
     )
-    """The protocol of the server; not needed with ports 143, 993, 110, 995, 25, 465, 587."""
+    """The protocol of the server; ports 143, 993, 110, 995, 25, 465, 587 imply it."""
 
     server_name: bytes = directive(octets, default=b"", shown="name of the machine")
     """The name in greetings, challenges and toward SMTP backends."""
@@ -197,7 +197,7 @@ class CoreSettings(Settings):
     error_log: tuple[ErrorLog, ...] = directive(
         error_log, default=(), repeats="add", shown="of main"
     )
-    """Where the log of sessions goes; the innermost block that has the directive counts."""
+    """Where the log of sessions goes; the innermost block that sets it counts."""
 
     error_log_user_tag: tuple[str, ...] = directive(
         tags, default=(), repeats="add", origin="Angie"

@@ -53,7 +53,7 @@ class ImapSettings(MailProtocol):
     imap_capabilities: tuple[bytes, ...] = directive(
         words, default=(b"IMAP4", b"IMAP4rev1", b"UIDPLUS"), repeats="add"
     )
-    """Capabilities that CAPABILITY lists before the login; mechanisms are added to them."""
+    """Capabilities before the login, as CAPABILITY lists them; mechanisms are added."""
 
     imap_auth: frozenset[str] = directive(
         choices("plain", "login", "cram-md5", "external", "xoauth2", "oauthbearer"),

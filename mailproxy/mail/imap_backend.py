@@ -21,8 +21,8 @@ _CAPABILITIES = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
 HEADER_REFUSAL = re.compile(
     rb"^(?:\* BAD|(?:PROXY|QUIT) (?:BAD|NO))(?=[ \r\n])", re.IGNORECASE | re.MULTILINE
 )
-"""The answer to a PROXY header that was read as a command (RFC 3501, section 7.1.3): its
-tag is the first word of a line of the header, version 1 or 2, or is missing."""
+"""The answer to a PROXY header that was read as a command (RFC 3501, section 7.1.3):
+its tag is the first word of a line of the header, version 1 or 2, or is missing."""
 _BYE = re.compile(rb"\* BYE(?=[ \r\n])", re.IGNORECASE)
 _REFUSAL = re.compile(
     rb"""NO(?=[ \r\n])(?!\ +\[

@@ -1,7 +1,8 @@
 """Literals: IMAP strings that follow a line which announces their size.
 
-``{5}`` at the end of a line says that 5 octets follow as soon as the other side asks for
-them (RFC 3501, section 4.3); with ``{5+}`` they follow at once (LITERAL+, RFC 7888).
+``{5}`` at the end of a line says that 5 octets follow as soon as the other side asks
+for them (RFC 3501, section 4.3); with ``{5+}`` they follow at once (LITERAL+, RFC
+7888).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """State that the directives of one configuration share while it is read.
 
-The loader makes one and hands it to the `Reading`, where the parsers and settings classes
-of mail find it. Once the settings are made, it is not needed any more.
+The loader makes one and hands it to the `Reading`, where the parsers and settings
+classes of mail find it. Once the settings are made, it is not needed any more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LoadState:
     contexts: dict[object, SSLContext] = field(default_factory=dict)
     """TLS contexts by settings: servers with the same settings share one."""
     refused_protocols: set[Word] = field(default_factory=set)
-    """Arguments of `ssl_protocols` with versions that OpenSSL refuses, already warned of."""
+    """Arguments of `ssl_protocols` for which a warning about refused versions was given."""
     outdated: set[str] = field(default_factory=set)
     """Certificates that are expired or not yet valid, already warned of."""
 

@@ -11,7 +11,7 @@ from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 
 SOURCES: tuple[type[Settings], ...] = (AuthHttpSettings,)
-"""The auth sources: settings classes that are a `Source` as well. A server needs one."""
+"""The auth sources: settings classes that are a `Source`, too. A server needs one."""
 
 MODULES: tuple[type[Settings], ...] = (
     CoreSettings,

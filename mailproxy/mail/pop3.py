@@ -1,7 +1,7 @@
 """ngx_mail_pop3_module: https://nginx.org/en/docs/mail/ngx_mail_pop3_module.html.
 
-The POP3 dialogues before the login (RFC 1939, RFC 5034), with clients and with backends.
-Clients may log in in several ways; backends only see USER and PASS.
+The POP3 dialogues before the login (RFC 1939, RFC 5034), with clients and with
+backends. Clients may log in in several ways; backends only see USER and PASS.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _COMMANDS = frozenset(
 _OK = b"+OK\r\n"
 _INVALID = b"-ERR invalid command\r\n"
 _TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
-"""Refusals for reasons that are not the user's fault (RFC 2449, section 8.1; RFC 3206)."""
+"""Refusals for reasons that are not the user's fault (RFC 2449, section 8.1; RFC
+3206)."""
 
 _UNKNOWN_COMMAND = re.compile(
     rb"""^-ERR\ +(?!\[)[^\r\n]*?\b(?:
@@ -88,7 +89,7 @@ class Pop3Settings(MailProtocol):
     pop3_capabilities: tuple[bytes, ...] = directive(
         words, default=(b"TOP", b"USER", b"UIDL"), repeats="add"
     )
-    """Capabilities that CAPA lists before the login; mechanisms are added to them."""
+    """Capabilities before the login, as CAPA lists them; mechanisms are added."""
 
     pop3_auth: frozenset[str] = directive(
         choices("plain", "apop", "cram-md5", "external", "xoauth2", "oauthbearer"),

@@ -50,7 +50,7 @@ class ProxySettings(Settings):
     """Accepted; as in every version of nginx, sessions are always proxied."""
 
     proxy_buffer: int | None = directive(size, default=None, shown="4k | 8k")
-    """Bytes that one direction of a relayed session may buffer; None: not configured."""
+    """Bytes that one direction of a relayed session may buffer; None: not set."""
 
     proxy_timeout: float = directive(duration, default=24 * HOUR)
     """Idle time after which a relayed session is closed, in seconds."""
@@ -59,12 +59,12 @@ class ProxySettings(Settings):
     """Whether a client gets the backend's own message when the login there failed."""
 
     xclient: str = directive(xclient, default="on")
-    """Whether SMTP backends are told about the client by XCLIENT; auto: only backends that
-    offer it, with the attributes that they offer."""
+    """Whether SMTP backends are told about the client by XCLIENT; auto: only backends
+    that offer it, with the attributes that they offer."""
 
     proxy_smtp_auth: bool = directive(flag, default=False)
-    """Whether to log in at SMTP backends with AUTH; `Auth-SMTP: yes` or `no` in the answer
-    of the auth server overrides it for a session."""
+    """Whether to log in at SMTP backends with AUTH; `Auth-SMTP: yes` or `no` in the
+    answer of the auth server overrides it for a session."""
 
     proxy_protocol: str = directive(choice("off", "on", "v2"), default="off")
     """Whether backends get a PROXY header, and its version: on is version 1."""

@@ -44,8 +44,8 @@ class Entered:
 
     Attributes:
       backend: the connection to it.
-      to_client: octets that the client gets first: the backend's answer to the login, and
-        what the backend sent after it.
+      to_client: octets that the client gets first: the backend's answer to the login,
+        and what the backend sent after it.
       to_backend: octets that the client sent after its login.
     """
 
@@ -67,8 +67,8 @@ async def run(
     Args:
       wire: the accepted connection; it is closed here.
       log: the server's log.
-      info: the facts of the session; it is kept up to date, and is among the live sessions
-        of `network` until the end.
+      info: the facts of the session; it is kept up to date, and is among the live
+        sessions of `network` until the end.
     """
     log = log.bind(context=info)
     notify = True

@@ -1,8 +1,8 @@
 """ngx_mail_smtp_module: https://nginx.org/en/docs/mail/ngx_mail_smtp_module.html.
 
-The SMTP dialogue with clients before the login (RFC 5321, RFC 4954); the one with backends
-is in `mail/smtp_backend.py`. With `smtp_auth none`, MAIL and RCPT may replace a login: the
-auth source sees them, and they are repeated to the backend.
+The SMTP dialogue with clients before the login (RFC 5321, RFC 4954); the one with
+backends is in `mail/smtp_backend.py`. With `smtp_auth none`, MAIL and RCPT may replace
+a login: the auth source sees them, and they are repeated to the backend.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class _Command:
 
     Attributes:
       name: in upper case.
-      arguments: at most `MAX_ARGUMENTS`; none if the line contains a NUL, which headers of
-        auth requests cannot transport.
+      arguments: at most `MAX_ARGUMENTS`; none if the line contains a NUL, which headers
+        of auth requests cannot transport.
       text: the whole line, without its end and the spaces before that.
     """
 
@@ -138,7 +138,8 @@ class SmtpDialogue(Dialogue):
 
     Attributes:
       esmtp: whether the client last introduced itself by EHLO.
-      mail: the MAIL command of a transaction that it has begun (`smtp_auth none`), or empty.
+      mail: the MAIL command of a transaction that it has begun (`smtp_auth none`), or
+        empty.
     """
 
     def __init__(self, client: Client, settings: SmtpSettings) -> None:

@@ -1,8 +1,8 @@
 """The SMTP dialogue with backends before the relay (RFC 5321, RFC 4954).
 
-XCLIENT (https://www.postfix.org/XCLIENT_README.html) tells the backend about the client,
-with the attributes that nginx sends: ADDR, LOGIN, NAME. Then comes the login, or the
-client's MAIL and RCPT.
+XCLIENT (https://www.postfix.org/XCLIENT_README.html) tells the backend about the
+client, with the attributes that nginx sends: ADDR, LOGIN, NAME. Then comes the login,
+or the client's MAIL and RCPT.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _NOT_UNDERSTOOD = _NO_AUTH | {b"501"}
 """Codes that refuse the command, not the login (RFC 5321, section 4.2.3)."""
 
 HEADER_REFUSAL = re.compile(rb"\A50[023](?=[- \r\n])")
-"""The answer to a PROXY header that was read as a command: unrecognized, not implemented,
-or out of order before HELO (RFC 5321, section 4.2.3)."""
+"""The answer to a PROXY header that was read as a command: unrecognized, not
+implemented, or out of order before HELO (RFC 5321, section 4.2.3)."""
 
 
 async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes:
@@ -58,8 +58,8 @@ async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes
 async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> bytes:
     """Send EHLO or HELO with the name of this server; returns the answer.
 
-    It is the client's own verb, except that XCLIENT requires EHLO. With `xclient auto`, a
-    backend that does not support EHLO (RFC 5321, section 3.2) gets HELO: it does not
+    It is the client's own verb, except that XCLIENT requires EHLO. With `xclient auto`,
+    a backend that does not support EHLO (RFC 5321, section 3.2) gets HELO: it does not
     support XCLIENT either.
 
     Raises:
@@ -156,8 +156,8 @@ def offered_attributes(reply: bytes) -> frozenset[bytes]:
     """The attributes of XCLIENT that a backend offers, in upper case.
 
     Args:
-      reply: the whole answer to EHLO, with lines such as ``250-XCLIENT NAME ADDR LOGIN``.
-        The first line names the server, and offers nothing.
+      reply: the whole answer to EHLO, with lines such as ``250-XCLIENT NAME ADDR
+        LOGIN``. The first line names the server, and offers nothing.
     """
     _, _, extensions = reply.partition(b"\n")
     offers = _OFFER.findall(extensions)
@@ -173,8 +173,8 @@ def format_xclient(
       address: the client's address, without port; "unix:" for a unix socket.
       login: the user name, or empty; it is encoded as xtext (RFC 3461, section 4).
       host: the client's name, ``[UNAVAILABLE]`` or ``[TEMPUNAVAIL]``.
-      offered: attributes that the backend supports, from `offered_attributes`; None: all.
-        Others are omitted, and the command is empty if none remains.
+      offered: attributes that the backend supports, from `offered_attributes`; None:
+        all. Others are omitted, and the command is empty if none remains.
     """
     is_ipv6 = ":" in address and address != "unix:"
     values = [(b"ADDR", (b"IPV6:" if is_ipv6 else b"") + address.encode())]

@@ -1,8 +1,8 @@
 """ngx_mail_ssl_module: https://nginx.org/en/docs/mail/ngx_mail_ssl_module.html.
 
 A server that uses TLS gets an `SSLContext` when the configuration is loaded: in the
-master, so that -t finds the same errors as a start, and all workers have the same ticket
-keys. Servers with the same settings share one context.
+master, so that -t finds the same errors as a start, and all workers have the same
+ticket keys. Servers with the same settings share one context.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The `SSLContext` of a server, made of its settings in nginx's order.
 
-nginx's errors about certificates, and those of OpenSSL, name no place. Here each step knows
-its directive, which is shown to people below nginx's line.
+nginx's errors about certificates, and those of OpenSSL, name no place. Here each step
+knows its directive, which is shown to people below nginx's line.
 """
 
 from __future__ import annotations

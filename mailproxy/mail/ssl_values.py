@@ -14,7 +14,8 @@ from mailproxy.mail.load_state import load_state
 from mailproxy.net.openssl import shown
 
 MAX_PASSWORD = 4096
-"""Octets of a line of `ssl_password_file`, with its end (nginx: NGX_SSL_PASSWORD_BUFFER_SIZE)."""
+"""Octets of a line of `ssl_password_file`, with its end (nginx:
+NGX_SSL_PASSWORD_BUFFER_SIZE)."""
 MAX_PASSWORD_FILE = 1024 * KIB
 """Octets of `ssl_password_file`."""
 MIN_ZONE_PAGES = 8
@@ -47,7 +48,8 @@ class SessionCache:
     """Where TLS sessions are kept; a part that is None is inherited."""
 
     mode: str | None = None
-    """off: no session is resumed; none: none is kept, but clients may try to resume one; on."""
+    """off: no session is resumed; none: none is kept, but clients may try to resume
+    one; on."""
     builtin: int | None = None
     """Maximum number of sessions in each worker's own cache; -1: OpenSSL's default."""
     shared: tuple[str, int] | None = None

@@ -3,12 +3,13 @@
 A session whose log is at level debug reads and writes through `TracedLines`; others use
 plain `LineStream`s, at no cost.
 
-Secrets are not guessed. A command is shown whole only if its protocol lists it as harmless.
-For any other, the log shows that there was one, and its name if it is a login command; it
-does not show a length, which could be that of a password. So a password appears neither in
-its own place nor in a wrong one, such as behind a rejected AUTH or in an unknown command.
-The continuation of a command (an answer to a challenge, a literal, and the text behind it)
-is never shown. Replies are shown, unless they repeat the secret of the login.
+Secrets are not guessed. A command is shown whole only if its protocol lists it as
+harmless. For any other, the log shows that there was one, and its name if it is a login
+command; it does not show a length, which could be that of a password. So a password
+appears neither in its own place nor in a wrong one, such as behind a rejected AUTH or
+in an unknown command. The continuation of a command (an answer to a challenge, a
+literal, and the text behind it) is never shown. Replies are shown, unless they repeat
+the secret of the login.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ HIDDEN = b"..."
 MAX_SHOWN = 1024
 """Octets of a line that the log shows; an escaped octet takes four characters."""
 MIN_SECRET = 4
-"""Octets of the shortest secret that lines are searched for. A shorter one is in too many
-lines by chance, and the gaps in the log would reveal it."""
+"""Octets of the shortest secret that lines are searched for. A shorter one is in too
+many lines by chance, and the gaps in the log would reveal it."""
 MAX_SECRETS = 24
 """Texts that lines are searched for: three per login."""
 
@@ -87,7 +88,8 @@ class Trace:
     def hide(self, login: Login) -> None:
         """From now on, hide each line that contains the secret of `login`.
 
-        Only the last logins are remembered: those of the client, and those that the auth
+        Only the last logins are remembered: those of the client, and those that the
+          auth
         source replaced them with.
         """
         secret = login.secret or b""

@@ -1,9 +1,9 @@
 """SASL mechanisms toward clients (RFC 4422).
 
-Messages are decoded as nginx decodes them (base64 stops at the first "=", padding may be
-missing), and rejected where nginx rejects them, with its texts. Beyond that, CR, LF and
-NUL are rejected in user names and secrets: each of them ends a line or a string in one of
-the protocols that transport them.
+Messages are decoded as nginx decodes them (base64 stops at the first "=", padding may
+be missing), and rejected where nginx rejects them, with its texts. Beyond that, CR, LF
+and NUL are rejected in user names and secrets: each of them ends a line or a string in
+one of the protocols that transport them.
 """
 
 from __future__ import annotations
