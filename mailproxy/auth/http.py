@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuthUrl:
-    """Where the auth server is, and what it is asked for."""
+    """The address of the auth server, and the URI of requests to it."""
 
     text: str
     """As written, without ``http://``."""
@@ -76,8 +76,8 @@ url: Value[AuthUrl | None] = Value(_parse_url, "url", parameters=("unix:",))
 
 
 AUTO = Reuse(idle=0.02, parallel_idle=0.1, requests=100)
-"""Enough to be used again under load, too short to starve the other clients of a server
-that serves one connection at a time."""
+"""Long enough to reuse connections under load, too short to starve the other clients of
+a server that serves one connection at a time."""
 ON = Reuse(idle=MINUTE, requests=1000)
 
 
@@ -109,7 +109,11 @@ def _parse_keepalive(found: Directive, _: Reading) -> Reuse | None:
 
 
 def _parse_reuse(reuse: Reuse, word: Word) -> tuple[str, Reuse]:
-    """The name of a parameter, and what it makes of `reuse`."""
+    """Apply a parameter to `reuse`; returns its name and the changed value.
+
+    Raises:
+      ConfigError: the parameter is unknown, or its value is invalid or 0.
+    """
     name, _, value = word.value.partition("=")
     try:
         if name == "idle" and (idle := parse_milliseconds(value)):
@@ -144,7 +148,7 @@ class AuthHttpSettings(Settings, Source):
     """The auth server; every server needs one, so it is never None once loaded."""
 
     auth_http_timeout: float = directive(duration, default=MINUTE)
-    """Time for its answer, in seconds."""
+    """Time that the auth server has for its answer, in seconds."""
 
     auth_http_header: tuple[tuple[bytes, bytes], ...] = directive(
         pair, default=(), repeats="add", shown=""
@@ -157,10 +161,11 @@ class AuthHttpSettings(Settings, Source):
     auth_http_keepalive: Reuse | None = directive(
         keepalive, default=AUTO, shown="auto", origin="mailproxy"
     )
-    """How long a connection to the auth server is used again: for 20ms between two
-    requests (100ms once the server has shown that it serves several connections at once)
-    and 100 requests, or, with "on", for 60s and 1000 if not told otherwise. With "off",
-    each request has a connection of its own, and is nginx's to the byte."""
+    """How long a connection to the auth server is reused: "auto" keeps it for 20ms
+    between two requests (100ms once the server has shown that it serves several
+    connections at once) and for 100 requests, "on" by default for 60s and 1000
+    requests. With "off", each request has its own connection, and is the same as
+    nginx's, byte for byte."""
 
     @classmethod
     def applies(cls, block: Block, reading: Reading) -> bool:  # noqa: ARG003 # for all alike

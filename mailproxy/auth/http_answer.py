@@ -1,11 +1,11 @@
 """What the answer of an auth_http server means.
 
 It is HTTP as nginx reads it: the headers decide, and the body is dropped. The status
-code counts only where `Auth-Status` is missing: nginx lets a client in if it is told
-where to, whatever the code says. We want a code of success as well: a proxy's error
-page must not authenticate.
+code counts only where `Auth-Status` is missing: nginx lets a client in if the answer
+names a backend, whatever the code. Here the code must be a success as well, so that a
+proxy's error page does not authenticate anyone.
 
-What cannot be used is `Unusable`: what came, and what was wanted.
+An unusable answer raises `Unusable`, which says what came and what was wanted.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ MAX_SHOWN = 256
 """Octets of an answer that a log line shows."""
 
 _HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
-"""Header lines as nginx reads them; one without a colon is passed over."""
+"""Header lines as nginx reads them; a line without a colon is skipped."""
 _HEADER = re.compile(rb"^([A-Za-z0-9-]+):([^\r\n]*)", re.MULTILINE)
 _SUCCESS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? 2[0-9][0-9](?: |\Z)")
 _MUTE_STATUS = re.compile(rb"^auth-status\r?$", re.IGNORECASE | re.MULTILINE)
-"""``Auth-Status`` without a colon: what was decided is missing."""
+"""``Auth-Status`` without a colon: the decision is missing."""
 _SECRET = re.compile(
     rb"pass|pwd|secret|token|key|cookie|credential|authorization", re.IGNORECASE
 )
-"""What follows one of these words may be a secret, and is not logged."""
+"""Text behind one of these words may be a secret, and is not logged."""
 
 
 class Unusable(Frozen, Exception):  # noqa: N818 - it is about the answer, as "Refused" is
-    """An answer that is no decision.
+    """The answer contains no usable decision.
 
     Attributes:
       text: what is wrong, in nginx's words where it has some, up to the quote of
         `came`: "sent invalid header in response: ".
-      came: the octets it is about, which may contain secrets; see `shown`.
-      wanted: what an answer has to have instead.
+      came: the octets that are wrong, which may contain secrets; see `shown`.
+      wanted: what the answer must contain instead.
     """
 
     def __init__(self, text: str, came: bytes, wanted: str) -> None:
-        # The octets come from outside, and are not part of the text on purpose.
+        # The octets come from outside, so they are kept out of the exception's text.
         super().__init__(text)
         self.text = text
         self.came = came
@@ -57,10 +57,11 @@ class Unusable(Frozen, Exception):  # noqa: N818 - it is about the answer, as "R
 
 
 def shown(octets: bytes, secrets: Iterable[bytes]) -> bytes:
-    """A piece of an answer for the log: at most `MAX_SHOWN` octets, no secrets.
+    """Cut a piece of an answer for the log: at most `MAX_SHOWN` octets, no secrets.
 
     Args:
-      secrets: what may not be seen; an answer with one of them is not shown at all.
+      secrets: octets that must not appear; a piece with one of them is not shown at
+        all.
     """
     if any(secret and secret in octets for secret in secrets):
         return b"..."
@@ -78,21 +79,22 @@ def first_line(octets: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Answer:
-    """A response as far as it matters."""
+    """The parts of a response that matter here."""
 
     statuses: list[bytes]
     """Every value of Auth-Status."""
     fields: dict[bytes, bytes] = field(repr=False)
     """The other headers by lower-case name; of several, the last."""
     header: bytes = field(repr=False)
-    """The whole of it, from the status line on."""
+    """Status line and headers, as received."""
     keep: bool
-    """Whether the connection can be used again, once `body` octets are read."""
+    """Whether the connection can be reused, once the body is read."""
     body: int
+    """Octets of the body that are still to be read."""
 
     @property
     def puts_off(self) -> bool:
-        """Whether it says WAIT, and nothing that is a refusal."""
+        """Whether the server says WAIT and does not refuse."""
         statuses = self.statuses
         return b"WAIT" in statuses and {b"OK", b"WAIT"}.issuperset(statuses)
 
@@ -103,15 +105,15 @@ class Answer:
         return int(text[:9]) if text.isdigit() else 0
 
     def unusable(self, text: str, wanted: str) -> Unusable:
-        """An exception that shows the first line."""
+        """Make an exception that shows the first line."""
         return Unusable(text, first_line(self.header), wanted)
 
 
 def parse(header: bytes) -> Answer:
-    """Read status line and headers, without the empty line that ends them.
+    """Parse status line and headers, without the empty line that ends them.
 
     Raises:
-      Unusable: nginx would not read them either.
+      Unusable: they are not well-formed; nginx rejects them, too.
     """
     framing, lines = b"", header
     if header.startswith(b"HTTP/"):
@@ -131,8 +133,8 @@ def parse(header: bytes) -> Answer:
     length = fields.get(b"content-length", b"")
     bodyless = framing[9:13] in (b"204 ", b"204", b"304 ", b"304")
     known = length.isdigit() and b"transfer-encoding" not in fields
-    # If there are two lengths, a server and we may disagree about where the answer
-    # ends, and the rest would be read as the answer to the next request.
+    # With two lengths, server and proxy may disagree about where the answer ends, and
+    # the rest would be read as the answer to the next request (RFC 9112, section 6.3).
     clear = [name for name, _ in pairs].count(b"content-length") <= 1
     return Answer(
         statuses,
@@ -144,11 +146,11 @@ def parse(header: bytes) -> Answer:
 
 
 def _stays_open(framing: bytes, fields: dict[bytes, bytes]) -> bool:
-    """Whether the server leaves the connection open, and has said all of its answer.
+    """Whether the server keeps the connection open, and this response is its last one.
 
     Args:
-      framing: the status line. After one with 1xx comes another response to the same
-        request.
+      framing: the status line. Another response to the same request follows one with
+        1xx.
     """
     words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
     if framing.startswith(b"HTTP/1.1 "):
@@ -159,12 +161,12 @@ def _stays_open(framing: bytes, fields: dict[bytes, bytes]) -> bool:
 
 
 def _bad_header(lines: bytes) -> Unusable:
-    """What is said about the first header line that cannot be read."""
+    """The error for the first header line that is not well-formed."""
     good = _HEADERS.match(lines)
     start = good.end() if good is not None else 0
     line = first_line(lines[start:])
     if line[:1] in (b" ", b"\t"):
-        # A folded line (RFC 9112, section 5.2) is a part of the value before it.
+        # A folded line (RFC 9112, section 5.2) continues the value before it.
         before = lines[:start].rstrip(b"\r\n").rpartition(b"\n")[2]
         if _SECRET.search(before):
             line = b" ..."
@@ -176,14 +178,14 @@ def _bad_header(lines: bytes) -> Unusable:
 
 
 def decide(answer: Answer, request: AuthRequest) -> Granted | Refused:
-    """The decision in an answer that does not put it off.
+    """The decision in an answer that is not WAIT.
 
     Raises:
-      Unusable: there is none.
+      Unusable: the answer contains no usable decision.
     """
     failures = [s for s in answer.statuses if s not in (b"OK", b"WAIT")]
     if b"" in failures or (not answer.statuses and not _lets_in(answer)):
-        # nginx takes silence for consent; a decision has to be one.
+        # nginx lets clients in if no decision is sent; here one is required.
         raise answer.unusable(
             "did not send a decision: ",
             "Auth-Status, or Auth-Server and Auth-Port with an HTTP status of 2xx",
@@ -199,9 +201,10 @@ def decide(answer: Answer, request: AuthRequest) -> Granted | Refused:
 
 
 def _lets_in(answer: Answer) -> bool:
-    """Whether an answer without Auth-Status is for `_granted` to look at.
+    """Whether an answer without Auth-Status lets the client in.
 
-    It need not tell where to: about that nginx, too, complains.
+    An answer without server or port counts as well; `_granted` reports it, as nginx
+    does.
     """
     fields = answer.fields
     nowhere = not fields.get(b"auth-server") or not fields.get(b"auth-port")
@@ -212,10 +215,10 @@ def _lets_in(answer: Answer) -> bool:
 
 
 def _granted(answer: Answer, request: AuthRequest) -> Granted:
-    """Where to go, from an answer that lets the client in.
+    """The user, secret and route in an answer that lets the client in.
 
     Raises:
-      Unusable: the answer does not tell, or what it tells is not usable.
+      Unusable: one of them is missing or invalid.
     """
     fields = answer.fields
     host = fields.get(b"auth-server", b"")
@@ -239,10 +242,10 @@ def _granted(answer: Answer, request: AuthRequest) -> Granted:
 
 
 def _credentials(answer: Answer, request: AuthRequest) -> tuple[bytes, bytes | None]:
-    """User and secret for the backend: the answer's, or else those of the client.
+    """User and secret for the backend: those of the answer, or else of the client.
 
     Raises:
-      Unusable: there is no secret and has to be one, or one of them is not usable.
+      Unusable: a required secret is missing, or user or secret is invalid.
     """
     user = answer.fields.get(b"auth-user", request.user)
     secret = answer.fields.get(b"auth-pass")
@@ -261,7 +264,7 @@ def _credentials(answer: Answer, request: AuthRequest) -> tuple[bytes, bytes | N
 
 
 def _address(host: bytes) -> str:
-    """The value of `Auth-Server`.
+    """Parse the value of `Auth-Server`.
 
     Raises:
       Unusable: it is not an IP address.
@@ -278,7 +281,7 @@ def _address(host: bytes) -> str:
 
 
 def _port(port: bytes) -> int:
-    """The value of `Auth-Port`.
+    """Parse the value of `Auth-Port`.
 
     Raises:
       Unusable: it is not a port.
@@ -290,10 +293,10 @@ def _port(port: bytes) -> int:
 
 
 def _smtp_auth(fields: dict[bytes, bytes]) -> bool | None:
-    """Whether the SMTP backend wants AUTH, if the answer says so (`Auth-SMTP`).
+    """Whether the SMTP backend requires AUTH (`Auth-SMTP`); None: the answer is silent.
 
     Raises:
-      Unusable: it says something else than yes or no.
+      Unusable: the value is neither yes nor no.
     """
     value = fields.get(b"auth-smtp", b"")
     if not value:

@@ -1,9 +1,8 @@
 """The exchange with an auth_http server: ask, read the answer, ask again if it says WAIT.
 
-The request is a GET, which may be repeated (RFC 9110, section 9.2.2), and it is once: if
-it went out on a connection that was kept from before, and that turns out to be closed or
-dead. Both show in the same way, that no octet of an answer comes. On a new connection
-the request is made once.
+The request is a GET, which may be repeated (RFC 9110, section 9.2.2). It is repeated
+once if it was sent on a kept connection that turns out to be closed or dead: in both
+cases not one octet of an answer arrives. On a new connection it is sent only once.
 """
 
 from __future__ import annotations
@@ -42,16 +41,17 @@ if TYPE_CHECKING:
     from mailproxy.net.wire import Wire
 
 MAX_HEADER = 16 * 1024
-"""Octets of status line and headers (nginx: 1 KiB, and then it waits in vain)."""
+"""Octets of status line and headers (nginx reads 1 KiB, and then waits until it times
+out)."""
 MAX_BODY = 64 * 1024
 """A longer body is not read; the connection is closed instead of kept."""
 MAX_BODY_WAIT = 0.1
-"""Seconds for the body to come. It is of no use, so no login waits longer for it."""
+"""Seconds to wait for the body, which is dropped, so no login should wait longer."""
 MAX_SILENCE = 2.0
 """Seconds without an octet of the answer after which a kept connection counts as dead,
 and at most half of `auth_http_timeout`."""
 MAX_WAITS = 100
-"""How often an auth server may put off its answer (`Auth-Status: WAIT`)."""
+"""How many times an auth server may postpone its answer (`Auth-Status: WAIT`)."""
 MIN_KEY = 6
 """Octets from which on a value of `auth_http_header` counts as a secret."""
 
@@ -66,7 +66,7 @@ async def check(
     timer: Timer,
     log: Logger,
 ) -> Granted | Refused | Unavailable:
-    """Ask until there is a decision; see `Source.check`."""
+    """Ask the server until it decides; see `Source.check`."""
     url = settings.auth_http
     assert url is not None, "every server has one"
     question = _Question(
@@ -109,7 +109,7 @@ def _explained(
     request: AuthRequest,
     error: OSError | None = None,
 ) -> Unavailable:
-    """What the log says: what came, and what was wanted."""
+    """The verdict for an unusable answer, which tells the log what came and was wanted."""
     url = settings.auth_http
     assert url is not None
     return Unavailable(
@@ -120,15 +120,15 @@ def _explained(
 
 
 def _secrets(settings: AuthHttpSettings, request: AuthRequest) -> tuple[bytes, ...]:
-    """What an answer must not bring into the log, should it repeat the request."""
+    """The parts of a request that the log must not show if an answer repeats them."""
     sent = request.secret or b""
-    # A short value ("1", "imap") is no key, and would hide every status line.
+    # A short value ("1", "imap") is not a key, and would hide every status line.
     keys = [value for _, value in settings.auth_http_header if len(value) >= MIN_KEY]
     return sent, escape(sent), *keys
 
 
 class _BrokenError(Frozen, Exception):
-    """The connection cannot be made, or breaks within the answer."""
+    """The connection cannot be established, or broke within the answer."""
 
     def __init__(self, unavailable: Unavailable) -> None:
         super().__init__(unavailable)
@@ -140,7 +140,7 @@ def _receiving_failed(error: OSError) -> _BrokenError:
 
 
 class _NoAnswerError(Frozen, Exception):
-    """The connection ended, or was given up, before an octet of the answer came."""
+    """The connection ended, or timed out, before the first octet of an answer."""
 
     def __init__(self, error: OSError | None = None) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _NoAnswerError(Frozen, Exception):
 
 @dataclass(slots=True)
 class _Question:
-    """One request, and what has come of its answer."""
+    """One request, and the part of its answer that has been received."""
 
     request: bytes = field(repr=False)
     settings: AuthHttpSettings
@@ -158,11 +158,11 @@ class _Question:
     received: bytes = field(default=b"", repr=False)
 
     async def ask(self, network: Network) -> Answer:
-        """Ask on a kept connection if there is one, else, or if it fails, on a new one.
+        """Ask on a kept connection; without one, or if it fails, ask on a new one.
 
         Raises:
-          Unusable: what came is not an answer.
-          _BrokenError: the connection cannot be made, or breaks.
+          Unusable: the response is not a well-formed answer.
+          _BrokenError: the connection cannot be established, or broke.
         """
         url = self.settings.auth_http
         assert url is not None
@@ -191,10 +191,10 @@ class _Question:
             raise Unusable("closed connection prematurely: ", b"", _WHOLE) from None
 
     async def _ask_on(self, connection: Connection, network: Network) -> Answer:
-        """Ask on one connection; it is kept for others if its server allows, or closed.
+        """Ask on one connection, then keep it if the server allows that, or close it.
 
         Raises:
-          _NoAnswerError: no octet of an answer came.
+          _NoAnswerError: not one octet of an answer arrived.
         """
         url, reuse = self.settings.auth_http, self.settings.auth_http_keepalive
         assert url is not None
@@ -229,7 +229,7 @@ class _Question:
             raise _NoAnswerError
 
     async def _finish(self, wire: Wire) -> Answer:
-        """Receive the rest of the header, and perhaps a part of the body."""
+        """Receive the rest of the header, and possibly a part of the body."""
         seen = 0
         while True:
             end = _END.search(self.received, seen)
@@ -253,7 +253,7 @@ class _Question:
         return answer
 
     def unusable(self, text: str, wanted: str) -> Unusable:
-        """An exception that shows what has come."""
+        """Make an exception that shows the first line received."""
         return Unusable(text, first_line(self.received), wanted)
 
 
@@ -276,7 +276,7 @@ def _connect(network: Network, url: AuthUrl) -> Wire:
 
 
 async def _drop_body(wire: Wire, answer: Answer) -> None:
-    """Read the body away; if it does not come, the connection cannot be kept."""
+    """Read and drop the body; the connection is not kept if it does not arrive."""
     with trio.move_on_after(MAX_BODY_WAIT), contextlib.suppress(OSError):
         while answer.body > 0:
             data = await wire.receive_some()

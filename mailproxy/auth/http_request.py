@@ -1,8 +1,8 @@
-"""What an auth_http server is asked.
+"""The request to an auth_http server.
 
-The request is nginx's, byte for byte, but for one line: `Connection: keep-alive`, which
-`auth_http_keepalive off` leaves out. A server that does not know it closes, as it always
-did.
+It is the same as nginx's, byte for byte, except for the line `Connection: keep-alive`,
+which `auth_http_keepalive off` omits. A server that does not support it closes the
+connection after its answer, as before.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _UNSAFE = re.compile(rb"[\x00-\x20%]")
 
 
 def escape(text: bytes) -> bytes:
-    """A value as it stands in a request: octets up to space, and "%", as %XX."""
+    """Escape a value for a request: octets up to space, and "%", become %XX."""
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text)
 
 
 def format_request(settings: AuthHttpSettings, request: AuthRequest) -> bytes:
-    """What the server is asked about a login, from GET to the empty line."""
+    """Format the whole request about a login, from GET to the empty line."""
     return b"".join(_lines(settings, request))
 
 
 def _lines(settings: AuthHttpSettings, request: AuthRequest) -> Iterator[bytes]:
-    """The request, in the order of nginx's lines."""
+    """The lines of the request, in nginx's order."""
     url = settings.auth_http
     assert url is not None
     yield b"GET %s HTTP/1.0\r\nHost: %s\r\nAuth-Method: %s\r\n" % (
@@ -72,7 +72,7 @@ def _lines(settings: AuthHttpSettings, request: AuthRequest) -> Iterator[bytes]:
 
 
 def _proxy_lines(header: Header) -> bytes:
-    """What the auth server is told of a PROXY header, if that has addresses."""
+    """Header lines about the client's PROXY header; empty if that has no addresses."""
     if header.source is None:
         return b""
     assert header.destination is not None, "a header has both or none"
@@ -88,7 +88,7 @@ def _proxy_lines(header: Header) -> bytes:
 
 
 def _tls_lines(settings: AuthHttpSettings, tls: ClientTls) -> Iterator[bytes]:
-    """What the auth server is told about TLS and the client's certificate."""
+    """Header lines about TLS and the client's certificate."""
     yield b"Auth-SSL: on\r\nAuth-SSL-Protocol: %s\r\nAuth-SSL-Cipher: %s\r\n" % (
         tls.version.encode(),
         tls.cipher.encode(),

@@ -1,4 +1,4 @@
-"""What is asked about a login: everything that an auth source gets to know of it."""
+"""The request to an auth source: everything that it is told about a login."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """The SMTP commands of a client that does not log in (`smtp_auth none`).
+    """The SMTP commands of a client that sends mail without a login (`smtp_auth none`).
 
     Attributes:
       mail: the whole ``MAIL FROM:…`` line, without line end.
@@ -24,12 +24,12 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCertificate:
-    """The certificate that a client has shown."""
+    """The certificate that a client has sent."""
 
     subject: bytes
     """RFC 2253: last part first, non-ASCII as ``\\C3\\9C``."""
     issuer: bytes
-    """As `subject`."""
+    """In the form of `subject`."""
     serial: bytes
     """Whole bytes in upper-case hexadecimal."""
     fingerprint: bytes
@@ -39,42 +39,42 @@ class ClientCertificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTls:
-    """What was agreed with a client, and who it has shown to be."""
+    """The parameters of a client's TLS connection, and its certificate."""
 
     version: str
-    """As "TLSv1.3"."""
+    """For example "TLSv1.3"."""
     cipher: str
     """The cipher suite, as OpenSSL calls it."""
     verify: str = ""
-    """What became of the client's certificate: "SUCCESS", "NONE" (it sent none) or
-    "FAILED:" with OpenSSL's reason; empty where none is asked for."""
+    """The result of verifying the client's certificate: "SUCCESS", "NONE" (the client
+    sent none) or "FAILED:" with OpenSSL's reason; empty if the server requests none."""
     certificate: ClientCertificate | None = None
-    """None as well where no certificate is asked for."""
+    """None if the client sent no certificate, or the server requests none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthRequest:
-    """One login, and who tries it.
+    """One login, and the client that attempts it.
 
     It is a value: no source can change it, keep a session alive with it, or read from
-    the client. What differs between protocols is a field, so that no source has to know
+    the client. Differences between protocols are fields, so that no source has to know
     the protocols by name.
     """
 
     protocol: str
-    """"imap", "pop3", "smtp", or what else `protocol` may say."""
+    """The value of `protocol`: "imap", "pop3", "smtp" or that of an added protocol."""
     method: str
     """In lower case: plain (LOGIN as well), apop, cram-md5, external, xoauth2,
-    oauthbearer; none: the client does not log in, and `envelope` says what it wants."""
+    oauthbearer; none: the client does not log in, and `envelope` has its commands."""
     user: bytes
-    """Free of CR, LF and NUL."""
+    """The user name, without CR, LF and NUL."""
     secret: bytes | None = field(default=None, repr=False)
-    """Password, digest or token, free of the same; None if the method has none."""
+    """Password, digest or token, without CR, LF, NUL; None if the method has none."""
     salt: bytes = b""
-    """What the digest of apop and cram-md5 was made with."""
+    """The challenge from which the client made the digest of apop or cram-md5."""
     envelope: Envelope | None = None
     needs_password: bool = True
-    """Whether the client cannot be logged in at the backend without a password."""
+    """Whether the backend login requires a password."""
     attempt: int = 1
     """1 for the first login of the session, 2 for the second."""
 
@@ -84,15 +84,16 @@ class AuthRequest:
     """None for a client of a unix socket."""
     client_host: bytes | None = None
     """The client's name in the DNS, or ``[UNAVAILABLE]`` or ``[TEMPUNAVAIL]``; None if
-    the protocol does not look for it."""
+    the protocol does not look it up."""
     helo: bytes = b""
-    """What an SMTP client has called itself."""
+    """The argument of an SMTP client's HELO or EHLO."""
     proxy_header: Header | None = None
-    """The PROXY header that came before the client's first octet."""
+    """The PROXY header in front of the client's first octet."""
     listen: str = ""
-    """The address that the client has come to, as the log shows it: "0.0.0.0:143"."""
+    """The `listen` address that accepted the client, as the log shows it:
+    "0.0.0.0:143"."""
     server_name: bytes = b""
     """`server_name` of the server."""
 
     tls: ClientTls | None = None
-    """None in clear text."""
+    """None without TLS."""

@@ -1,4 +1,4 @@
-"""Auth sources: what answers whether a login is good, and where its backend is."""
+"""Auth sources, which decide whether a login is good, and which backend it goes to."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ if TYPE_CHECKING:
     from mailproxy.net.timer import Timer
 
 FAILURE_TEXT = b"Authentication failed"
-"""What a client is told that no source knows, the same as for a wrong password: it must
-not learn which users there are."""
+"""Sent to a client whose user no source knows, as for a wrong password, so that clients
+cannot find out which users exist."""
 
 
 class Source(ABC):
     """An auth source, which runs in a worker.
 
-    It sees a request, and borrows from the worker what it takes to find an answer:
-    connections, the session's timer and log. It has no access to the client.
+    It gets a request, and uses the worker's connections and the session's timer and log
+    to find an answer. It has no access to the client.
     """
 
     name: ClassVar[str]
-    """What the log calls it: the directive that makes it, as "auth_http"."""
+    """Its name in the log: that of the directive that configures it, such as
+    "auth_http"."""
 
     @abstractmethod
     async def check(
         self, request: AuthRequest, network: Network, timer: Timer, log: Logger
     ) -> Verdict:
-        """Answer whether one login is good.
+        """Decide whether one login is good.
 
-        Whatever goes wrong is an answer, too: `Unavailable`. Only a limit of time is
-        different, as it is the session's scope that is cancelled: before it waits for
-        the first time, a source begins a phase of its own with ``timer.limit(…)`` or
-        ``timer.stop()``, and when the timer goes off, the session ends by the error that
-        `Unavailable.exception` makes. When a check is cancelled, it leaves nothing open.
+        Every failure is an answer, too: `Unavailable`. A timeout is different, because
+        it cancels the session's scope: before a source waits for the first time, it
+        begins its own phase with ``timer.limit(…)`` or ``timer.stop()``, and when the
+        timer expires, the session ends with the error that `Unavailable.exception`
+        makes. A check that is cancelled closes everything it has opened.
 
         Args:
-          network: to connect with.
-          timer: what limits the session; other sources and the backend come after.
-          log: of the session, for what does not change the answer.
+          network: makes connections.
+          timer: limits the session; other sources and the backend use it afterwards.
+          log: the session's log, for events that do not change the answer.
         """
 
 
@@ -64,15 +65,15 @@ class Chain:
     async def check(
         self, request: AuthRequest, network: Network, timer: Timer, log: Logger
     ) -> Granted | Refused | Unavailable:
-        """Ask source by source, until one of them knows the user.
+        """Ask one source after the other until one of them knows the user.
 
-        A source that is unavailable ends the search: what a later one says of the user
-        might be wrong, and an outage must never read as "wrong password".
+        An unavailable source ends the search: the answer of a later one might be wrong
+        for this user, and an outage must never look like a wrong password.
 
         Returns:
-          The decision. A `Granted` has a route, and no octet in user and secret that a
-          mail protocol could take for the end of a line. A user whom no source knows is
-          refused.
+          The decision. A `Granted` has a route, and its user and secret contain no
+          octet that a mail protocol could take for the end of a line. A user unknown to
+          all sources is refused.
         """
         for source in self.sources:
             verdict = await source.check(request, network, timer, log)
@@ -84,7 +85,7 @@ class Chain:
 
 
 def _fault(granted: Granted, source: Source) -> Unavailable | None:
-    """Why a session cannot go on with what a source has granted, if it cannot."""
+    """The reason why a granted login cannot be used; None if it can."""
     if not (
         FORBIDDEN.isdisjoint(granted.user)
         and FORBIDDEN.isdisjoint(granted.secret or b"")

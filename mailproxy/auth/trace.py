@@ -1,7 +1,7 @@
-"""The debug log of what an auth_http server is asked and answers, without the secrets.
+"""The debug log of requests to an auth_http server and its answers, without secrets.
 
-Only headers that are known to hold none are shown with their values: what else stands
-in an answer, or is added by `auth_http_header`, may be a key.
+Only headers that are known to contain no secrets are shown with their values: any other
+header of an answer, or one added by `auth_http_header`, may contain a key.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 MAX_LINES = 64
 """Lines of a request or an answer that the log shows."""
 MAX_SHOWN = 1024
-"""Octets of a line that the log shows; each may take four characters."""
+"""Octets of a line that the log shows; an escaped octet takes four characters."""
 MIN_SECRET = 4
-"""Octets from which on a line is searched for a secret; see `mail.trace`."""
+"""Octets of the shortest secret that lines are searched for; see `mail.trace`."""
 
 _HARMLESS = frozenset(
     b"host auth-method auth-user auth-protocol auth-login-attempt client-ip client-host "
@@ -29,16 +29,16 @@ _HARMLESS = frozenset(
     b"auth-status auth-server auth-port auth-wait auth-error-code auth-error-sasl "
     b"auth-smtp content-length content-type transfer-encoding date server".split()
 )
-"""Headers, in lower case, whose values are no secrets."""
+"""Headers, in lower case, whose values are not secret."""
 
 
 def show(log: Logger, way: str, header: bytes, secrets: Collection[bytes]) -> None:
-    """Log the lines of a request or an answer, up to the empty one.
+    """Log the lines of a request or an answer, up to the empty line.
 
     Args:
       way: "to" or "from".
-      header: from the first line on.
-      secrets: what no line may show.
+      header: request line or status line, and headers.
+      secrets: octets that no line may show.
     """
     known = [secret for secret in secrets if len(secret) >= MIN_SECRET]
     first, *others = header.rstrip(b"\r\n").split(b"\n", MAX_LINES)
@@ -54,9 +54,9 @@ def show(log: Logger, way: str, header: bytes, secrets: Collection[bytes]) -> No
 
 
 def _shown_first(line: bytes) -> bytes:
-    """A request line without its query, or a status line.
+    """The first line as the log shows it: a request line without its query, or a status line.
 
-    An answer may begin with a header (HTTP/0.9, as nginx reads it).
+    An answer may begin with a header instead (HTTP/0.9, as nginx reads it).
     """
     if line.startswith(b"HTTP/"):
         return line
@@ -69,7 +69,7 @@ def _shown_first(line: bytes) -> bytes:
 
 
 def _shown(line: bytes) -> bytes:
-    """A header, with its value if that is harmless."""
+    """A header line as the log shows it, with its value if that is harmless."""
     name, colon, _value = line.partition(b":")
     if name.strip().lower() in _HARMLESS:
         return line

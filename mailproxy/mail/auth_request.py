@@ -1,4 +1,4 @@
-"""Makes the request to the auth sources, once for each login."""
+"""The request to the auth sources, made once for each login."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
-    """Put together what auth sources are told about a login."""
+    """Make the request about a login."""
     client = dialogue.client
     server, protocol, tls = client.server, client.server.protocol, client.wire.tls
     return AuthRequest(
@@ -40,7 +40,7 @@ def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
 
 
 def _describe(tls: ssl.SSLSocket, server: Server) -> ClientTls:
-    """What auth sources are told about the client's TLS."""
+    """Describe the client's TLS for auth sources."""
     cipher = tls.cipher()
     verify = ""
     certificate = None
@@ -55,7 +55,7 @@ def _describe(tls: ssl.SSLSocket, server: Server) -> ClientTls:
 
 
 def _find_certificate(tls: ssl.SSLSocket) -> tuple[str, ClientCertificate | None]:
-    """The verdict on the client's certificate, and the certificate if there is one."""
+    """The result of verifying the client's certificate, and the certificate, if any."""
     found = openssl.peer_certificate(tls)
     if found is None:
         return "NONE", None

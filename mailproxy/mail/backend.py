@@ -1,11 +1,11 @@
 """Backend: the connection of one session to its mail server, before the relay.
 
-It says what is going on in the log's words, and how its own failures read. Protocols
-ask it for lines and send it commands; what the lines mean, they know themselves.
+It records for the log what the session is doing, and words its own failures. Protocols
+read lines from it and send commands with it; the meaning of the lines is theirs.
 
-A reply is only worth something if it answers what was asked. What a backend sent before
-its turn would be taken for the answer to the next command, so `send_command` refuses to
-go on (IMAP's untagged lines may come at any time, and are looked at by its own dialogue).
+A reply counts only if it answers a command. One that a backend sent too early would be
+taken for the answer to the next command, so `send_command` refuses to continue (IMAP's
+untagged lines may come at any time, and are checked by its own dialogue).
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=UpstreamError)
 
-_SENDINGS_UNDER_SUSPICION = 2
+MAX_SUSPECT_SENDINGS = 2
 """The PROXY header, and the command whose answer may still be meant for it."""
+
+_WITHOUT_HEADER = "proxy_protocol off"
+"""The setting with which a backend gets no PROXY header."""
 
 _FAREWELL = re.compile(
     rb"""\*\ BYE(?:\ [^\n]*)?\r?\n
@@ -40,8 +43,9 @@ _FAREWELL = re.compile(
        | (?:421-[^\n]*\n)*421(?:\ [^\n]*)?\r?\n""",
     re.VERBOSE | re.IGNORECASE,
 )
-"""Why a backend is about to close, complete. It may say so at any time (RFC 3501,
-section 7.1.5; RFC 5321, section 3.8), and lets no one in by that."""
+"""The complete announcement that a backend is about to close, with its reason. It may
+come at any time (RFC 3501, section 7.1.5; RFC 5321, section 3.8), and never grants a
+login."""
 
 
 class Backend:
@@ -52,7 +56,7 @@ class Backend:
       lines: the same, line by line.
     """
 
-    __slots__ = ("_has_header", "_info", "_sendings", "_trace", "lines", "wire")
+    __slots__ = ("_header_refusal", "_info", "_sendings", "_trace", "lines", "wire")
 
     def __init__(
         self,
@@ -61,11 +65,11 @@ class Backend:
         info: SessionInfo,
         trace: Trace | None = None,
     ) -> None:
-        """Talk over a connection, which is closed by `close`.
+        """Use a connection, which `close` closes.
 
         Args:
           reply_limit: octets that one reply may have.
-          info: of the session; it is changed to what is going on.
+          info: the facts of the session; its action and phase are kept up to date.
           trace: logs the dialogue, if the log is at level debug.
         """
         self.wire = wire
@@ -79,7 +83,7 @@ class Backend:
         info.upstream_wire = wire
         self._info = info
         self._trace = trace
-        self._has_header = False
+        self._header_refusal: re.Pattern[bytes] | None = None
         self._sendings = 0
 
     @classmethod
@@ -91,7 +95,7 @@ class Backend:
         info: SessionInfo,
         trace: Trace | None = None,
     ) -> Backend:
-        """Begin to connect; what is sent or read first waits for the result.
+        """Begin to connect; the first send or read waits for the result.
 
         Raises:
           BackendError: connect() failed at once, or `worker_connections` are in use.
@@ -120,16 +124,16 @@ class Backend:
     async def start_tls(
         self, context: ssl.SSLContext, server_name: str | None = None
     ) -> None:
-        """Do a TLS handshake, at once or after STARTTLS was agreed on.
+        """Do a TLS handshake, at once or after the backend has accepted STARTTLS.
 
-        What the backend sent in clear text behind its agreement may come from someone
-        in between, and would be taken for an answer under TLS: it ends the session.
+        Clear text behind that acceptance may have been injected by an attacker, and
+        would be taken for an answer under TLS: it ends the session.
 
         Args:
           context, server_name: see `Wire.connect_tls`.
 
         Raises:
-          BackendError: there is such, or the handshake failed.
+          BackendError: there is such text, or the handshake failed.
         """
         self._info.action = "SSL handshaking to upstream"
         if self.lines.buffered:
@@ -145,19 +149,22 @@ class Backend:
             raise _failed_handshake(error) from None
 
     def sending(self, what: str) -> None:
-        """Say what is sent from now on, in nginx's words: ``sending("user name")``."""
+        """Record what is sent from now on, in nginx's words: ``sending("user name")``."""
         self._sendings += 1
         self._info.action = f"sending {what} to upstream"
         self._info.phase = Phase.BACKEND_LOGIN
 
-    async def send_header(self, header: bytes) -> None:
-        """Send a PROXY header, before anything else is said.
+    async def send_header(self, header: bytes, refusal: re.Pattern[bytes]) -> None:
+        """Send a PROXY header, before anything else.
+
+        Args:
+          refusal: matches the reply of a backend that took the header for a command.
 
         Raises:
           BackendError: the connection broke.
         """
         self.sending("PROXY protocol header")
-        self._has_header = True
+        self._header_refusal = refusal
         if self._trace is not None:
             self._trace.show("to upstream", header.removesuffix(b"\r\n"))
         try:
@@ -165,21 +172,25 @@ class Backend:
         except OSError as error:
             raise BackendError("send() failed", error=error, action=None) from None
 
+    def header_accepted(self) -> None:
+        """Note that a reply answers what came after the PROXY header, if there was one."""
+        self._header_refusal = None
+
     async def send_command(self, command: bytes) -> None:
-        """Send a command to a backend that has said no more than it was asked for.
+        """Send a command to a backend that has sent nothing it was not asked for.
 
         Raises:
-          BackendError: there is more, or the connection broke.
+          BackendError: it has sent more, or the connection broke.
         """
         if self.lines.buffered:
             raise self.early_reply(self.lines.take_rest())
         await self.send(command)
 
     async def send(self, data: bytes) -> None:
-        """Send something, whatever the backend has said.
+        """Send data, even if the backend has sent something unasked.
 
         Raises:
-          BackendError: the connection broke; with what the backend said before.
+          BackendError: the connection broke; it says what the backend sent before.
         """
         try:
             await self.lines.send(data)
@@ -191,21 +202,21 @@ class Backend:
                 said = await self.lines.read_some()
             except BackendError:
                 raise gone from None
-            raise _last_words(said, gone) from None
+            raise self._last_words(said, gone) from None
 
     async def read_line(self, before: bytes = b"") -> bytes:
         """Read a line, with its LF.
 
         Args:
-          before: lines that were read before and may explain why the backend leaves.
+          before: lines of the same reply, which may explain why the backend closes.
 
         Raises:
-          BackendError: it left, or the reply is too long (`proxy_buffer`).
+          BackendError: the backend closed, or the reply is too long (`proxy_buffer`).
         """
         try:
             return await self.lines.read_line(len(before))
         except BackendError as gone:
-            raise _last_words(before + self.lines.take_rest(), gone) from None
+            raise self._last_words(before + self.lines.take_rest(), gone) from None
         except TooLong as too_long:
             # All but the last octet, as nginx shows it.
             shown = (before + too_long.received)[:-1]
@@ -214,10 +225,10 @@ class Backend:
             ) from None
 
     async def expect(self, start: bytes) -> bytes:
-        """Read a line that begins so.
+        """Read a line that begins with `start`.
 
         Raises:
-          BackendError: it is another one, or there is none.
+          BackendError: the line is another one, or the backend closed.
         """
         line = await self.read_line()
         if not line.startswith(start):
@@ -231,29 +242,34 @@ class Backend:
         shown: bytes | None = None,
         command: str = "",
         remedy: str = "",
+        before: bytes = b"",
     ) -> BackendError:
-        """The error for an answer that is not the expected one.
+        """The error for an unexpected answer.
 
         Args:
           reply: the whole lines, for the client.
-          shown: the same for the log, where that differs.
+          shown: the text for the log, if that differs.
           command, remedy: see `UpstreamError`.
+          before: lines before it that were skipped.
         """
-        return self._answered(
-            BackendError, reply if shown is None else shown, reply, command, remedy
-        )
+        shown = reply if shown is None else shown
+        return self._answered(BackendError, shown, reply, command, remedy, before)
 
     def refused(self, reply: bytes, *, shown: bytes | None = None) -> LoginRefused:
         """The error for an answer that refuses the login; see `invalid_reply`."""
         return self._answered(LoginRefused, reply if shown is None else shown, reply)
 
-    def early_reply(self, reply: bytes) -> BackendError:
-        """The error for an answer to what was not said yet; no client may see it.
+    def early_reply(self, reply: bytes, before: bytes = b"") -> BackendError:
+        """The error for an answer that came before its command.
 
-        But it may see that the backend is about to close.
+        The client does not get to see it, unless it announces that the backend closes.
+
+        Args:
+          before: lines before it that were skipped.
         """
         found = _FAREWELL.match(reply)
-        return self._answered(BackendError, reply, found[0] if found else b"")
+        passed_on = found[0] if found else b""
+        return self._answered(BackendError, reply, passed_on, before=before + reply)
 
     def _answered(
         self,
@@ -262,15 +278,16 @@ class Backend:
         reply: bytes,
         command: str = "",
         remedy: str = "",
+        before: bytes = b"",
     ) -> E:
-        """An error that says what the backend answered.
+        """Make an error that says what the backend answered.
 
-        A backend that expects no PROXY header takes it for a command. Its answer to
-        that comes in the place of its greeting, or of the answer to the first command.
+        Args:
+          before: lines before `reply`, or lines that the client does not get to see.
         """
-        if self._has_header and self._sendings <= _SENDINGS_UNDER_SUSPICION:
+        if self._rejects_header(before + reply):
             command = f"PROXY or {command}" if command else "PROXY"
-            remedy = "proxy_protocol off"
+            remedy = _WITHOUT_HEADER
         return error(
             'upstream sent invalid response: "%s"',
             shown.rstrip(b"\r\n"),
@@ -279,8 +296,43 @@ class Backend:
             remedy=remedy,
         )
 
+    def _last_words(self, said: bytes, gone: BackendError) -> BackendError:
+        """The error for a backend that closed, with what it sent before, if anything.
+
+        Args:
+          said: lines that answer nothing, and possibly an incomplete one. That counts
+            as whole if the backend closed in good order.
+        """
+        if not said:
+            return gone
+        whole = said if gone.error or said.endswith(b"\n") else said + b"\r\n"
+        lines = whole.splitlines(keepends=True)
+        found = _FAREWELL.fullmatch(whole) or _FAREWELL.fullmatch(lines[-1])
+        blamed = self._rejects_header(said)
+        return BackendError(
+            'upstream closed connection prematurely after "%s"',
+            said.rstrip(b"\r\n"),
+            error=gone.error,
+            reply=found[0] if found else b"",
+            command="PROXY" if blamed else "",
+            remedy=_WITHOUT_HEADER if blamed else "",
+        )
+
+    def _rejects_header(self, heard: bytes) -> bool:
+        """Whether the backend rejects the PROXY header as an unknown command.
+
+        Most backends that expect no header greet before they read it; the answer to it
+        takes the place of that to the first command, or that of the greeting. Only an
+        answer about an unknown command counts: a wrong password or a busy server is no
+        reason to switch the header off.
+        """
+        refusal = self._header_refusal
+        if refusal is None or self._sendings > MAX_SUSPECT_SENDINGS:
+            return False
+        return refusal.search(heard) is not None
+
     def expired(self) -> BackendError:
-        """The error for a backend that let `timeout` pass."""
+        """The error for a backend that did not answer within `timeout`."""
         if self.lines.buffered:
             self._info.action = READING
         return BackendError(
@@ -289,7 +341,7 @@ class Backend:
 
 
 def _failed_handshake(error: OSError) -> BackendError:
-    """The error for a handshake that failed so."""
+    """The error for a failed handshake."""
     found = faults.describe("handshake", error, BackendError.level)
     return BackendError(
         found.event,
@@ -297,24 +349,4 @@ def _failed_handshake(error: OSError) -> BackendError:
         error=found.error,
         level=found.level,
         action=None,
-    )
-
-
-def _last_words(said: bytes, gone: BackendError) -> BackendError:
-    """The error for a backend that left; it tells what it said before, if anything.
-
-    Args:
-      said: lines that were no answer, and a line without its end: a backend that
-        closes in good order does not break off within one.
-    """
-    if not said:
-        return gone
-    whole = said if gone.error or said.endswith(b"\n") else said + b"\r\n"
-    lines = whole.splitlines(keepends=True)
-    found = _FAREWELL.fullmatch(whole) or _FAREWELL.fullmatch(lines[-1])
-    return BackendError(
-        'upstream closed connection prematurely after "%s"',
-        said.rstrip(b"\r\n"),
-        error=gone.error,
-        reply=found[0] if found else b"",
     )

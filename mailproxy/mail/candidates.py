@@ -1,4 +1,4 @@
-"""Candidates: the servers that a session may be passed on to."""
+"""Candidates: the backends that a session may connect to."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A server that the client may be brought to.
+    """A backend that a session may connect to.
 
     Attributes:
-      family, address: where it is.
-      name: the same for the log, as the auth source wrote it.
+      family, address: its socket address.
+      name: the address as the auth source wrote it, for the log.
     """
 
     family: int
@@ -26,6 +26,6 @@ class Candidate:
 
 
 def candidates(route: Route) -> tuple[Candidate, ...]:
-    """The servers that a route leads to, the first to try first; one today."""
+    """The backends of a route, in the order in which to try them; at present, one."""
     family = socket.AF_INET6 if ":" in route.server else socket.AF_INET
     return (Candidate(family, (route.server, route.port), route.name),)

@@ -1,4 +1,4 @@
-"""What a dialogue knows of its client: one connection from accept to its login."""
+"""Client: what a dialogue knows of its client, from accept to the login."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """One client, from accept to the end of its login: what dialogues know of it.
+    """One client, from accept to the end of its login.
 
     Attributes:
       wire: its connection.
       lines: the same, line by line.
       trace: logs the dialogue, if the log is at level debug.
-      server, listen: who serves it, and which address it came to.
-      info: who it is, and how far it has come.
-      timer: limits what is going on.
+      server, listen: the server, and the address that the client connected to.
+      info: the facts of its session.
+      timer: limits the current phase.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Client:
 
     @property
     def may_log_in(self) -> bool:
-        """Whether logins are allowed as things are (`starttls only`)."""
+        """Whether logins are allowed now; with `starttls only`, they require TLS."""
         return self.secure or self.server.ssl.starttls != "only"
 
     @property
@@ -97,13 +97,13 @@ class Client:
         await self.lines.send(data)
 
     async def read_text(self, *, secret: bool = False) -> bytes:
-        """The next line of POP3 or SMTP, without its end.
+        """Read the next line of POP3 or SMTP, without its end.
 
         Args:
-          secret: the line may be a secret as a whole, so the log must not show it.
+          secret: the whole line may be a secret, so the log must not show it.
 
         Raises:
-          BadCommand: a CR stands in it, or it does not fit into the buffer.
+          BadCommand: it contains a CR, or does not fit into the buffer.
           ClientError: the client left.
         """
         try:
@@ -121,14 +121,16 @@ class Client:
 
         Args:
           prompt: the whole line.
-          room: how many words the answer may have.
+          room: the maximum number of words in the answer.
 
         Raises:
-          BadCommand: it is not a line of words, or too many commands were sent.
+          BadCommand: the answer is not a line of words, or the client has sent too many
+            commands.
+          ClientError: the client left.
         """
         await self.send(prompt)
         text = await self.read_text(secret=True)
-        # What stands before the first space is a word, even if nothing does.
+        # The text before the first space is a word, even if it is empty.
         first, _, more = text.partition(b" ")
         words = [first, *split_words(more, room - 1)]
         self.accepted()
@@ -138,7 +140,7 @@ class Client:
         """Count a command that the parser accepted.
 
         Raises:
-          BadCommand: there were more than `max_commands`; the session ends.
+          BadCommand: the client sent more than `max_commands`; the session ends.
         """
         self._commands += 1
         if self._commands > self.server.core.max_commands:
@@ -163,10 +165,10 @@ class Client:
     async def start_tls(self, action: str) -> None:
         """Do a TLS handshake, and check the client's certificate.
 
-        What arrived in clear text and was not read is dropped.
+        Clear text that was received and not yet read is dropped.
 
         Args:
-          action: the handshake in nginx's words, for the log.
+          action: nginx's words for the handshake, for the log.
 
         Raises:
           ClientError: the handshake failed, or the certificate is bad.
@@ -190,7 +192,11 @@ class Client:
             await self._check_certificate()
 
     async def _check_certificate(self) -> None:
-        """Check after the handshake, as nginx does, so that the client hears why."""
+        """Check the client's certificate; after the handshake, so that it is told why.
+
+        Raises:
+          ClientError: the certificate is bad or missing; the client has been told.
+        """
         tls = self.wire.tls
         assert tls is not None
         wanted = self.server.ssl.ssl_verify_client

@@ -1,6 +1,6 @@
 """Host names of SMTP clients, for the auth source and XCLIENT.
 
-A name is believed if it leads back to the client's address (RFC 1912, section 2.1;
+A name is accepted if it resolves back to the client's address (RFC 1912, section 2.1;
 nginx: ngx_mail_smtp_handler.c).
 """
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from mailproxy.net.dns import Resolver
 
 UNAVAILABLE = b"[UNAVAILABLE]"
-"""There is no name, or it is not the client's; as XCLIENT of Postfix has it
-(https://www.postfix.org/XCLIENT_README.html)."""
+"""The client has no name, or the name does not resolve back to it; a value of Postfix's
+XCLIENT (https://www.postfix.org/XCLIENT_README.html)."""
 TEMPUNAVAIL = b"[TEMPUNAVAIL]"
-"""Nobody could say."""
+"""The lookup failed."""
 
 _TEXTS = {
     FORMAT_ERROR: "Format error",
@@ -44,13 +44,16 @@ _TEXTS = {
 
 
 async def find_client_host(resolver: Resolver, info: SessionInfo, log: Logger) -> bytes:
-    """The name of a client in lower case, or `UNAVAILABLE` or `TEMPUNAVAIL`.
+    """Look up the name of a client; returns it in lower case.
 
     Each of the two lookups may take `resolver_timeout`.
 
     Args:
-      info: says who the client is; its action is changed.
+      info: has the client's address; its action is kept up to date.
       log: the logger of the session, bound to `info`.
+
+    Returns:
+      The name, or `UNAVAILABLE` or `TEMPUNAVAIL`.
     """
     client = info.client
     if client == "unix:":

@@ -1,4 +1,4 @@
-"""What the commands of clients have in common, in whatever protocol."""
+"""What the clients' commands have in common in all protocols."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 KIB = 1024
 USUAL_BUFFER = 4 * KIB
-"""Octets of the `*_client_buffer` that configurations without one have."""
+"""Octets of a default `*_client_buffer` on most machines."""
 MAX_ADVICE = 64 * KIB
-"""The largest buffer that the log advises; what is longer is not a login."""
+"""The largest buffer that the log advises; a longer command is not a login."""
 MAX_SHOWN = 400
-"""Octets that the log shows of a command that is too long. Lines are cut at 2048, and
-each octet may become four; the advice behind it has to fit as well."""
+"""Octets of a too long command that the log shows. Log lines are cut at 2048, an
+escaped octet takes four, and the advice behind the command has to fit as well."""
 
 _REVEALING = re.compile(
     rb"\s*(?:\S+\s+)??(?:LOGIN|AUTHENTICATE|AUTH|PASS|APOP)(?!\S)", re.IGNORECASE
@@ -31,7 +31,7 @@ class Command:
 
     Attributes:
       name: in upper case.
-      arguments: what stands behind it; there may be secrets among them.
+      arguments: the words behind it; there may be secrets among them.
     """
 
     name: bytes
@@ -39,13 +39,13 @@ class Command:
 
 
 class BadCommand(Frozen, Exception):  # noqa: N818 - an event of the dialogue, not a fault
-    """A command is answered with the protocol's line for invalid commands.
+    """A command that is answered with the protocol's line for invalid commands.
 
     Attributes:
-      event, values: what the log says of it, if anything.
-      counted: it counts for `max_errors`: the parser rejected it. A well-formed
-        command which is refused does not count.
-      close: the session ends with the answer.
+      event, values: the log line about it, if any.
+      counted: whether it counts towards `max_errors`, because the parser rejected it. A
+        well-formed command that is refused does not count.
+      close: whether the session ends after the answer.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class BadCommand(Frozen, Exception):  # noqa: N818 - an event of the dialogue, n
 
 
 def split_words(text: bytes, room: int) -> list[bytes]:
-    """The words of a text, which has spaces between them, before and behind.
+    """Split a text at its spaces, any number of which may surround each word.
 
     Raises:
-      BadCommand: there are more than `room`.
+      BadCommand: there are more than `room` words.
     """
     words = [word for word in text.split(b" ") if word]
     if len(words) > room:
@@ -75,7 +75,7 @@ def split_words(text: bytes, room: int) -> list[bytes]:
 
 
 def redacted(command: bytes) -> bytes:
-    """A command as the log may show it: never with what may be a secret."""
+    """A command as the log may show it: without anything that may be a secret."""
     found = _REVEALING.match(command)
     return command if found is None else found[0] + b" ..."
 
@@ -83,14 +83,14 @@ def redacted(command: bytes) -> bytes:
 def too_long_command(
     protocol: MailProtocol, shown: bytes, needed: int = 0
 ) -> BadCommand:
-    """The buffer is full and the command is not complete; the session ends.
+    """The error for a command that does not fit into the buffer; it ends the session.
 
-    Tokens of OAuth may need a larger buffer than the usual one, so the log says which
-    directive has to be raised, and how far, up to `MAX_ADVICE`.
+    OAuth tokens may need a larger buffer than the default, so the log says which
+    directive to increase, and how far, up to `MAX_ADVICE`.
 
     Args:
-      shown: what the log shows of the command.
-      needed: octets that the command is known to have; it may be more.
+      shown: the part of the command for the log.
+      needed: octets that the command is known to have, at least.
     """
     event = 'client sent too long command "%s"'
     if len(shown) > MAX_SHOWN:

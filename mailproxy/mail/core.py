@@ -33,7 +33,8 @@ from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.net.dns import ResolverSettings
 from mailproxy.net.listen_address import Keepalive
 
-_RESOLV_CONF_LIMIT = 64 * KIB
+MAX_RESOLV_CONF = 64 * KIB
+"""Octets of a resolv.conf."""
 
 
 def _parse_protocol(found: Directive, reading: Reading) -> str:
@@ -90,9 +91,13 @@ def _parse_name_server(word: Word) -> Sequence[Address]:
 
 
 def _system_servers(path: str, word: Word) -> list[Address]:
-    """The name servers of a resolv.conf (Angie)."""
+    """Read the name servers of a resolv.conf (Angie).
+
+    Raises:
+      ConfigError: the file cannot be read, or an address in it is invalid.
+    """
     try:
-        content = outside.read(path, _RESOLV_CONF_LIMIT)
+        content = outside.read(path, MAX_RESOLV_CONF)
     except outside.FileError as error:
         raise ConfigError(
             f'{error.call}() "{path}" failed', word, error=error
@@ -153,7 +158,7 @@ tags: Value[tuple[str, ...]] = Value(lambda found, _: (found.words[1].value,), "
 
 
 def hostname() -> bytes:
-    """The name of the machine, in lower case, as nginx has it."""
+    """The name of the machine, in lower case as in nginx."""
     return lower(socket.gethostname()).encode("utf-8", "surrogateescape")
 
 
@@ -169,7 +174,7 @@ class CoreSettings(Settings):
     protocol: str = directive(
         protocol, default="", contexts="server", repeats="last", shown="by the port"
     )
-    """The protocol that is spoken; 143, 993, 110, 995, 25, 465, 587 tell by themselves."""
+    """The protocol of the server; ports 143, 993, 110, 995, 25, 465, 587 imply it."""
 
     server_name: bytes = directive(octets, default=b"", shown="name of the machine")
     """The name in greetings, challenges and toward SMTP backends."""
@@ -192,7 +197,7 @@ class CoreSettings(Settings):
     error_log: tuple[ErrorLog, ...] = directive(
         error_log, default=(), repeats="add", shown="of main"
     )
-    """Where the log of sessions goes; the innermost level that has any counts."""
+    """Where the log of sessions goes; the innermost block that sets it counts."""
 
     error_log_user_tag: tuple[str, ...] = directive(
         tags, default=(), repeats="add", origin="Angie"
@@ -208,7 +213,7 @@ class CoreSettings(Settings):
 
     @classmethod
     def make(cls, block: Block, reading: Reading) -> Self:
-        """The settings of a server: its protocol known, its name never empty.
+        """Make the settings of a server: its protocol is known, its name never empty.
 
         Raises:
           ConfigError: neither `protocol` nor a port says which protocol it is.

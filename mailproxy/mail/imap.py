@@ -1,11 +1,12 @@
 """ngx_mail_imap_module: https://nginx.org/en/docs/mail/ngx_mail_imap_module.html.
 
-The dialogue of IMAP with clients before the login (RFC 3501); that with backends is in
+The IMAP dialogue with clients before the login (RFC 3501); the one with backends is in
 `mail/imap_backend.py`.
 """
 
 from __future__ import annotations
 
+import re
 import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -52,7 +53,7 @@ class ImapSettings(MailProtocol):
     imap_capabilities: tuple[bytes, ...] = directive(
         words, default=(b"IMAP4", b"IMAP4rev1", b"UIDPLUS"), repeats="add"
     )
-    """What CAPABILITY answers before the login; mechanisms are added to it."""
+    """Capabilities before the login, as CAPABILITY lists them; mechanisms are added."""
 
     imap_auth: frozenset[str] = directive(
         choices("plain", "login", "cram-md5", "external", "xoauth2", "oauthbearer"),
@@ -64,6 +65,7 @@ class ImapSettings(MailProtocol):
     certificate_error: ClassVar[bytes] = b"* BYE SSL certificate error\r\n"
     certificate_missing: ClassVar[bytes] = b"* BYE No required SSL certificate\r\n"
     internal_error: ClassVar[bytes] = b"* BAD internal server error\r\n"
+    header_refusal: ClassVar[re.Pattern[bytes]] = imap_backend.HEADER_REFUSAL
 
     @property
     def client_buffer(self) -> int:
@@ -74,10 +76,10 @@ class ImapSettings(MailProtocol):
 
 
 class ImapDialogue(Dialogue):
-    """One session in IMAP.
+    """The dialogue of one IMAP session.
 
     Attributes:
-      fields: what the client first called itself by ID; at most 30.
+      fields: the fields of the client's first ID command; at most 30.
     """
 
     def __init__(self, client: Client, settings: ImapSettings) -> None:
@@ -124,7 +126,7 @@ class ImapDialogue(Dialogue):
         """The answer to a command that does not change what the session is doing.
 
         Raises:
-          BadCommand: it is not allowed now.
+          BadCommand: the command is not allowed now.
         """
         match command.name:
             case b"NOOP":
@@ -138,7 +140,11 @@ class ImapDialogue(Dialogue):
                 raise BadCommand
 
     def _login(self, command: Command, tag: bytes) -> Login:
-        """The LOGIN command; it cannot be switched off, as in nginx."""
+        """The login of a LOGIN command, which cannot be disabled, as in nginx.
+
+        Raises:
+          BadCommand: it is not allowed now, or not well-formed.
+        """
         arguments = command.arguments
         if not self.client.may_log_in or len(arguments) != 2 or not arguments[0]:
             raise BadCommand
@@ -159,12 +165,12 @@ class ImapDialogue(Dialogue):
         return b" ".join(words) + b"\r\n"
 
     def _identify(self, fields: tuple[Field, ...]) -> None:
-        """Keep what the client says of itself, and log what is of use in support.
+        """Keep the fields of the first ID command, and log those that help in support.
 
-        Only the first word counts, so that a client cannot fill the log.
+        Later ID commands are ignored, so that a client cannot fill the log.
 
         Args:
-          fields: of ID; no two have the same name.
+          fields: no two have the same name.
         """
         if self.fields or not fields:
             return
@@ -192,5 +198,5 @@ _INVALID = b"BAD invalid command\r\n"
 
 
 def _completed(reader: Reader) -> bytes:
-    """The line that says that the present command is done."""
+    """The line that completes the present command."""
     return reader.tag + b"OK completed\r\n"

@@ -1,8 +1,8 @@
-"""The dialogue of IMAP with backends before the relay (RFC 3501): LOGIN with literals.
+"""The IMAP dialogue with backends before the relay (RFC 3501): LOGIN with literals.
 
-Untagged lines may come at any time (RFC 3501, section 7) and are passed over; those in
-the answer to the login go to the client with it. BYE is the exception: the backend is
-about to close, and waiting for a tagged line would be waiting for its end.
+Untagged lines may come at any time (RFC 3501, section 7) and are skipped; those in the
+answer to the login go to the client with it. BYE is the exception: the backend is about
+to close, and no tagged line will follow.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ if TYPE_CHECKING:
     from mailproxy.mail.login import Login
 
 _CAPABILITIES = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
+HEADER_REFUSAL = re.compile(
+    rb"^(?:\* BAD|(?:PROXY|QUIT) (?:BAD|NO))(?=[ \r\n])", re.IGNORECASE | re.MULTILINE
+)
+"""The answer to a PROXY header that was read as a command (RFC 3501, section 7.1.3):
+its tag is the first word of a line of the header, version 1 or 2, or is missing."""
 _BYE = re.compile(rb"\* BYE(?=[ \r\n])", re.IGNORECASE)
 _REFUSAL = re.compile(
     rb"""NO(?=[ \r\n])(?!\ +\[
          (?:UNAVAILABLE|SERVERBUG|LIMIT|INUSE|CONTACTADMIN|PRIVACYREQUIRED)[\ \]])""",
     re.VERBOSE | re.IGNORECASE,
 )
-"""NO, but for reasons that are not the user's (RFC 5530, section 3)."""
+"""NO, except for reasons that are not the user's fault (RFC 5530, section 3)."""
 
 
 async def enter(backend: Backend, login: Login) -> bytes:
-    """Log in; see `Dialogue.enter`."""
+    """Log in at the backend; see `Dialogue.enter`."""
     user, secret = login.user, login.secret or b""
     greeting = await _expect(backend, b"* OK")
     wait = not _offers_literal_plus(greeting)
@@ -40,10 +45,10 @@ async def enter(backend: Backend, login: Login) -> bytes:
         await _send(backend, first + second + third)
         return await _read_answer(backend, login.tag)
     await _send(backend, first)
-    await _expect(backend, b"+")
+    await _expect(backend, b"+", login.tag)
     backend.sending("user name")
     await _send(backend, second)
-    await _expect(backend, b"+")
+    await _expect(backend, b"+", login.tag)
     backend.sending("password")
     await _send(backend, third)
     return await _read_answer(backend, login.tag)
@@ -52,43 +57,48 @@ async def enter(backend: Backend, login: Login) -> bytes:
 def _offers_literal_plus(greeting: bytes) -> bool:
     """Whether LITERAL+ (RFC 7888) is among the capabilities of a greeting.
 
-    They stand before its text and nowhere else (RFC 3501, section 7.1); to look for
-    them everywhere took the square of the line's length.
+    They can only be in front of its text (RFC 3501, section 7.1); a search of the whole
+    line would take quadratic time.
     """
     found = _CAPABILITIES.match(greeting)
     return found is not None and b"LITERAL+" in found[1].upper().split(b" ")
 
 
 async def _send(backend: Backend, data: bytes) -> None:
-    """Send a part of the login, which nothing may have answered yet.
+    """Send a part of the login, unless the backend has answered it already.
 
-    Anything but an untagged line would be taken for the answer to `data`.
+    Any received line that is not untagged would be taken for the answer to `data`.
 
     Raises:
-      BackendError: there is something else, or the connection broke.
+      BackendError: there is such a line, or the connection broke.
     """
     before = b""
     while backend.lines.buffered:
         line = await backend.read_line(before)
         if not line.startswith(b"* ") or _BYE.match(line):
-            raise backend.early_reply(line)
+            raise backend.early_reply(line, before)
         before += line
     await backend.send(data)
 
 
-async def _expect(backend: Backend, start: bytes) -> bytes:
-    """Read a line that begins so; untagged lines before it are passed over.
+async def _expect(backend: Backend, start: bytes, tag: bytes = b"") -> bytes:
+    """Read a line that begins with `start`; untagged lines before it are skipped.
+
+    Args:
+      tag: that of the command that was sent, if any.
 
     Raises:
-      BackendError: it is another one.
+      BackendError: the line is another one.
     """
     before = b""
     while True:
         line = await backend.read_line(before)
         if line.startswith(start):
             return line
+        if tag and line.startswith(tag):
+            backend.header_accepted()
         if not line.startswith(b"* ") or start == b"* OK" or _BYE.match(line):
-            raise backend.invalid_reply(line)
+            raise backend.invalid_reply(line, before=before)
         before += line
 
 
@@ -96,7 +106,7 @@ async def _read_answer(backend: Backend, tag: bytes) -> bytes:
     """Read the whole answer to LOGIN: untagged lines, and the tagged OK.
 
     Raises:
-      LoginRefused: it is a NO.
+      LoginRefused: the answer is NO.
       BackendError: the answer is another one; the log shows it without its tag, and
         BYE without the lines before it.
     """
@@ -105,6 +115,7 @@ async def _read_answer(backend: Backend, tag: bytes) -> bytes:
         line = await backend.read_line(reply)
         reply += line
         if line.startswith(tag):
+            backend.header_accepted()
             status = line[len(tag) :]
             if status[:2] == b"OK" and status[2:3] in (b" ", b"\r", b"\n"):
                 return reply

@@ -1,4 +1,4 @@
-"""Reader: the commands of an IMAP client before its login (RFC 3501), with their literals."""
+"""Reader: reads an IMAP client's commands before its login (RFC 3501), with literals."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _COMMANDS = frozenset(
 
 
 class Reader:
-    """Reads commands; all parts of one share the client's buffer."""
+    """Reads commands; all parts of a command share the client's buffer."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._used = 0
         self._revealing = False
         self.tag = b"* "
-        """Tag of the present command with its space, as answers begin with it."""
+        """Tag of the present command with its space, with which its answers begin."""
         self.fields: tuple[Field, ...] = ()
-        """What the present command says, if it is ID."""
+        """The fields of the present command, if it is ID."""
 
     async def read_command(self) -> Command:
-        """The next command, in upper case, and its arguments; those of ID are `fields`.
+        """Read the next command and its arguments; those of ID go to `fields`.
 
         Raises:
-          BadCommand: the line is not one.
+          BadCommand: the line is not a command.
           ClientError: the client left.
         """
         self.tag = b"* "
@@ -73,12 +73,12 @@ class Reader:
         await self._client.send(b"+ %s\r\n" % challenge)
         self._revealing = True
         text = await self._read_text()
-        # nginx takes the first word as it is; only behind it there may be literals.
+        # nginx takes the first word as it is; only the words behind it may be literals.
         first, _, more = text.partition(b" ")
         return [first, *await self._read_arguments(text, more, MAX_ARGUMENTS - 1)]
 
     async def _read_arguments(self, line: bytes, text: bytes, room: int) -> list[bytes]:
-        """All arguments that begin in `text`, the rest of `line`; at most `room`."""
+        """Read all arguments that begin in `text`, the rest of `line`; at most `room`."""
         arguments: list[bytes] = []
         while True:
             try:
@@ -96,7 +96,7 @@ class Reader:
         return arguments
 
     async def _read_id(self, line: bytes, text: bytes) -> tuple[Field, ...]:
-        """The fields of an ID command that begin in `text`, the rest of `line`."""
+        """Read the fields of an ID command that begin in `text`, the rest of `line`."""
         parts = [text]
         while True:
             try:
@@ -111,7 +111,7 @@ class Reader:
             parts += [data, line]
 
     async def _read_text(self) -> bytes:
-        """A line without its end."""
+        """Read a line, without its end."""
         try:
             line = await self._client.lines.read_line(self._used)
         except TooLong as too_long:
@@ -120,7 +120,7 @@ class Reader:
             raise too_long_command(self._client.server.protocol, shown) from None
         text = line[:-1].removesuffix(b"\r")
         if b"\r" in text:
-            # nginx takes any number of CR behind the brace of a literal.
+            # nginx accepts any number of CR behind the brace of a literal.
             stripped = text.rstrip(b"\r")
             if b"\r" in stripped or not stripped.endswith(b"}"):
                 self._notice_tag(text)
@@ -130,18 +130,18 @@ class Reader:
         return text
 
     def _notice_tag(self, line: bytes) -> None:
-        """Have a bad line answered with its tag, if it is the first of a command."""
+        """Take over the tag of a bad line for the answer, if the line begins a command."""
         tag = None if self._used else _TAG.match(line)
         if tag is not None:
             self.tag = tag[0].rstrip(b" ") + b" "
 
     async def _ask_for_literal(self, literal: Literal) -> bytes:
-        """The data of a literal; the client is asked for it if it waits for that."""
+        """Read the data of a literal, and ask the client for it if the client waits."""
         data = await read_literal(self._client, literal, self._used, b"+ OK\r\n")
         self._used += literal.size
         return data
 
     @staticmethod
     def _bad(line: bytes) -> BadCommand:
-        """What a bad line is answered with; unknown literal data may follow it."""
+        """The error for a bad line; it ends the session if literal data may follow."""
         return BadCommand(counted=True, close=line.endswith(b"+}"))

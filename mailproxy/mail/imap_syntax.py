@@ -1,7 +1,7 @@
 """The syntax of IMAP commands before the login: bytes in, values out (RFC 3501, RFC 2971).
 
-Arguments are read as nginx reads them, which is more than RFC 3501 allows. ID is none of
-nginx's commands, and is read by its RFC.
+Arguments are parsed as nginx does it, which accepts more than RFC 3501. nginx does not
+know ID, which is parsed by its RFC.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What stands in a part of a command.
+    """The arguments in a part of a command.
 
     Attributes:
       values: the arguments; there may be secrets among them.
-      literal: what follows the part, if anything does.
+      literal: the literal that follows the part, if any.
     """
 
     values: list[bytes] = field(repr=False)
@@ -37,10 +37,10 @@ class Arguments:
 
 
 def split_arguments(text: bytes, room: int) -> Arguments:
-    """The arguments in a part of a command, which is a line without its end.
+    """Split a part of a command, which is a line without its end, into arguments.
 
     Args:
-      room: how many arguments there may be, a literal among them.
+      room: the maximum number of arguments, including a literal.
 
     Raises:
       BadCommand: there are more, or the line is not well-formed.
@@ -79,20 +79,20 @@ _STRING = re.compile(
 
 
 def parse_id(parts: Sequence[bytes]) -> tuple[Field, ...] | Literal:
-    """The fields in the arguments of an ID command (RFC 2971, section 4).
+    """Parse the fields in the arguments of an ID command (RFC 2971, section 4).
 
-    NIL and an empty list have none. Beyond the RFC, octets from 128 on may stand in a
-    quoted string, because names in UTF-8 do so in practice.
+    NIL and an empty list have none. Beyond the RFC, a quoted string may contain octets
+    from 128 on, because clients send names in UTF-8.
 
     Args:
-      parts: the line behind "ID", then by turns the data of a literal that it announced,
-        and the line behind that; lines are without their ends.
+      parts: the line behind "ID", then alternately the data of a literal that it
+        announced, and the line behind that; lines are without their ends.
 
     Returns:
       The fields, or the literal that the last line ends with.
 
     Raises:
-      BadCommand: it is not well-formed, or exceeds a limit of the RFC.
+      BadCommand: the command is not well-formed, or exceeds a limit of the RFC.
     """
     if len(parts) == 1 and parts[0].upper() == b" NIL":
         return ()
@@ -134,7 +134,11 @@ def _take_strings(text: bytes, strings: list[bytes | None]) -> Literal | None:
 
 
 def _add(strings: list[bytes | None], string: bytes | None) -> None:
-    """Add the name or the value of a field; names are no NIL."""
+    """Add the name or the value of a field; a name must not be NIL.
+
+    Raises:
+      BadCommand: it is, or it exceeds a limit.
+    """
     if string is None and len(strings) % 2 == 0:
         raise BadCommand(counted=True)
     _check_room(strings, len(string or b""))
@@ -142,14 +146,22 @@ def _add(strings: list[bytes | None], string: bytes | None) -> None:
 
 
 def _check_room(strings: list[bytes | None], size: int) -> None:
-    """Refuse a string of `size` octets that is too long, or one too many."""
+    """Check that another string of `size` octets is within the limits.
+
+    Raises:
+      BadCommand: it is too long, or one too many.
+    """
     limit = MAX_FIELD_VALUE if len(strings) % 2 else MAX_FIELD_NAME
     if size > limit or len(strings) == 2 * MAX_FIELDS:
         raise BadCommand(counted=True)
 
 
 def _paired(strings: list[bytes | None]) -> tuple[Field, ...]:
-    """Names and values, together; no name stands twice, in whatever case."""
+    """Pair names with values.
+
+    Raises:
+      BadCommand: a value is missing, or two names differ at most in case.
+    """
     names = [name for name in strings[::2] if name is not None]
     if len(strings) % 2 or len({name.upper() for name in names}) < len(names):
         raise BadCommand(counted=True)

@@ -19,9 +19,9 @@ class Listen(ListenAddress):
     ssl: bool = False
     """TLS from the first byte."""
     proxy_protocol: bool = False
-    """A PROXY header comes first."""
+    """Clients send a PROXY header first."""
     position: Position
-    """Where the directive stands."""
+    """The place of the directive."""
 
 
 def _parse_listen(found: Directive, reading: Reading) -> tuple[Listen, ...]:
@@ -54,13 +54,13 @@ def _take(
     parameters: dict[str, object],
     state: LoadState,
 ) -> Listen:
-    """Take an address for this server.
+    """Reserve an address for this server.
 
     Args:
       parameters: fields of `Listen`, as `_parse_parameter` names them.
 
     Raises:
-      ConfigError: another server has it.
+      ConfigError: the address is already in use by a server.
     """
     key = address.family, address.sockaddr
     if key in state.taken:
@@ -93,7 +93,7 @@ _PARAMETERS = (
 
 
 def _parse_parameter(word: Word) -> tuple[str, object]:
-    """A parameter of `listen`: the field of `Listen`, and its value."""
+    """Parse a parameter of `listen`; returns the field of `Listen`, and its value."""
     text = word.value
     name, equals, value = text.partition("=")
     if not equals and c_string(text) in _PLAIN_PARAMETERS:

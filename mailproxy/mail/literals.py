@@ -1,7 +1,8 @@
-"""Literals: strings of IMAP that are announced by their size, and follow the line.
+"""Literals: IMAP strings that follow a line which announces their size.
 
-``{5}`` at the end of a line says that 5 octets follow as soon as the other side asks for
-them (RFC 3501, section 4.3); with ``{5+}`` they follow at once (LITERAL+, RFC 7888).
+``{5}`` at the end of a line says that 5 octets follow as soon as the other side asks
+for them (RFC 3501, section 4.3); with ``{5+}`` they follow at once (LITERAL+, RFC
+7888).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from mailproxy.mail.client import Client
 
 MAX_LITERAL = (1 << 64) // 10
-"""nginx refuses literals that could overflow its counter."""
+"""Octets of a literal; nginx refuses larger ones, which could overflow its counter."""
 MAX_DIGITS = len(str(MAX_LITERAL))
+"""Digits of the size of a literal, without leading zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Literal:
 
     Attributes:
       size: octets that follow.
-      wait: whether the client waits to be asked for them (no LITERAL+).
+      wait: whether the client waits to be asked for them (without LITERAL+).
     """
 
     size: int
@@ -34,14 +36,14 @@ class Literal:
 
 
 def parse_literal(digits: bytes, plus: bytes) -> Literal:
-    """The announcement with these two parts; no digits are 0, as nginx reads them.
+    """Parse the two parts of an announcement; no digits mean 0, as in nginx.
 
     Args:
-      digits: between the braces.
+      digits: the digits between the braces.
       plus: ``+``, or nothing.
 
     Raises:
-      BadCommand: it is larger than `MAX_LITERAL`.
+      BadCommand: the size exceeds `MAX_LITERAL`.
     """
     digits = digits.lstrip(b"0") or b"0"
     # Python refuses to read thousands of digits.
@@ -51,21 +53,21 @@ def parse_literal(digits: bytes, plus: bytes) -> Literal:
 
 
 def announce(data: bytes, *, wait: bool) -> bytes:
-    """The end of a line behind which `data` follows: ``{5}``, and without `wait` ``{5+}``."""
+    """The end of the line before `data`: ``{5}``, or without `wait` ``{5+}``."""
     return b"{%d}\r\n" % len(data) if wait else b"{%d+}\r\n" % len(data)
 
 
 async def read_literal(
     client: Client, literal: Literal, used: int, prompt: bytes
 ) -> bytes:
-    """Read what a client has announced; it is asked for it if it waits for that.
+    """Read a literal that a client has announced, and ask for it if the client waits.
 
     Args:
       used: octets of the same command that were read before.
       prompt: the line that asks for it.
 
     Raises:
-      BadCommand: it does not fit into the client's buffer; the session ends.
+      BadCommand: the literal does not fit into the client's buffer; the session ends.
       ClientError: the client left.
     """
     if literal.wait:

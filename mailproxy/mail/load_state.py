@@ -1,8 +1,7 @@
-"""What the directives of one configuration share while it is read.
+"""State that the directives of one configuration share while it is read.
 
 The loader makes one and hands it to the `Reading`, where the parsers and settings
-classes of mail find it. Nothing of it is needed once the settings are
-made.
+classes of mail find it. Once the settings are made, it is not needed any more.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class LoadState:
-    """Everything that several directives of mail have to know of each other."""
+    """Everything that directives of mail have to know of each other."""
 
     protocols: Mapping[str, tuple[int, ...]]
-    """The known protocols, each with the ports that mean it."""
+    """The known protocols, each with its well-known ports."""
     taken: set[tuple[int, SocketAddress]] = field(default_factory=set)
-    """The addresses that a `listen` directive has taken, with their families."""
+    """The addresses of all `listen` directives so far, with their families."""
     guesses: dict[Block, str] = field(default_factory=dict)
-    """By server block, the protocol that its first well-known port stands for."""
+    """By server block, the protocol of its first well-known port."""
     protocol: dict[Block, str] = field(default_factory=dict)
-    """By server block, the protocol that is spoken; known once its core settings are."""
+    """By server block, its protocol; known once its core settings are made."""
     zone_sizes: dict[str, int] = field(default_factory=dict)
-    """The size of each session zone that was named, in octets."""
+    """By name, the size of each session zone, in octets."""
     contexts: dict[object, SSLContext] = field(default_factory=dict)
-    """TLS contexts: one for all servers with the same settings, which are the key."""
+    """TLS contexts by settings: servers with the same settings share one."""
     refused_protocols: set[Word] = field(default_factory=set)
-    """The arguments of `ssl_protocols` that a warning has said to name refused ones."""
+    """Arguments of `ssl_protocols` for which a warning about refused versions was given."""
     outdated: set[str] = field(default_factory=set)
-    """The certificates that a warning has said to be out of date."""
+    """Certificates that are expired or not yet valid, already warned of."""
 
 
 def load_state(reading: Reading) -> LoadState:
-    """The state that the loader of a mail configuration has given to its reading."""
+    """The state that the loader of a mail configuration handed to its reading."""
     state = reading.state
     assert isinstance(state, LoadState), "configurations of mail are read with one"
     return state

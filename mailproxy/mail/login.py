@@ -1,4 +1,4 @@
-"""What a client logs in with."""
+"""Login: what a client offers in order to log in."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """What a client offers to log in, or what is offered to its backend.
+    """What a client offers in order to log in, or what its backend is offered.
 
     Attributes:
       method: the value of auth_http's ``Auth-Method``.
-      user: the user name; free of CR, LF and NUL.
-      secret: password, digest or token, free of the same; None if the method has none.
+      user: the user name, without CR, LF and NUL.
+      secret: password, digest or token, without CR, LF and NUL; None if the method has
+        none.
       tag: IMAP: the tag of the command, with its space.
-      salt: what the client made its digest with.
-      envelope: SMTP: what the client wants instead of logging in.
-      smtp_auth: SMTP: whether the backend is logged in to with AUTH; None: as
+      salt: the challenge from which the client made its digest.
+      envelope: SMTP: the commands of a client that sends mail without a login.
+      smtp_auth: SMTP: whether to log in at the backend with AUTH; None: as
         `proxy_smtp_auth` says.
     """
 
@@ -35,7 +36,7 @@ class Login:
     def at_backend(
         self, *, user: bytes, secret: bytes | None, smtp_auth: bool | None
     ) -> Login:
-        """The same with what the auth source says that the backend is to get."""
+        """The login for the backend, with the values that the auth source decided on."""
         return Login(
             method=self.method,
             user=user,

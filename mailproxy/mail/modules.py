@@ -1,4 +1,4 @@
-"""The lists of modules: which settings a server has."""
+"""The lists of modules, whose settings a server has."""
 
 from __future__ import annotations
 

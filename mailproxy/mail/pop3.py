@@ -1,7 +1,7 @@
 """ngx_mail_pop3_module: https://nginx.org/en/docs/mail/ngx_mail_pop3_module.html.
 
-The dialogues of POP3 before the login (RFC 1939, RFC 5034), toward clients and
-backends. Clients may log in in many ways; backends see USER and PASS only.
+The POP3 dialogues before the login (RFC 1939, RFC 5034), with clients and with
+backends. Clients may log in in several ways; backends only see USER and PASS.
 """
 
 from __future__ import annotations
@@ -32,21 +32,32 @@ _COMMANDS = frozenset(
 _OK = b"+OK\r\n"
 _INVALID = b"-ERR invalid command\r\n"
 _TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
-"""Refusals for reasons that are not the user's (RFC 2449, section 8.1; RFC 3206)."""
+"""Refusals for reasons that are not the user's fault (RFC 2449, section 8.1; RFC
+3206)."""
+
+_UNKNOWN_COMMAND = re.compile(
+    rb"""^-ERR\ +(?!\[)[^\r\n]*?\b(?:
+         (?:unknown|unrecogni[sz]ed|invalid|illegal|bad|unsupported|unimplemented)\ commands?
+       | command\ (?:is\ )?(?:unknown|unrecogni[sz]ed|invalid|unsupported|unimplemented
+           | not\ (?:known|recogni[sz]ed|valid|supported|implemented)) )\b""",
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+"""What servers answer to an unknown command. POP3 has no response code for that, and an
+answer with a code (RFC 2449, section 8) is about something else."""
 
 
 async def _read_command(client: Client) -> Command:
     """Read the next command.
 
     Raises:
-      BadCommand: the line is not one.
+      BadCommand: the line is not a command.
       ClientError: the client left.
     """
     match = _COMMAND.fullmatch(await client.read_text())
     if match is None or (name := match[1].upper()) not in _COMMANDS:
         raise BadCommand(counted=True)
     if name in (b"USER", b"PASS"):
-        # Spaces may be a part of names and passwords.
+        # Names and passwords may contain spaces.
         arguments = [match[2]] if match[2] else []
     else:
         arguments = split_words(match[2], MAX_ARGUMENTS)
@@ -72,13 +83,13 @@ class Pop3Settings(MailProtocol):
         shown="4k | 8k",
         origin="Zimbra's nginx",
     )
-    """Bytes that one command may have; 128 in nginx, which is too short for tokens and
-    many passwords."""
+    """Bytes that one command may have; nginx allows 128, too few for tokens and many
+    passwords."""
 
     pop3_capabilities: tuple[bytes, ...] = directive(
         words, default=(b"TOP", b"USER", b"UIDL"), repeats="add"
     )
-    """What CAPA answers before the login; mechanisms are added to it."""
+    """Capabilities before the login, as CAPA lists them; mechanisms are added."""
 
     pop3_auth: frozenset[str] = directive(
         choices("plain", "apop", "cram-md5", "external", "xoauth2", "oauthbearer"),
@@ -88,12 +99,12 @@ class Pop3Settings(MailProtocol):
     )
     """Mechanisms of AUTH, and "apop"; USER and PASS are always possible.
 
-    With "plain" comes "login", which cannot be written.
+    "plain" enables "login" as well, which cannot be written.
     """
 
     @classmethod
     def make(cls, block: Block, reading: Reading) -> Self:
-        """The settings of a server: AUTH PLAIN brings AUTH LOGIN along."""
+        """Make the settings of a server: AUTH PLAIN enables AUTH LOGIN as well."""
         settings = super().make(block, reading)
         if "plain" not in settings.pop3_auth:
             return settings
@@ -102,6 +113,7 @@ class Pop3Settings(MailProtocol):
     certificate_error: ClassVar[bytes] = b"-ERR SSL certificate error\r\n"
     certificate_missing: ClassVar[bytes] = b"-ERR No required SSL certificate\r\n"
     internal_error: ClassVar[bytes] = b"-ERR internal server error\r\n"
+    header_refusal: ClassVar[re.Pattern[bytes]] = _UNKNOWN_COMMAND
 
     @property
     def client_buffer(self) -> int:
@@ -112,13 +124,13 @@ class Pop3Settings(MailProtocol):
 
 
 class Pop3Dialogue(Dialogue):
-    """One session in POP3."""
+    """The dialogue of one POP3 session."""
 
     def __init__(self, client: Client, settings: Pop3Settings) -> None:
         super().__init__(client)
         self._settings = settings
         self._user = b""
-        """Of USER, which must be followed by PASS."""
+        """The argument of USER, which PASS must follow; empty before USER."""
 
     def forget(self) -> None:
         self._user = b""
@@ -152,10 +164,10 @@ class Pop3Dialogue(Dialogue):
                 await client.answer_bad(bad, _INVALID)
 
     def _answer(self, command: Command) -> bytes:
-        """The answer to a command that is no login yet.
+        """The answer to a command that does not complete a login.
 
         Raises:
-          BadCommand: it is not allowed now.
+          BadCommand: the command is not allowed now.
         """
         match command.name:
             case b"NOOP":
@@ -177,10 +189,10 @@ class Pop3Dialogue(Dialogue):
                 raise BadCommand
 
     async def _log_in(self, command: Command) -> Login:
-        """What PASS, APOP or AUTH, with arguments, offer to log in.
+        """The login that PASS, APOP or AUTH, with arguments, offer.
 
         Raises:
-          BadCommand: it is not allowed now, or not well-formed.
+          BadCommand: the command is not allowed now, or not well-formed.
         """
         client, arguments = self.client, command.arguments
         if command.name == b"PASS" and self._user:
@@ -195,7 +207,11 @@ class Pop3Dialogue(Dialogue):
         )
 
     def _apop(self, arguments: list[bytes]) -> Login:
-        """The APOP command; whether the digest is good, the auth source knows."""
+        """The login of an APOP command; the auth source verifies its digest.
+
+        Raises:
+          BadCommand: APOP is not enabled, or the command is not well-formed.
+        """
         if "apop" not in self._settings.pop3_auth or len(arguments) != 2:
             raise BadCommand
         user, digest = arguments
@@ -242,11 +258,11 @@ def _listed(first: bytes, lines: list[bytes]) -> bytes:
 
 
 async def _expect_ok(backend: Backend) -> bytes:
-    """Read the answer to USER or PASS, which must be yes.
+    """Read the answer to USER or PASS, which must be +OK.
 
     Raises:
-      LoginRefused: the user or the password is not good.
-      BackendError: it says something else.
+      LoginRefused: the backend refuses the user or the password.
+      BackendError: the answer is another one.
     """
     line = await backend.read_line()
     if not line.startswith(b"+OK"):
@@ -255,7 +271,7 @@ async def _expect_ok(backend: Backend) -> bytes:
 
 
 def _refusal(backend: Backend, line: bytes) -> BackendError | LoginRefused:
-    """The error for an answer that is not yes."""
+    """The error for an answer that is not +OK."""
     if line.startswith(b"-ERR") and not _TEMPORARY.match(line):
         return backend.refused(line)
     return backend.invalid_reply(line)

@@ -1,4 +1,4 @@
-"""What a mail protocol is: its settings, and its dialogue with one client and its backend.
+"""Base classes of a mail protocol: its settings, and its dialogue with client and backend.
 
 To add one, write a file with a class of each kind, and add the settings class to
 `mail/protocols.py`.
@@ -6,6 +6,7 @@ To add one, write a file with a class of each kind, and add the settings class t
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MailProtocol(Settings, ABC):
-    """The settings of a protocol, and what else is the same for all its sessions."""
+    """The settings of a protocol, and its constants."""
 
     name: ClassVar[str]
-    """What `protocol` calls it."""
+    """Its name in the directive `protocol`."""
     ports: ClassVar[tuple[int, ...]]
-    """The ports that mean it where `protocol` is not written."""
+    """The ports that select it if `protocol` is not configured."""
     needs_password: ClassVar[bool] = True
-    """Whether a client cannot be logged in at a backend without a password."""
+    """Whether a login at a backend requires a password."""
     harmless: ClassVar[frozenset[bytes]] = frozenset()
-    """Commands without secrets, in upper case: the debug log shows them whole, and of
-    all others no arguments."""
+    """Commands without secrets, in upper case: the debug log shows them whole, and all
+    others without their arguments."""
     tagged: ClassVar[bool] = False
     """Whether a command has a tag before its name."""
     certificate_error: ClassVar[bytes]
@@ -40,6 +41,9 @@ class MailProtocol(Settings, ABC):
     """Sent, before closing, to a client that has no certificate and needs one."""
     internal_error: ClassVar[bytes]
     """Sent, before closing, when the auth source or the backend fails."""
+
+    header_refusal: ClassVar[re.Pattern[bytes]] = re.compile(rb"(?!)")
+    """Matches the reply of a backend that took a PROXY header for a command."""
 
     @property
     @abstractmethod
@@ -57,12 +61,12 @@ class MailProtocol(Settings, ABC):
 
 
 class Dialogue(ABC):
-    """One session before its relay; it holds the state that its protocol has.
+    """The dialogue of one session before its relay, with the state that its protocol needs.
 
     Attributes:
-      client: who it is with.
+      client: the client of the session.
       host: the client's name in the DNS, or ``[UNAVAILABLE]`` or ``[TEMPUNAVAIL]``, for
-        auth sources and backends; None if the protocol does not look for it.
+        auth sources and backends; None if the protocol does not look it up.
     """
 
     host: bytes | None = None
@@ -72,25 +76,26 @@ class Dialogue(ABC):
 
     @abstractmethod
     async def greet(self) -> None:
-        """Say the first words.
+        """Send the greeting.
 
         Raises:
-          ClientError: the client left or broke a rule; it has been told.
+          ClientError: the client left, or broke a rule and has been told.
         """
 
     @abstractmethod
     async def read_login(self) -> Login | None:
-        """Answer commands until one of them is a login; None: the client said goodbye.
+        """Answer commands until one of them is a login; returns None if the client quits.
 
         Raises:
-          ClientError: the client left or broke a limit; it has been told.
+          ClientError: the client left, or exceeded a limit and has been told.
         """
 
     @abstractmethod
     async def challenge(self, text: bytes) -> list[bytes]:
-        """Send a SASL challenge (base64, or empty) and return the answer's words.
+        """Send a SASL challenge (base64, or empty) and return the words of the answer.
 
-        There is at least one; it is empty if the line is, or begins with a space.
+        There is at least one word, which is empty if the line is empty or begins with a
+        space.
 
         Raises:
           BadCommand: the answer is not a line of words.
@@ -103,30 +108,30 @@ class Dialogue(ABC):
 
     @abstractmethod
     def refusal(self, login: Login, text: bytes, code: bytes, /) -> bytes:
-        """The line that says that `login` is not good.
+        """The line that refuses `login` as not good.
 
         Args:
-          text: why, from the auth source.
-          code: SMTP: reply code, or empty for the protocol's own.
+          text: the reason, from the auth source.
+          code: SMTP: reply code, or empty for the protocol's default.
         """
 
     @abstractmethod
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        """Log in at the backend; returns what the client is to see of its answer.
+        """Log in at the backend; returns the answer for the client.
 
         Args:
-          login: with the user and the secret for the backend.
+          login: has the user and the secret for the backend.
 
         Raises:
-          LoginRefused: the backend says that the user or the secret is not good.
-          BackendError: it left, or answered something else.
+          LoginRefused: the backend refuses the user or the secret.
+          BackendError: the backend closed, or answered something else.
         """
 
     async def start_tls(self) -> None:
-        """Do the handshake of a STARTTLS command that has been answered.
+        """Do the handshake after a STARTTLS command, which has been answered.
 
         Raises:
-          ClientError: it failed, or the client's certificate is bad.
+          ClientError: the handshake failed, or the client's certificate is bad.
         """
         self.forget()
         await self.client.start_tls("in starttls state")

@@ -50,35 +50,35 @@ class ProxySettings(Settings):
     """Accepted; as in every version of nginx, sessions are always proxied."""
 
     proxy_buffer: int | None = directive(size, default=None, shown="4k | 8k")
-    """Bytes that one direction of a relayed session may hold; None: no bound is set."""
+    """Bytes that one direction of a relayed session may buffer; None: not set."""
 
     proxy_timeout: float = directive(duration, default=24 * HOUR)
     """Idle time after which a relayed session is closed, in seconds."""
 
     proxy_pass_error_message: bool = directive(flag, default=False)
-    """Whether a client sees what its backend said when the login there failed."""
+    """Whether a client gets the backend's own message when the login there failed."""
 
     xclient: str = directive(xclient, default="on")
-    """Whether SMTP backends are told about the client by XCLIENT; auto: those that offer
-    it, as far as they offer it."""
+    """Whether SMTP backends are told about the client by XCLIENT; auto: only backends
+    that offer it, with the attributes that they offer."""
 
     proxy_smtp_auth: bool = directive(flag, default=False)
-    """Whether SMTP backends are logged in to with AUTH; `Auth-SMTP: yes` or `no` in the
-    answer of the auth server decides for a session."""
+    """Whether to log in at SMTP backends with AUTH; `Auth-SMTP: yes` or `no` in the
+    answer of the auth server overrides it for a session."""
 
     proxy_protocol: str = directive(choice("off", "on", "v2"), default="off")
-    """Whether backends get a PROXY header, and of which version: off, on (1), v2."""
+    """Whether backends get a PROXY header, and its version: on is version 1."""
 
     @property
     def reply_limit(self) -> int:
-        """Octets that one reply of a backend may have before the relay starts."""
+        """Octets that one reply of a backend may have before the relay begins."""
         if self.proxy_buffer is None:
             return resource.getpagesize()
         return self.proxy_buffer
 
 
 def format_header(client: Client) -> bytes:
-    """The PROXY header by which a backend is told who the client is."""
+    """Format the PROXY header that tells a backend the address of its client."""
     source = destination = None
     if client.info.client_port is not None:
         local = client.wire.socket.getsockname()
@@ -90,7 +90,7 @@ def format_header(client: Client) -> bytes:
 
 
 def _tls(client: Client) -> Tls | None:
-    """What the backend is told about the client's TLS."""
+    """Describe the client's TLS for the backend; None without TLS."""
     tls = client.wire.tls
     if tls is None:
         return None

@@ -36,10 +36,9 @@ class RealipSettings(Settings):
 
     @classmethod
     def make(cls, block: Block, reading: Reading) -> Self:
-        """The settings of a server.
+        """Make the settings of a server.
 
-        A PROXY header that is wanted but not trusted is warned about, which nginx
-        does not do.
+        Warn if the server expects PROXY headers but trusts no peer; nginx does not.
         """
         settings = super().make(block, reading)
         listen = block.given.get("listen")
@@ -54,7 +53,7 @@ class RealipSettings(Settings):
         return settings
 
     def believes(self, peer: str) -> bool:
-        """Whether the peer's word on who the client is counts.
+        """Whether the peer is trusted to name the client by a PROXY header.
 
         Args:
           peer: an IP address, or "unix:".
@@ -73,7 +72,7 @@ class RealipSettings(Settings):
 async def read_header(client: Client) -> None:
     """Read the PROXY header of a new connection, and not an octet more.
 
-    What follows may be TLS, which has to find it in the socket.
+    A TLS handshake may follow, which OpenSSL reads from the socket.
 
     Raises:
       ClientError: the client left, or sent something else.

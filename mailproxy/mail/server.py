@@ -1,4 +1,4 @@
-"""A server: the settings of all modules that one `server` block comes to."""
+"""Server: the settings of all modules for one `server` block."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Server:
     ssl: SslSettings
     proxy: ProxySettings
     auth: Chain
-    """The sources that say whether a login is good."""
+    """The auth sources, which decide whether a login is good."""
     realip: RealipSettings
     protocol: MailProtocol
-    """The protocol that it speaks."""
+    """The settings of its protocol."""
     position: Position
-    """Where the block begins."""
+    """The beginning of the block."""
 
 
 def check_server(block: Block, reading: Reading) -> None:
-    """Check that a server has what none can do without, besides an address.
+    """Check that a server has an auth source.
 
     Raises:
-      ConfigError: nothing says where logins are checked.
+      ConfigError: none is configured.
     """
     if not any(source.applies(block, reading) for source in SOURCES):
         raise ConfigError(
@@ -50,10 +50,10 @@ def check_server(block: Block, reading: Reading) -> None:
 
 
 def make_server(block: Block, made: Mapping[type[Settings], Settings]) -> Server:
-    """Put a server together.
+    """Make a server.
 
     Args:
-      block: the `server` block, which `check_server` has found good.
+      block: the `server` block, which `check_server` has accepted.
       made: the settings of all modules that apply to it, by class.
     """
     assert block.position is not None, "a server block is written somewhere"

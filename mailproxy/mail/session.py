@@ -1,4 +1,4 @@
-"""One client from accept to close: the order of things, and nothing else."""
+"""One session, from accept to close: the order of its phases, and nothing else."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Entered:
 
     Attributes:
       backend: the connection to it.
-      to_client: what the client is to get first: the backend's answer to the login, and
-        what came behind it.
-      to_backend: what the client has sent behind its login.
+      to_client: octets that the client gets first: the backend's answer to the login,
+        and what the backend sent after it.
+      to_backend: octets that the client sent after its login.
     """
 
     backend: Backend
@@ -62,13 +62,13 @@ async def run(
     log: Logger,
     info: SessionInfo,
 ) -> None:
-    """Serve one client until it leaves; never raises but for cancellation.
+    """Serve one client until its session ends; raises nothing except cancellation.
 
     Args:
       wire: the accepted connection; it is closed here.
-      log: of the server.
-      info: who the client is; it changes as the session goes on, and is among the
-        live sessions of `network` until the end.
+      log: the server's log.
+      info: the facts of the session; it is kept up to date, and is among the live
+        sessions of `network` until the end.
     """
     log = log.bind(context=info)
     notify = True
@@ -93,7 +93,7 @@ async def run(
 
 
 def _log_octets(info: SessionInfo, log: Logger) -> None:
-    """Tell at level debug how much was said; what was relayed is not shown."""
+    """Log at level debug how many octets were sent, as relayed data is not shown."""
     log.debug("client sent %s and got %s octets", info.received, info.sent)
     if info.upstream_wire is not None:
         log.debug(
@@ -104,10 +104,10 @@ def _log_octets(info: SessionInfo, log: Logger) -> None:
 
 
 async def _log_in(client: Client) -> Entered | None:
-    """Bring a new client to its backend.
+    """Log a new client in at its backend.
 
     Returns:
-      None when the client said goodbye, was refused, or was told of a failure.
+      None if the client quit, was refused, or was told of a failure.
     """
     try:
         with client.timer:
@@ -118,7 +118,7 @@ async def _log_in(client: Client) -> Entered | None:
 
 
 async def _serve(client: Client) -> Entered | None:
-    """The phases of `_log_in`, each with its limit on the client's timer."""
+    """Run the phases of `_log_in`, each with its limit on the client's timer."""
     if client.listen.proxy_protocol:
         await _read_header(client)
     if client.listen.ssl:
@@ -154,7 +154,7 @@ async def _start_tls(client: Client) -> None:
 
 
 async def _greet(client: Client, dialogue: Dialogue) -> None:
-    """Phase 3: the greeting. Its limit is that of the first login, too."""
+    """Phase 3: the greeting. Its limit covers the first login, too."""
     client.info.action = "sending client greeting line"
     client.info.phase = Phase.GREETING
     client.timer.limit(client.server.core.timeout)
@@ -165,7 +165,7 @@ async def _ask(client: Client, dialogue: Dialogue, login: Login) -> Granted | Re
     """Phase 5: the auth sources.
 
     Raises:
-      AuthError: they gave no usable answer.
+      AuthError: the sources gave no usable answer.
     """
     info = client.info
     info.method = login.method
@@ -185,9 +185,9 @@ async def _ask(client: Client, dialogue: Dialogue, login: Login) -> Granted | Re
 async def _refuse(
     client: Client, dialogue: Dialogue, login: Login, verdict: Refused
 ) -> None:
-    """Tell the client that its login is refused, when the auth source says so."""
+    """Tell the client that its login is refused, after the time set by the auth source."""
     _log_refusal(verdict, client.log)
-    # nginx does not read the client meanwhile; neither do we.
+    # As in nginx, nothing is read from the client during that time.
     client.timer.stop()
     await trio.sleep(verdict.wait)
     timeout = client.server.core.timeout
@@ -209,7 +209,7 @@ def _log_refusal(refused: Refused, log: Logger) -> None:
 async def _explain(
     client: Client, dialogue: Dialogue, login: Login, verdict: Refused
 ) -> bytes:
-    """Tell an OAuth client why, and return the final line (RFC 7628, section 3.2.3)."""
+    """Send an OAuth client the reason, and return the final line (RFC 7628, 3.2.3)."""
     try:
         answer = await dialogue.challenge(verdict.sasl_error)
     except BadCommand as bad:
@@ -227,8 +227,8 @@ async def _enter(
     """Phases 6 and 7: connect to the backend and log in there.
 
     Raises:
-      BackendError: it cannot be reached, or does not answer as it should.
-      LoginRefused: it does not let the client in.
+      BackendError: the backend cannot be reached, or does not answer as it should.
+      LoginRefused: the backend refuses the login.
     """
     route = granted.route
     assert route is not None, "the chain has looked"
@@ -237,7 +237,8 @@ async def _enter(
     try:
         client.timer.limit(client.server.core.timeout, backend.expired)
         if client.server.proxy.proxy_protocol != "off":
-            await backend.send_header(proxy.format_header(client))
+            header = proxy.format_header(client)
+            await backend.send_header(header, client.server.protocol.header_refusal)
         login = login.at_backend(
             user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
         )
@@ -255,7 +256,7 @@ async def _enter(
 
 
 def _connect(client: Client, route: Route) -> Backend:
-    """Begin to connect to the first of the candidates, which is the only one.
+    """Begin to connect to the only candidate.
 
     Raises:
       BackendError: connect() failed at once, or `worker_connections` are in use.
@@ -266,10 +267,10 @@ def _connect(client: Client, route: Route) -> Backend:
 
 
 async def _relay(client: Client, entered: Entered) -> bool:
-    """Phase 8: pass on what both sides say, and close the backend.
+    """Phase 8: relay both directions, and close the backend.
 
     Returns:
-      Whether the client may be said goodbye to, in TLS.
+      Whether to send the client a TLS closure alert.
     """
     client.info.action = None
     client.info.phase = Phase.RELAYED
@@ -291,7 +292,7 @@ async def _relay(client: Client, entered: Entered) -> bool:
 
 
 async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> None:
-    """Log what failed, and tell the client that it is not its fault.
+    """Log a failure that is not the client's fault, and tell the client.
 
     The caller ends the session.
     """
@@ -310,7 +311,7 @@ async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> Non
 
 
 def _log_error(error: SessionError, log: Logger, level: str | None = None) -> None:
-    """Log why a session ends, at another level than the error's own if one is given."""
+    """Log why a session ends, at the error's own level if none is given."""
     if error.event:
         event = error.event + error.advice
         log.log(level or error.level, event, *error.values, error=error.error)
@@ -338,4 +339,4 @@ def _log_end(ended: Ended, info: SessionInfo, log: Logger) -> None:
         case "shutdown":
             log.info("shutdown timeout")
         case "broken":
-            pass  # nginx says no more than the error above
+            pass  # nginx logs nothing but the error above

@@ -1,8 +1,8 @@
 """ngx_mail_smtp_module: https://nginx.org/en/docs/mail/ngx_mail_smtp_module.html.
 
-The dialogue of SMTP with clients before the login (RFC 5321, RFC 4954); that with
-backends is in `mail/smtp_backend.py`. Where `smtp_auth none` allows it, MAIL and RCPT
-stand for a login: the auth source sees them, and they are said again to the backend.
+The SMTP dialogue with clients before the login (RFC 5321, RFC 4954); the one with
+backends is in `mail/smtp_backend.py`. With `smtp_auth none`, MAIL and RCPT may replace
+a login: the auth source sees them, and they are repeated to the backend.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class _Command:
 
     Attributes:
       name: in upper case.
-      arguments: at most `MAX_ARGUMENTS`; none in a line with a NUL, which could not
-        be passed on in headers of auth requests.
-      text: the whole line, without its end and spaces before that.
+      arguments: at most `MAX_ARGUMENTS`; none if the line contains a NUL, which headers
+        of auth requests cannot transport.
+      text: the whole line, without its end and the spaces before that.
     """
 
     name: bytes
@@ -69,7 +69,7 @@ async def _read_command(client: Client) -> _Command:
     """Read the next command.
 
     Raises:
-      BadCommand: the line is not one.
+      BadCommand: the line is not a command.
       ClientError: the client left.
     """
     text = await client.read_text()
@@ -103,7 +103,7 @@ class SmtpSettings(MailProtocol):
     """Bytes that one command may have."""
 
     smtp_greeting_delay: float = directive(duration, default=0.0)
-    """Seconds before the greeting; who talks earlier is refused."""
+    """Seconds before the greeting; clients that talk first are rejected."""
 
     smtp_capabilities: tuple[bytes, ...] = directive(
         words, default=(), repeats="add", shown=""
@@ -118,11 +118,12 @@ class SmtpSettings(MailProtocol):
         repeats="add",
         shown="plain login",
     )
-    """Mechanisms of AUTH; "none" lets clients through without."""
+    """Mechanisms of AUTH; "none" allows mail from clients that do not log in."""
 
     certificate_error: ClassVar[bytes] = b"421 4.7.1 SSL certificate error\r\n"
     certificate_missing: ClassVar[bytes] = b"421 4.7.1 No required SSL certificate\r\n"
     internal_error: ClassVar[bytes] = b"451 4.3.2 Internal server error\r\n"
+    header_refusal: ClassVar[re.Pattern[bytes]] = smtp_backend.HEADER_REFUSAL
 
     @property
     def client_buffer(self) -> int:
@@ -133,11 +134,12 @@ class SmtpSettings(MailProtocol):
 
 
 class SmtpDialogue(Dialogue):
-    """One session in SMTP.
+    """The dialogue of one SMTP session.
 
     Attributes:
-      esmtp: the client's last greeting was EHLO.
-      mail: its MAIL command, if that is under way (`smtp_auth none`).
+      esmtp: whether the client last introduced itself by EHLO.
+      mail: the MAIL command of a transaction that it has begun (`smtp_auth none`), or
+        empty.
     """
 
     def __init__(self, client: Client, settings: SmtpSettings) -> None:
@@ -156,7 +158,7 @@ class SmtpDialogue(Dialogue):
         client = self.client
         core = client.server.core
         if core.resolver is not None:
-            client.timer.stop()  # lookups have limits of their own
+            client.timer.stop()  # lookups have their own limits
             resolver = client.network.resolver(core.resolver, core.resolver_timeout)
             self.host = await find_client_host(resolver, client.info, client.log)
         if self._settings.smtp_greeting_delay:
@@ -166,10 +168,10 @@ class SmtpDialogue(Dialogue):
         await client.send(b"220 %s ESMTP ready\r\n" % core.server_name)
 
     async def _delay(self) -> None:
-        """Hold back the greeting; a client that cannot wait for it is likely a spammer.
+        """Delay the greeting; a client that does not wait for it is likely a spammer.
 
         Raises:
-          ClientError: the client said something, and has been told.
+          ClientError: the client left, or talked first and has been told.
         """
         client = self.client
         client.info.action = "in delay pipelining state"
@@ -210,10 +212,10 @@ class SmtpDialogue(Dialogue):
                 await client.answer_bad(bad, _INVALID)
 
     def _answer(self, command: _Command) -> bytes:
-        """The answer to a command that is no login yet.
+        """The answer to a command that does not complete a login.
 
         Raises:
-          BadCommand: it is not allowed now.
+          BadCommand: the command is not allowed now.
         """
         match command.name:
             case b"EHLO" | b"HELO":
@@ -258,7 +260,7 @@ class SmtpDialogue(Dialogue):
         return lines
 
     def _mail(self, command: _Command) -> bytes:
-        """The answer to the MAIL command of a client that does not want to log in."""
+        """The answer to the MAIL command of a client that has not logged in."""
         client = self.client
         if "none" not in self._settings.smtp_auth:
             client.log.info(
@@ -266,7 +268,7 @@ class SmtpDialogue(Dialogue):
             )
             return _LOGIN_REQUIRED
         if not client.may_log_in:
-            # nginx lets it pass: `starttls only` is about passwords there.
+            # nginx accepts it: there, `starttls only` is about passwords.
             return _TLS_REQUIRED
         if self.mail:
             return _BAD_SEQUENCE
@@ -290,7 +292,7 @@ class SmtpDialogue(Dialogue):
 
 
 def _one_line(text: bytes) -> bytes:
-    """What a client sent, for the log: its lines in one, nothing behind AUTH."""
+    """A client's lines as one line for the log, without anything behind AUTH."""
     lines = text.split(b"\n")
     for place, line in enumerate(lines):
         shown = redacted(line)

@@ -1,8 +1,8 @@
-"""The dialogue of SMTP with backends before the relay (RFC 5321, RFC 4954).
+"""The SMTP dialogue with backends before the relay (RFC 5321, RFC 4954).
 
-A backend is told who the client is by XCLIENT
-(https://www.postfix.org/XCLIENT_README.html), with the attributes that nginx sends:
-ADDR, LOGIN, NAME. Then it is logged in to, or hears the client's MAIL and RCPT.
+XCLIENT (https://www.postfix.org/XCLIENT_README.html) tells the backend about the
+client, with the attributes that nginx sends: ADDR, LOGIN, NAME. Then comes the login,
+or the client's MAIL and RCPT.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ if TYPE_CHECKING:
 
 _LOGGED_IN = b"235 2.0.0 OK\r\n"
 _NO_EHLO = frozenset((b"500", b"501", b"502", b"504", b"550"))
-"""The backend does not know EHLO (RFC 5321, section 4.1.4)."""
+"""Codes of backends that do not support EHLO (RFC 5321, section 4.1.4)."""
 _NO_AUTH = frozenset((b"500", b"502", b"503", b"504"))
-"""The backend does not know AUTH, or not this kind; the user is not to blame."""
+"""Codes of backends that do not support AUTH or the mechanism; not the user's fault."""
 _NOT_UNDERSTOOD = _NO_AUTH | {b"501"}
-"""Refusals that are about the command, and not about the login (RFC 5321, 4.2.3)."""
+"""Codes that refuse the command, not the login (RFC 5321, section 4.2.3)."""
+
+HEADER_REFUSAL = re.compile(rb"\A50[023](?=[- \r\n])")
+"""The answer to a PROXY header that was read as a command: unrecognized, not
+implemented, or out of order before HELO (RFC 5321, section 4.2.3)."""
 
 
 async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes:
-    """Bring a client to its backend; see `Dialogue.enter`.
+    """Introduce a client to its backend, and log in; see `Dialogue.enter`.
 
     Args:
-      dialogue: that with the client, whom the backend is told about.
+      dialogue: the dialogue with the client.
     """
     with_auth = login.smtp_auth
     if with_auth is None:
@@ -52,11 +56,11 @@ async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes
 
 
 async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> bytes:
-    """Say EHLO or HELO in the name of this server; returns the answer.
+    """Send EHLO or HELO with the name of this server; returns the answer.
 
-    It is the client's own verb, but that XCLIENT needs EHLO. With `xclient auto` a
-    backend that knows no EHLO (RFC 5321, section 3.2) knows no XCLIENT either, and
-    HELO will do.
+    It is the client's own verb, except that XCLIENT requires EHLO. With `xclient auto`,
+    a backend that does not support EHLO (RFC 5321, section 3.2) gets HELO: it does not
+    support XCLIENT either.
 
     Raises:
       BackendError: the backend refuses it.
@@ -66,21 +70,22 @@ async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> bytes:
     ours = proxy.xclient != "off" and not dialogue.esmtp
     verb = b"EHLO" if dialogue.esmtp or ours else b"HELO"
     await backend.send_command(b"%s %s\r\n" % (verb, name))
-    # Behind a PROXY header, the first refusal may be meant for that.
-    if ours and proxy.xclient == "auto" and proxy.proxy_protocol == "off":
-        reply = await _read_reply(backend)
-        if reply.startswith(b"250"):
-            return reply
-        if reply[:3] not in _NO_EHLO:
-            raise backend.invalid_reply(reply, command="EHLO")
+    reply = await _read_reply(backend)
+    # After a PROXY header, the first refusal may be the answer to that.
+    may_fall_back = proxy.xclient == "auto" and proxy.proxy_protocol == "off"
+    if ours and may_fall_back and reply[:3] in _NO_EHLO:
         verb = b"HELO"
         await backend.send_command(b"%s %s\r\n" % (verb, name))
-    remedy = "xclient off" if ours and verb == b"EHLO" else ""
-    return await _expect(backend, b"250", command=verb.decode(), remedy=remedy)
+        reply = await _read_reply(backend)
+    if reply.startswith(b"250"):
+        return reply
+    avoidable = ours and verb == b"EHLO" and reply[:3] in _NO_EHLO
+    remedy = "xclient off" if avoidable else ""
+    raise backend.invalid_reply(reply, command=verb.decode(), remedy=remedy)
 
 
 def _xclient(dialogue: SmtpDialogue, login: bytes, hello: bytes) -> bytes:
-    """The XCLIENT command for a client, or nothing, as `xclient` says.
+    """The XCLIENT command for a client, or empty, as `xclient` says.
 
     Args:
       hello: the backend's answer to EHLO.
@@ -94,7 +99,7 @@ def _xclient(dialogue: SmtpDialogue, login: bytes, hello: bytes) -> bytes:
 
 
 async def _introduce(backend: Backend, dialogue: SmtpDialogue, command: bytes) -> None:
-    """Send an XCLIENT command, then what the client called itself.
+    """Send an XCLIENT command, then the client's own HELO or EHLO.
 
     Raises:
       BackendError: the backend refuses one of them.
@@ -111,7 +116,7 @@ async def _introduce(backend: Backend, dialogue: SmtpDialogue, command: bytes) -
 
 
 async def _pass_on(backend: Backend, envelope: Envelope) -> bytes:
-    """Say MAIL and RCPT of a client that does not log in; returns the answer to RCPT."""
+    """Send MAIL and RCPT of a client that does not log in; returns the answer to RCPT."""
     backend.sending("MAIL FROM")
     await backend.send_command(envelope.mail + b"\r\n")
     await _expect(backend, b"250")
@@ -124,7 +129,7 @@ async def _log_in(backend: Backend, login: Login) -> None:
     """Log in with AUTH PLAIN (RFC 4954, RFC 4616).
 
     Raises:
-      LoginRefused: the user or the password is not good.
+      LoginRefused: the backend refuses the user or the password.
       BackendError: there is no password, or the backend answers something else.
     """
     if login.secret is None:
@@ -151,8 +156,8 @@ def offered_attributes(reply: bytes) -> frozenset[bytes]:
     """The attributes of XCLIENT that a backend offers, in upper case.
 
     Args:
-      reply: the whole answer to EHLO, a line each: ``250-XCLIENT NAME ADDR LOGIN``.
-        The first line names the server, and offers nothing.
+      reply: the whole answer to EHLO, with lines such as ``250-XCLIENT NAME ADDR
+        LOGIN``. The first line names the server, and offers nothing.
     """
     _, _, extensions = reply.partition(b"\n")
     offers = _OFFER.findall(extensions)
@@ -162,14 +167,14 @@ def offered_attributes(reply: bytes) -> frozenset[bytes]:
 def format_xclient(
     address: str, login: bytes, host: bytes, offered: frozenset[bytes] | None = None
 ) -> bytes:
-    """The XCLIENT command, with its line end.
+    """Format the XCLIENT command, with its line end.
 
     Args:
-      address: of the client, without port; "unix:" for a unix socket.
-      login: the user name, or empty; it is written as xtext (RFC 3461, section 4).
-      host: the client's name, or why there is none.
-      offered: attributes that the backend knows, as `offered_attributes` names them;
-        None: all. Others are left out, and the command is empty if none is left.
+      address: the client's address, without port; "unix:" for a unix socket.
+      login: the user name, or empty; it is encoded as xtext (RFC 3461, section 4).
+      host: the client's name, ``[UNAVAILABLE]`` or ``[TEMPUNAVAIL]``.
+      offered: attributes that the backend supports, from `offered_attributes`; None:
+        all. Others are omitted, and the command is empty if none remains.
     """
     is_ipv6 = ":" in address and address != "unix:"
     values = [(b"ADDR", (b"IPV6:" if is_ipv6 else b"") + address.encode())]
@@ -189,7 +194,7 @@ async def _read_reply(backend: Backend) -> bytes:
     """Read a whole reply (RFC 5321, section 4.2.1), all of its lines.
 
     Raises:
-      BackendError: the backend left, or the reply is too long.
+      BackendError: the backend closed, or the reply is too long.
     """
     reply = line = await backend.read_line()
     while line[3:4] == b"-":
@@ -204,11 +209,11 @@ async def _expect(
     """Read a reply with one of the codes.
 
     Args:
-      command: what it answers.
-      remedy: the setting that helps if the backend refuses that command for good.
+      command: the command that it answers, for the log.
+      remedy: the setting that avoids that command, if the backend refuses it for good.
 
     Raises:
-      BackendError: it has another one.
+      BackendError: the reply has another code.
     """
     reply = await _read_reply(backend)
     if not reply.startswith(codes):

@@ -1,8 +1,8 @@
 """ngx_mail_ssl_module: https://nginx.org/en/docs/mail/ngx_mail_ssl_module.html.
 
 A server that uses TLS gets an `SSLContext` when the configuration is loaded: in the
-master, so that -t finds what a start would find, and all workers have the same ticket
-keys. Servers with the same settings share one context.
+master, so that -t finds the same errors as a start, and all workers have the same
+ticket keys. Servers with the same settings share one context.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mailproxy.mail.ssl_values import (
     Key,
     PasswordFile,
     SessionCache,
+    certificates,
     commands,
     file,
     files,
     keys,
     password_file,
     session_cache,
-    sources,
     ssl_flag,
     starttls,
 )
@@ -47,7 +47,9 @@ class SslSettings(Settings):
     ssl: bool = directive(ssl_flag, default=False, origin="nginx before 1.25.1")
     """Old form of ``listen … ssl``, for all addresses of a server."""
 
-    ssl_certificate: tuple[str, ...] = directive(sources, default=(), repeats="add")
+    ssl_certificate: tuple[str, ...] = directive(
+        certificates, default=(), repeats="add"
+    )
     """Certificates in PEM, each with its chain; one for each kind of key."""
 
     ssl_certificate_key: tuple[Key, ...] = directive(keys, default=(), repeats="add")
@@ -56,7 +58,7 @@ class SslSettings(Settings):
     ssl_password_file: PasswordFile | None = directive(
         password_file, default=None, shown=""
     )
-    """Passwords of the private keys, one in a line, tried in turn."""
+    """Passwords of the private keys, one per line, tried in turn."""
 
     ssl_certificate_compression: bool = directive(
         flag, default=False, origin="nginx since 1.29.1, Angie"
@@ -64,7 +66,7 @@ class SslSettings(Settings):
     """Whether certificates are sent compressed; needs OpenSSL 3.2."""
 
     ssl_dhparam: str = directive(file, default="")
-    """Parameters for DHE ciphers; without them these are not used."""
+    """Parameters for DHE ciphers, which are not used without them."""
 
     ssl_ecdh_curve: str = directive(text, default="auto")
     """Groups for the key exchange, separated by colons."""
@@ -73,48 +75,48 @@ class SslSettings(Settings):
         choices("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
         default=frozenset({"TLSv1.2", "TLSv1.3"}),
     )
-    """Versions of TLS. Today's OpenSSL has no SSLv2 and no SSLv3."""
+    """Versions of TLS. Today's OpenSSL supports neither SSLv2 nor SSLv3."""
 
     ssl_ciphers: str = directive(text, default=DEFAULT_CIPHERS)
-    """Ciphers of TLS 1.2 and older, in OpenSSL's form."""
+    """Ciphers of TLS 1.2 and older, in OpenSSL's format."""
 
     ssl_prefer_server_ciphers: bool = directive(flag, default=False)
-    """Whether the order of the server's ciphers counts, not that of the client's."""
+    """Whether the server's order of ciphers takes precedence over the client's."""
 
     ssl_session_cache: SessionCache = directive(
         session_cache,
         default=SessionCache(mode="none"),
         repeats="last",
     )
-    """Where sessions are kept to be resumed: by each worker, by all together."""
+    """Where TLS sessions are kept for resumption: in each worker, in shared memory."""
 
     ssl_session_tickets: bool = directive(flag, default=True)
-    """Whether clients are given their session to keep."""
+    """Whether clients get session tickets, with which they keep the TLS session."""
 
     ssl_session_ticket_key: tuple[str, ...] = directive(
         files, default=(), repeats="add"
     )
-    """Files of 48 or 80 bytes; the first is for new tickets, all are accepted."""
+    """Files of 48 or 80 bytes; the first encrypts new tickets, all are accepted."""
 
     ssl_session_timeout: float = directive(seconds, default=300.0)
-    """How long a session can be resumed, in seconds."""
+    """Time for which a TLS session can be resumed, in seconds."""
 
     ssl_verify_client: str = directive(
         choice("off", "on", "optional", "optional_no_ca"), default="off"
     )
-    """Whether clients are asked for a certificate, and what is made of it."""
+    """Whether clients are asked for a certificate, and whether it must be valid."""
 
     ssl_verify_depth: int = directive(number, default=1)
-    """CA certificates that a client's chain may have."""
+    """Maximum number of CA certificates in a client's chain."""
 
     ssl_client_certificate: str = directive(file, default="")
-    """CA certificates that are trusted, and whose names clients are sent."""
+    """Trusted CA certificates, whose names are sent to clients."""
 
     ssl_trusted_certificate: str = directive(file, default="")
-    """CA certificates that are trusted as well."""
+    """Trusted CA certificates, whose names are not sent."""
 
     ssl_crl: str = directive(file, default="")
-    """Lists of client certificates that were revoked."""
+    """Lists of revoked client certificates."""
 
     ssl_conf_command: tuple[tuple[str, str], ...] = directive(
         commands, default=(), repeats="add"
@@ -122,17 +124,17 @@ class SslSettings(Settings):
     """Commands of OpenSSL's configuration language, applied last."""
 
     context: SSLContext | None = None
-    """For the TLS of this server; None if it uses none."""
+    """The TLS context of this server; None if it does not use TLS."""
 
     depends_on: ClassVar[tuple[str, ...]] = ("listen",)
 
     @classmethod
     def make(cls, block: Block, reading: Reading) -> Self:
-        """The settings of a server, its context made.
+        """Make the settings of a server, with its context.
 
         Raises:
-          ConfigError: in nginx's words; there is no certificate, or OpenSSL does
-            not like what is configured.
+          ConfigError: a certificate or key is missing, or OpenSSL rejects a setting; in
+            nginx's words.
         """
         settings = super().make(block, reading)
         settings = replace(settings, ssl_session_cache=_inherited_cache(block))
@@ -148,11 +150,14 @@ class SslSettings(Settings):
         return replace(settings, context=contexts[key])
 
     def check_certificates(self, mode: str, position: Position | None) -> None:
-        """See whether there is a key for each certificate, and any certificate.
+        """Check that there is a certificate, and a key for each certificate.
 
         Args:
-          mode: the directive that asks for TLS.
-          position: its place, in nginx's opinion.
+          mode: the directive that enables TLS.
+          position: the place that nginx names for it.
+
+        Raises:
+          ConfigError: one is missing.
         """
         where = f'the "{mode}" directive'
         if not self.ssl_certificate:
@@ -166,7 +171,7 @@ class SslSettings(Settings):
 
 
 def _mode(block: Block, settings: SslSettings) -> tuple[str, Position | None]:
-    """The directive that asks for TLS, and what nginx calls its place."""
+    """The directive that enables TLS, and the place that nginx names for it."""
     listen = block.given.get("listen")
     listens = cast("Iterable[Listen]", () if listen is None else listen.value)
     positions = [each.position for each in listens if each.ssl]
@@ -183,7 +188,7 @@ def _mode(block: Block, settings: SslSettings) -> tuple[str, Position | None]:
 
 
 def _inherited_cache(block: Block) -> SessionCache:
-    """Both parts of `ssl_session_cache`, each from the innermost block that has it."""
+    """Both parts of `ssl_session_cache`, each from the innermost block that sets it."""
     cache = SessionCache()
     for level in block.around():
         given = level.given.get("ssl_session_cache")

@@ -1,7 +1,7 @@
 """The `SSLContext` of a server, made of its settings in nginx's order.
 
-nginx names no place in what it says of certificates and of OpenSSL's refusals. Here
-each step knows the directive behind it, which people are shown below nginx's line.
+nginx's errors about certificates, and those of OpenSSL, name no place. Here each step
+knows its directive, which is shown to people below nginx's line.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _TICKET_KEY = "ssl_session_ticket_key"
 _TICKET_KEY_SIZES = (48, 80)
 _LOW_LEVEL = ("TLSv1", "TLSv1.1")
-"""Versions that OpenSSL 3 speaks at security level 0 only."""
+"""Versions that OpenSSL 3 supports at security level 0 only."""
 
 
 def build(settings: SslSettings, block: Block, reading: Reading) -> ssl.SSLContext:
@@ -76,7 +76,7 @@ def build(settings: SslSettings, block: Block, reading: Reading) -> ssl.SSLConte
 
 
 def not_available() -> str | None:
-    """What of TLS this Python cannot do, and why, for people; None if it can do all."""
+    """The TLS features that this Python lacks, and why, for people; None if it has all."""
     reason = unreachable()
     return reason and f"not available, as {reason}: {'; '.join(LACKING)}"
 
@@ -88,11 +88,11 @@ def not_available() -> str | None:
 def _about(
     block: Block, directive: str, index: int = -1, *, file: str = ""
 ) -> Iterator[None]:
-    """Show people the directive behind an error of OpenSSL.
+    """Name the directive behind an error of OpenSSL, for people.
 
     Args:
-      index: which of several statements that add up.
-      file: what it names, complete.
+      index: the statement, if the directive may be repeated.
+      file: the full name of the file in its argument.
 
     Raises:
       ConfigError: for an OpenSSLError.
@@ -111,13 +111,13 @@ def _about(
 
 
 def _argument(block: Block, directive: str, index: int = -1) -> Word | None:
-    """The first argument of a directive that applies; None for its default."""
+    """The first argument of the directive in effect; None for its default."""
     given = block.find(directive)
     return None if given is None else given.statements[index].args[0]
 
 
 def _remedy(path: str) -> str | None:
-    """What is wrong with a file before anybody reads it."""
+    """The reason why a file cannot be read, if it is missing or its mode forbids it."""
     if not path or ":" in path.partition("/")[0]:  # data:, engine:, store:
         return None
     if not os.path.exists(path):
@@ -161,7 +161,7 @@ def _certify(
 def _check_dates(
     certificate: str, validity: Validity, reading: Reading, cause: Word | None
 ) -> None:
-    """Say that clients will refuse a certificate, which nginx does not say."""
+    """Warn of a certificate that clients will refuse; nginx does not."""
     said = load_state(reading).outdated
     now = datetime.now(UTC).replace(microsecond=0)
     expired = validity.ends is not None and validity.ends < now
@@ -219,7 +219,7 @@ def _verify(builder: Builder, settings: SslSettings, block: Block) -> None:
 _zones: weakref.WeakValueDictionary[tuple[str, int], SessionZone] = (
     weakref.WeakValueDictionary()
 )
-"""The zones that some context uses; a configuration that is loaded anew finds them."""
+"""The zones in use by a context; a configuration that is loaded again reuses them."""
 
 
 def _zone(name: str, size: int, cause: Word | None) -> SessionZone:
@@ -279,7 +279,7 @@ def _ticket_keys(settings: SslSettings, block: Block) -> list[bytes]:
 
 
 def _end_of_mail(block: Block) -> Position | None:
-    """The brace that ends the block of mail, where nginx reads these files."""
+    """The closing brace of the mail block, where nginx reads these files."""
     mail = None if block.parent is None else block.parent.directive
     if mail is None or mail.closed is None:
         return None
@@ -292,7 +292,7 @@ def _end_of_mail(block: Block) -> Position | None:
 def _check_protocols(
     context: ssl.SSLContext, settings: SslSettings, block: Block, reading: Reading
 ) -> None:
-    """Say that OpenSSL will not speak versions that are asked for; nginx does not."""
+    """Warn of configured versions that OpenSSL will not use; nginx does not."""
     named = [name for name in _LOW_LEVEL if name in settings.ssl_protocols]
     level = context.security_level
     word = _argument(block, "ssl_protocols")

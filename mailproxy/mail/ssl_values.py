@@ -1,4 +1,4 @@
-"""What the directives of TLS take as arguments."""
+"""The arguments of the TLS directives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from mailproxy.conf.values import KIB, c_string, choice, flag, parse_number, par
 from mailproxy.mail.load_state import load_state
 from mailproxy.net.openssl import shown
 
-_PASSWORD_LIMIT = 4096
-_PASSWORD_FILE_LIMIT = 1024 * KIB
-_LEAST_PAGES = 8
+MAX_PASSWORD = 4096
+"""Octets of a line of `ssl_password_file`, with its end (nginx:
+NGX_SSL_PASSWORD_BUFFER_SIZE)."""
+MAX_PASSWORD_FILE = 1024 * KIB
+"""Octets of `ssl_password_file`."""
+MIN_ZONE_PAGES = 8
+"""Memory pages of a shared session cache, as in nginx."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Key:
 
 @dataclass(frozen=True)
 class PasswordFile:
-    """What `ssl_password_file` holds."""
+    """The passwords in the file of `ssl_password_file`."""
 
     path: str
     passwords: tuple[bytes, ...] = field(repr=False)
@@ -41,14 +45,15 @@ class PasswordFile:
 
 @dataclass(frozen=True)
 class SessionCache:
-    """Where sessions are kept; what is None is inherited."""
+    """Where TLS sessions are kept; a part that is None is inherited."""
 
     mode: str | None = None
-    """off: no session is resumed; none: none is kept, but clients are not told; on."""
+    """off: no session is resumed; none: none is kept, but clients may try to resume
+    one; on."""
     builtin: int | None = None
-    """Sessions that each worker keeps for itself; -1: as many as OpenSSL likes."""
+    """Maximum number of sessions in each worker's own cache; -1: OpenSSL's default."""
     shared: tuple[str, int] | None = None
-    """Name and size of the memory in which all workers keep them."""
+    """Name of the memory that all workers share for them, and its size in octets."""
 
     def __str__(self) -> str:
         parts = [self.mode] if self.mode and self.mode != "on" else []
@@ -89,12 +94,12 @@ def _parse_session_cache(found: Directive, reading: Reading) -> SessionCache:
 
 
 def _declare_zone(name: str, size: int, word: Word, reading: Reading) -> None:
-    """Note the size of a zone, which is the same wherever its name is written.
+    """Record the size of a zone, which must be the same wherever its name is used.
 
     Raises:
-      ConfigError: it is not, or too small.
+      ConfigError: the size differs, or is too small.
     """
-    if size < _LEAST_PAGES * mmap.PAGESIZE:
+    if size < MIN_ZONE_PAGES * mmap.PAGESIZE:
         raise ConfigError(f'session cache "{word.value}" is too small', word)
     declared = load_state(reading).zone_sizes.setdefault(name, size)
     if size != declared:
@@ -116,11 +121,11 @@ def _parse_password_file(found: Directive, reading: Reading) -> PasswordFile:
     word = found.words[1]
     path = reading.in_directory(c_string(word.value))
     try:
-        content = outside.begin(path, _PASSWORD_FILE_LIMIT + 1)
+        content = outside.begin(path, MAX_PASSWORD_FILE + 1)
         lines = content.split(b"\n")
-        if any(len(line) >= _PASSWORD_LIMIT for line in lines):
+        if any(len(line) >= MAX_PASSWORD for line in lines):
             raise ConfigError(f'too long line in "{path}"', word)
-        if len(content) > _PASSWORD_FILE_LIMIT:
+        if len(content) > MAX_PASSWORD_FILE:
             raise outside.too_large()
     except outside.FileError as error:
         raise ConfigError(
@@ -154,7 +159,7 @@ def _parse_starttls(found: Directive, reading: Reading) -> str:
 
 
 def _in_directory(path: str, reading: Reading) -> str:
-    # An empty name takes away what was inherited.
+    # An empty name cancels an inherited one.
     return path and reading.in_directory(path)
 
 
@@ -167,7 +172,7 @@ session_cache: Value[SessionCache] = Value(
     most=2,
     parameters=("off", "none", "builtin", "shared:"),
 )
-sources: Value[tuple[str, ...]] = Value(
+certificates: Value[tuple[str, ...]] = Value(
     lambda found, _: (c_string(found.words[1].value),),
     "file | data:PEM",
     parameters=("data:",),

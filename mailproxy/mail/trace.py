@@ -1,14 +1,15 @@
 """The debug log of a dialogue: every line in both directions, without its secrets.
 
-A session whose log is at level debug reads and writes through `TracedLines`; others
-have plain `LineStream`s, and pay nothing.
+A session whose log is at level debug reads and writes through `TracedLines`; others use
+plain `LineStream`s, at no cost.
 
-What is a secret is not guessed. A command is shown whole only if its protocol lists it
-as harmless. Of all others the log shows that there was one, and the name if that is one
-of the login's: not even a length, which is that of a password. So a password shows up neither where it belongs nor where it has got
-lost: behind a rejected AUTH, say, or in a command that nobody has heard of. What
-continues a command (an answer to a challenge, a literal, and what follows it) is never
-shown. Replies are shown, unless they repeat the secret of the login.
+Secrets are not guessed. A command is shown whole only if its protocol lists it as
+harmless. For any other, the log shows that there was one, and its name if it is a login
+command; it does not show a length, which could be that of a password. So a password
+appears neither in its own place nor in a wrong one, such as behind a rejected AUTH or
+in an unknown command. The continuation of a command (an answer to a challenge, a
+literal, and the text behind it) is never shown. Replies are shown, unless they repeat
+the secret of the login.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ if TYPE_CHECKING:
     from mailproxy.net.lines import Stream
 
 HIDDEN = b"..."
-"""What stands in the log in the place of what it does not show."""
+"""Replaces text that the log does not show."""
 MAX_SHOWN = 1024
-"""Octets of a line that the log shows; each may take four characters."""
+"""Octets of a line that the log shows; an escaped octet takes four characters."""
 MIN_SECRET = 4
-"""Octets from which on a line is searched for a secret. A shorter one is in too many
-lines by chance, and the gaps in the log would tell it."""
+"""Octets of the shortest secret that lines are searched for. A shorter one is in too
+many lines by chance, and the gaps in the log would reveal it."""
 MAX_SECRETS = 24
-"""Texts that lines are searched for: three of each login."""
+"""Texts that lines are searched for: three per login."""
 
 _NAME = re.compile(rb"([A-Za-z]+)(?= |\Z)")
 _TAGGED_NAME = re.compile(rb"[A-Za-z0-9._-]{1,32} +([A-Za-z]+)(?= |\Z)")
 _REVEALING = frozenset((b"LOGIN", b"AUTHENTICATE", b"AUTH", b"PASS", b"APOP"))
-"""Commands with secrets in their arguments; their names are none."""
+"""Commands with secrets in their arguments, whose names are not secret."""
 _MECHANISM = re.compile(
     rb" +(?:PLAIN|LOGIN|CRAM-MD5|EXTERNAL|XOAUTH2|OAUTHBEARER)(?= |\Z)", re.IGNORECASE
 )
@@ -72,10 +73,10 @@ def shown(command: bytes, protocol: MailProtocol) -> bytes:
 
 
 class Trace:
-    """What the debug log tells of one session.
+    """The debug log of one session.
 
     Args:
-      info: says what is being done.
+      info: the facts of the session, with its current action.
     """
 
     def __init__(self, log: Logger, info: SessionInfo, protocol: MailProtocol) -> None:
@@ -85,10 +86,11 @@ class Trace:
         self._secrets: deque[bytes] = deque(maxlen=MAX_SECRETS)
 
     def hide(self, login: Login) -> None:
-        """From now on show no line with the secret of `login` in it.
+        """From now on, hide each line that contains the secret of `login`.
 
-        The last logins count: those of the client, and what the auth source has made
-        of them.
+        Only the last logins are remembered: those of the client, and those that the
+          auth
+        source replaced them with.
         """
         secret = login.secret or b""
         message = b"\0%s\0%s" % (login.user, secret)
@@ -97,10 +99,10 @@ class Trace:
             self._secrets.extend(forms)
 
     def show(self, way: str, line: bytes) -> None:
-        """Log one line, which has no secret that is not known to `hide`.
+        """Log one line, in which `hide` knows all secrets.
 
         Args:
-          way: "from client", "to upstream" and their likes.
+          way: "from client", "to client", "from upstream" or "to upstream".
         """
         if any(secret in line for secret in self._secrets):
             line = HIDDEN
@@ -109,13 +111,13 @@ class Trace:
         self.note(f'{way}: "%s"', line)
 
     def note(self, event: str, *values: object) -> None:
-        """Log a step of the session, and what is being done."""
+        """Log a step of the session, and its current action."""
         action = self._info.action
         doing = "" if action is None else f" while {action}"
         self._log.debug(event + doing, *values)
 
     def note_tls(self, tls: ssl.SSLSocket) -> None:
-        """Log what the handshake with the client has come to."""
+        """Log the TLS version and cipher that were negotiated with the client."""
         cipher = tls.cipher()
         self.note(
             'client speaks "%s", "%s"', tls.version(), cipher[0] if cipher else "-"
@@ -123,7 +125,7 @@ class Trace:
 
 
 class TracedLines(LineStream):
-    """A stream of which every line is logged, as it is read or before it is sent.
+    """A stream that logs every line, after reading or before sending it.
 
     Args:
       peer: "client", which sends commands, or "upstream", which gets them.
@@ -146,7 +148,7 @@ class TracedLines(LineStream):
         self._trace = trace
         self._serves = peer == "client"
         self._continues = False
-        """What comes next continues a command."""
+        """Whether the next line continues a command."""
 
     async def read_line(self, used: int = 0) -> bytes:
         try:
@@ -182,10 +184,10 @@ class TracedLines(LineStream):
             self._replies("from", data)
 
     def _commands(self, way: str, data: bytes) -> None:
-        """Log what is one command, a part of one, or several."""
+        """Log one command, a part of one, or several."""
         for line in data.splitlines(keepends=True):
             text = HIDDEN if self._continues else shown(line, self._trace.protocol)
-            # What follows at once may belong to a command that is not shown.
+            # Lines behind a command that is not shown may belong to it.
             self._continues = text != line.rstrip(b"\r\n")
             self._trace.show(f"{way} {self.peer}", text)
         self._continues = False
@@ -203,7 +205,7 @@ def client_lines(
     fault: type[SessionError],
     gone: str,
 ) -> LineStream:
-    """The lines of a client; they are logged if there is a trace."""
+    """Make the stream of a client's lines, which are logged if there is a trace."""
     if trace is None:
         return LineStream(stream, limit, fault, gone)
     return TracedLines(stream, limit, fault, gone, trace=trace, peer="client")
@@ -216,7 +218,7 @@ def backend_lines(
     fault: type[SessionError],
     gone: str,
 ) -> LineStream:
-    """The lines of a backend; they are logged if there is a trace."""
+    """Make the stream of a backend's lines, which are logged if there is a trace."""
     if trace is None:
         return LineStream(stream, limit, fault, gone)
     return TracedLines(stream, limit, fault, gone, trace=trace, peer="upstream")

@@ -49,7 +49,11 @@ FAILED = {
 HEADER = "P: PROXY TCP4 127.0.0.1 127.0.0.1 40000 1143"
 GOOD = {"imap": "* OK", "pop3": "+OK", "smtp": "220 x"}
 FIRST = {"imap": "a LOGIN {1}", "pop3": "USER u", "smtp": "EHLO mx.test"}
-REFUSAL = {"imap": "PROXY BAD what", "pop3": "-ERR what", "smtp": "502 what"}
+REFUSAL = {
+    "imap": "PROXY BAD what",
+    "pop3": "-ERR Unknown command.",
+    "smtp": "502 what",
+}
 
 
 def session(protocol: str, script: str, directives: str) -> None:
@@ -96,6 +100,145 @@ def test_refused_header_is_named(protocol: str, directive: str) -> None:
     )
 
 
+def refuse(
+    protocol: str, said: str, text: str, advice: str, directives: str = ""
+) -> None:
+    """Play what a backend says after a PROXY header, and how the log shows it."""
+    session(
+        protocol,
+        f"""
+        {HEADER}
+        {said}
+        S: {FAILED[protocol]}
+        {refused(text, advice)}
+        """,
+        f"proxy_protocol on; {directives}",
+    )
+
+
+BLAMED = ' to PROXY, try "proxy_protocol off"'
+GREETED = {each: f"B: {GOOD[each]}\nP: {FIRST[each]}\nB: " for each in GOOD}
+LITERAL_PLUS = "B: * OK [CAPABILITY LITERAL+] x\nP: a LOGIN {1+}\nP: u {1+}\nP: p\nB: "
+
+
+@pytest.mark.parametrize("place", ["greeting", "early", "answer"])
+@pytest.mark.parametrize(
+    ("protocol", "text"),
+    [
+        ("imap", "* BAD Error in IMAP command received by server."),
+        ("imap", "PROXY NO Error in IMAP command received by server."),
+        ("imap", "QUIT BAD Unrecognized command"),
+        ("pop3", "-ERR Unknown command."),
+        ("pop3", "-ERR invalid command"),
+        ("pop3", "-ERR Unrecognized command"),
+        ("pop3", "-ERR Command not recognized"),
+        ("smtp", "500 5.5.1 Command unrecognized"),
+        ("smtp", "502 5.5.2 Error: command not recognized"),
+        ("smtp", "503 5.5.1 Send HELO first"),
+    ],
+)
+def test_unknown_commands_are_headers(protocol: str, text: str, place: str) -> None:
+    """Most servers greet before they read; what they say next is about the header."""
+    if place == "answer" and text.startswith("* BAD"):
+        # An untagged line does not end the wait; what ends it comes next.
+        said, shown = f"{GREETED['imap']}{text}⏎* BYE Too many", "* BYE Too many"
+    elif place == "answer":
+        said, shown = GREETED[protocol] + text, text
+    elif place == "early" and text.startswith("* BAD"):
+        said, shown = f"B: * OK⏎{text}⏎* BYE Too many", "* BYE Too many"
+    else:
+        greeting = f"{GOOD[protocol]}⏎" if place == "early" else ""
+        said, shown = f"B: {greeting}{text}", text
+    blamed = BLAMED
+    if protocol == "smtp" and place == "answer":
+        blamed = ' to PROXY or EHLO, try "proxy_protocol off"'
+    refuse(protocol, said, shown, blamed)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "text"),
+    [
+        ("imap", "* BYE Too many connections"),
+        ("imap", "* BYE [UNAVAILABLE] try later"),
+        ("imap", "* NO busy"),
+        ("imap", "HTTP/1.1 400 Bad Request"),
+        ("pop3", "-ERR [IN-USE] locked"),
+        ("pop3", "-ERR [SYS/TEMP] unknown command processor"),
+        ("pop3", "-ERR too many connections"),
+        ("smtp", "554 5.7.1 blocked"),
+        ("smtp", "421 4.7.0 too busy"),
+        ("smtp", "450 4.3.2 later"),
+        ("smtp", "521 no mail here"),
+    ],
+)
+def test_bad_greetings_are_not_about_the_header(protocol: str, text: str) -> None:
+    refuse(protocol, f"B: {text}", text, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("a NO [PRIVACYREQUIRED] TLS first", "a NO [PRIVACYREQUIRED] TLS first"),
+        ("a NO [AUTHENTICATIONFAILED] no", "a NO [AUTHENTICATIONFAILED] no"),
+        ("a BAD invalid command", "a BAD invalid command"),
+        ("* BYE Too many connections", "* BYE Too many connections"),
+    ],
+)
+def test_imap_answers_to_the_login_are_not_about_the_header(
+    said: str, shown: str
+) -> None:
+    """With LITERAL+ the whole login goes out at once; the log then shows no tag."""
+    refuse("imap", GREETED["imap"] + said, shown, "")
+    refuse("imap", LITERAL_PLUS + said, shown.removeprefix("a "), "")
+
+
+@pytest.mark.parametrize("tag", ["PROXY", "QUIT"])
+@pytest.mark.parametrize("status", ["NO wrong password", "BAD what"])
+@pytest.mark.parametrize("plus", ["", " [CAPABILITY LITERAL+]"])
+def test_the_tag_of_a_client_may_look_like_a_header(
+    tag: str, status: str, plus: str
+) -> None:
+    login = f"P: {tag} LOGIN {{1+}}\nP: u {{1+}}\nP: p"
+    shown = status if plus else f"{tag} {status}"
+    play(
+        f"""
+        S: * OK IMAP4 ready
+        C: {tag} LOGIN u p
+        Q: plain u p
+        A: OK
+        {HEADER}
+        B: * OK{plus}
+        {login if plus else f"P: {tag} LOGIN {{1}}"}
+        B: {tag} {status}
+        S: * BAD internal server error
+        {refused(shown, "")}
+        S: ⟨close⟩
+        """,
+        "protocol imap; proxy_protocol on;",
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-ERR [AUTH] Plaintext authentication disallowed",
+        "-ERR [AUTH] unknown command for this user",
+        "-ERR never heard of mailbox name",
+        "-ERR invalid user",
+    ],
+)
+def test_pop3_answers_to_user_are_not_about_the_header(text: str) -> None:
+    refuse("pop3", GREETED["pop3"] + text, text, "")
+
+
+@pytest.mark.parametrize(
+    "text", ["554 5.7.1 blocked", "421 4.7.0 too busy", "550 go away", "501 bad name"]
+)
+def test_smtp_answers_to_helo_are_not_about_the_header(text: str) -> None:
+    said = f"B: 220 x\nP: HELO mx.test\nB: {text}"
+    refuse("smtp", said, text, " to HELO", "xclient off;")
+
+
 def test_later_refusals_are_not_about_the_header() -> None:
     session(
         "imap",
@@ -122,6 +265,23 @@ def test_later_refusals_are_not_about_the_header() -> None:
         B: 502 what
         S: 451 4.3.2 Internal server error
         {refused("502 what", ' to XCLIENT, try "xclient off"')}
+        """,
+        "proxy_protocol on;",
+    )
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_a_header_that_makes_the_backend_leave(end: str) -> None:
+    """After the header of version 2, Dovecot has seen too many bad commands."""
+    error = "" if end == "close" else " (104: Connection reset by peer)"
+    session(
+        "imap",
+        f"""
+        {HEADER}
+        {GREETED["imap"]}* BAD Error in IMAP command⏎
+        B: ⟨{end}⟩
+        S: * BAD internal server error
+        L: [error] upstream closed connection prematurely after "* BAD Error in IMAP command"{BLAMED}{error} while reading response from upstream, {UPSTREAM}
         """,
         "proxy_protocol on;",
     )

@@ -20,6 +20,8 @@ class Dovecot:
     process: Process
     imap_port: int
     pop3_port: int
+    proxied: dict[str, int]
+    """By protocol, the port where a PROXY header comes first."""
     auth_port: int
     mail: Path
     """A maildir for each user."""
@@ -53,6 +55,7 @@ def start(program: str, directory: Path) -> Iterator[Dovecot]:
     user, group = mail_owner()
     os.chown(mail, user, group)
     imap, pop3, auth = free_port(), free_port(), free_port()
+    proxied = {"imap": free_port(), "pop3": free_port()}
     (directory / "dovecot.conf").write_text(
         f"""
 base_dir = {directory}/run
@@ -67,6 +70,7 @@ auth_failure_delay = 0
 mail_max_userip_connections = 0
 mail_location = maildir:{mail}/%u
 first_valid_uid = 1
+haproxy_trusted_networks = 127.0.0.1
 {_unprivileged()}
 passdb {{
   driver = static
@@ -82,12 +86,20 @@ service imap-login {{
   inet_listener imap {{
     port = {imap}
   }}
+  inet_listener imap_proxied {{
+    port = {proxied["imap"]}
+    haproxy = yes
+  }}
 }}
 service pop3-login {{
   service_count = 0
   client_limit = 1000
   inet_listener pop3 {{
     port = {pop3}
+  }}
+  inet_listener pop3_proxied {{
+    port = {proxied["pop3"]}
+    haproxy = yes
   }}
 }}
 service imap {{
@@ -114,7 +126,7 @@ service stats {{
     command = [program, "-F", "-c", f"{directory}/dovecot.conf"]
     with running(command, directory, imap) as process:
         process.wait_for_port(pop3)
-        yield Dovecot(process, imap, pop3, auth, mail)
+        yield Dovecot(process, imap, pop3, proxied, auth, mail)
 
 
 def _unprivileged() -> str:

@@ -1,4 +1,4 @@
-"""What is said to backends to log in there."""
+"""SASL messages to backends."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import base64
 
 
 def format_plain(user: bytes, password: bytes) -> bytes:
-    """The message of PLAIN (RFC 4616) in base64, without an authorization identity.
+    """Format the message of PLAIN (RFC 4616), base64, without an authorization identity.
 
     Args:
-      user, password: free of NUL.
+      user, password: contain no NUL.
     """
     return base64.b64encode(b"\0%s\0%s" % (user, password))

@@ -1,9 +1,9 @@
 """SASL mechanisms toward clients (RFC 4422).
 
-What a client sends is decoded here as nginx decodes it (base64 stops at the first
-"=", padding may be missing), and refused where nginx refuses it, with its texts.
-Beyond that, CR, LF and NUL are refused in user names and secrets: each of them ends
-a line or a string in a protocol that carries them on.
+Messages are decoded as nginx decodes them (base64 stops at the first "=", padding may
+be missing), and rejected where nginx rejects them, with its texts. Beyond that, CR, LF
+and NUL are rejected in user names and secrets: each of them ends a line or a string in
+one of the protocols that transport them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _XOAUTH2 = re.compile(
 OAUTH = frozenset(("xoauth2", "oauthbearer"))
 
 ALWAYS = frozenset(("plain", "login"))
-"""Mechanisms that no directive switches off, as in nginx."""
+"""Mechanisms that no directive disables, as in nginx."""
 _WITHOUT_INITIAL_RESPONSE = frozenset(("cram-md5",))
 CRAM_MD5_DIGITS = 32
 """Hexadecimal digits of a digest (RFC 2195, section 2)."""
@@ -42,7 +42,7 @@ Ask = Callable[[bytes], Awaitable[list[bytes]]]
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who a client says that it is, and what shall prove it.
+    """A user name and its proof, from a SASL message.
 
     Attributes:
       user: the user name.
@@ -57,7 +57,7 @@ class _Exchange:
     """The messages of one AUTH or AUTHENTICATE command.
 
     Attributes:
-      name: of the mechanism, in upper case.
+      name: the name of the mechanism, in upper case.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class _Exchange:
         self._ask = ask
 
     async def respond(self, challenge: bytes) -> bytes:
-        """The initial response, or else the answer to a challenge."""
+        """Return the initial response, or else the answer to a challenge."""
         return self._initial[0] if self._initial else await self.ask(challenge)
 
     async def ask(self, challenge: bytes) -> bytes:
-        """The first word of the answer to a challenge."""
+        """Send a challenge; returns the first word of the answer."""
         return (await self._ask(challenge))[0]
 
 
@@ -129,17 +129,18 @@ async def authenticate(
     ask: Ask,
     tag: bytes = b"",
 ) -> Login:
-    """Have the dialogue of one AUTH or AUTHENTICATE command.
+    """Carry out the exchange of one AUTH or AUTHENTICATE command.
 
     Args:
-      arguments: of the command: the mechanism, perhaps an initial response.
+      arguments: those of the command: the mechanism, possibly an initial response.
       enabled: mechanisms of the `*_auth` directive.
       ask: sends a challenge (base64, or empty) and returns the words of the answer;
         the first one counts.
       tag: IMAP: the tag of the command.
 
     Raises:
-      BadCommand: unknown or disabled mechanism, or an answer that cannot be read.
+      BadCommand: the mechanism is unknown or disabled, or an answer is not well-formed.
+      ClientError: the client left.
     """
     client.info.login = b""
     mechanism = _find_mechanism(arguments, enabled)
@@ -158,7 +159,7 @@ def _find_mechanism(arguments: Sequence[bytes], enabled: Collection[str]) -> str
     """The mechanism that a command names, in lower case.
 
     Raises:
-      BadCommand: it is unknown or disabled, or has an initial response and must not.
+      BadCommand: it is unknown or disabled, or must not have an initial response.
     """
     mechanism = arguments[0].decode("latin-1").lower() if arguments else ""
     if mechanism not in _MECHANISMS or (
@@ -176,10 +177,10 @@ def announced(enabled: Collection[str]) -> list[bytes]:
 
 
 def check_credentials(user: bytes, secret: bytes | None, command: str) -> None:
-    """Refuse what could end a line or a string on its way to the backend.
+    """Check that nothing in user or secret ends a line or a string toward the backend.
 
     Raises:
-      BadCommand: CR, LF or NUL is in it.
+      BadCommand: one of them contains CR, LF or NUL.
     """
     if not FORBIDDEN.isdisjoint(user):
         raise _invalid("login", command)
@@ -195,7 +196,7 @@ def decode(text: bytes, mechanism: str) -> bytes:
     """Decode base64 (RFC 4648, section 4), stopping at the first "=".
 
     Raises:
-      BadCommand: an octet outside the alphabet, or a length that cannot be.
+      BadCommand: an octet is outside the alphabet, or the length is impossible.
     """
     digits = text.partition(b"=")[0]
     if not _ALPHABET.fullmatch(digits) or len(digits) % 4 == 1:
@@ -207,7 +208,7 @@ def decode(text: bytes, mechanism: str) -> bytes:
 
 
 def parse_plain(response: bytes) -> Credentials:
-    """User and password of PLAIN (RFC 4616); the authorization identity is dropped.
+    """Parse user and password of PLAIN (RFC 4616); the authorization identity is dropped.
 
     Raises:
       BadCommand: it is not "identity NUL user NUL password".
@@ -223,7 +224,7 @@ def parse_plain(response: bytes) -> Credentials:
 
 
 def split_cram_md5(response: bytes) -> Credentials:
-    """User and digest of CRAM-MD5 (RFC 2195); both empty without a space.
+    """Parse user and digest of CRAM-MD5 (RFC 2195); both are empty without a space.
 
     Raises:
       BadCommand: it is not base64.
@@ -233,7 +234,7 @@ def split_cram_md5(response: bytes) -> Credentials:
 
 
 def parse_xoauth2(response: bytes) -> Credentials:
-    """User and token of XOAUTH2, in the one order Google documents.
+    """Parse user and token of XOAUTH2, in the only order that Google documents.
 
     Raises:
       BadCommand: it is not "user=U^Aauth=Bearer T^A^A".
@@ -248,7 +249,7 @@ def parse_xoauth2(response: bytes) -> Credentials:
 
 
 def parse_oauthbearer(response: bytes) -> Credentials:
-    """User and token of OAUTHBEARER (RFC 7628, section 3.1).
+    """Parse user and token of OAUTHBEARER (RFC 7628, section 3.1).
 
     Raises:
       BadCommand: the header has no "a=user", or no field is "auth=Bearer token".
@@ -265,7 +266,7 @@ def parse_oauthbearer(response: bytes) -> Credentials:
 
 
 def _unescape(name: bytes) -> bytes | None:
-    """A saslname (RFC 5801, section 4) in clear; None if it has a stray "="."""
+    """Decode a saslname (RFC 5801, section 4); returns None if it has a stray "="."""
     if _STRAY.search(name):
         return None
     return _ESCAPED.sub(lambda match: b"," if match[0][1:2] == b"2" else b"=", name)
@@ -276,7 +277,11 @@ _STRAY = re.compile(rb"=(?!2C|3D)", re.IGNORECASE)
 
 
 def accepts_failure(method: str, answer: Sequence[bytes]) -> bool:
-    """Whether the words are what a client must say to Auth-Error-SASL (RFC 7628, 3.2.3)."""
+    """Whether a client answers Auth-Error-SASL as it must (RFC 7628, section 3.2.3).
+
+    Args:
+      answer: the words of its answer.
+    """
     if len(answer) > 1:
         return False
     return not answer[0] if method == "xoauth2" else answer[0][:4] == b"AQ=="
