@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy.auth.verdict import FORBIDDEN, Granted, Refused, Route
 from mailproxy.frozen import Frozen
+from mailproxy.log.secrets import HIDDEN, repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,11 +61,11 @@ def shown(octets: bytes, secrets: Iterable[bytes]) -> bytes:
     """Cut a piece of an answer for the log: at most `MAX_SHOWN` octets, no secrets.
 
     Args:
-      secrets: octets that must not appear; a piece with one of them is not shown at
-        all.
+      secrets: `spellings` that must not appear; a piece with one of them is not shown
+        at all.
     """
-    if any(secret and secret in octets for secret in secrets):
-        return b"..."
+    if repeats(octets, secrets):
+        return HIDDEN
     limit = MAX_SHOWN
     found = _SECRET.search(octets, 0, limit)
     if found is not None:

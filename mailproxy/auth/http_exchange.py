@@ -23,10 +23,11 @@ from mailproxy.auth.http_answer import (
     parse,
     shown,
 )
-from mailproxy.auth.http_request import escape, format_request
+from mailproxy.auth.http_request import format_request
 from mailproxy.auth.verdict import Granted, Refused, Unavailable
 from mailproxy.frozen import Frozen
 from mailproxy.log import DEBUG
+from mailproxy.log.secrets import spellings
 from mailproxy.net.idle import Connection
 from mailproxy.net.network import connect_level
 from mailproxy.net.timer import timed_out
@@ -121,10 +122,9 @@ def _explained(
 
 def _secrets(settings: AuthHttpSettings, request: AuthRequest) -> tuple[bytes, ...]:
     """The parts of a request that the log must not show if an answer repeats them."""
-    sent = request.secret or b""
     # A short value ("1", "imap") is not a key, and would hide every status line.
-    keys = [value for _, value in settings.auth_http_header if len(value) >= MIN_KEY]
-    return sent, escape(sent), *keys
+    keys = [v.lower() for _, v in settings.auth_http_header if len(v) >= MIN_KEY]
+    return *spellings(request.secret or b"", request.user), *keys
 
 
 class _BrokenError(Frozen, Exception):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mailproxy.log.secrets import HIDDEN, repeats
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -17,8 +19,6 @@ MAX_LINES = 64
 """Lines of a request or an answer that the log shows."""
 MAX_SHOWN = 1024
 """Octets of a line that the log shows; an escaped octet takes four characters."""
-MIN_SECRET = 4
-"""Octets of the shortest secret that lines are searched for; see `mail.trace`."""
 
 _HARMLESS = frozenset(
     b"host auth-method auth-user auth-protocol auth-login-attempt client-ip client-host "
@@ -38,14 +38,12 @@ def show(log: Logger, way: str, header: bytes, secrets: Collection[bytes]) -> No
     Args:
       way: "to" or "from".
       header: request line or status line, and headers.
-      secrets: octets that no line may show.
+      secrets: `spellings` that no line may show.
     """
-    known = [secret for secret in secrets if len(secret) >= MIN_SECRET]
     first, *others = header.rstrip(b"\r\n").split(b"\n", MAX_LINES)
     lines = [_shown_first(first), *map(_shown, others[: MAX_LINES - 1])]
     for line in lines:
-        hidden = any(secret in line for secret in known)
-        text = b"..." if hidden else line.rstrip(b"\r")
+        text = HIDDEN if repeats(line, secrets) else line.rstrip(b"\r")
         if len(text) > MAX_SHOWN:
             text = text[:MAX_SHOWN] + b"..."
         log.debug(f'{way} auth http server: "%s"', text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mailproxy.errors import ClientError
 from mailproxy.log import DEBUG, Phase
 from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
-from mailproxy.mail.trace import Trace, client_lines
+from mailproxy.mail.trace import Secrets, Trace, client_lines
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import TooLong
 from mailproxy.net.timer import Timer
@@ -28,6 +28,7 @@ class Client:
     Attributes:
       wire: its connection.
       lines: the same, line by line.
+      secrets: of its logins, which the log must not show.
       trace: logs the dialogue, if the log is at level debug.
       server, listen: the server, and the address that the client connected to.
       info: the facts of its session.
@@ -44,7 +45,12 @@ class Client:
         log: Logger,
     ) -> None:
         self.wire = wire
-        self.trace = Trace(log, info, server.protocol) if log.level >= DEBUG else None
+        self.secrets = Secrets()
+        self.trace = (
+            Trace(log, info, server.protocol, self.secrets)
+            if log.level >= DEBUG
+            else None
+        )
         self.lines = client_lines(
             self.trace,
             wire,

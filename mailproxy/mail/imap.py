@@ -38,7 +38,7 @@ class ImapSettings(MailProtocol):
     tagged: ClassVar[bool] = True
     harmless: ClassVar[frozenset[bytes]] = frozenset(
         (
-            b"NOOP CAPABILITY ID LOGOUT STARTTLS "
+            b"NOOP CAPABILITY LOGOUT STARTTLS "
             b"ENABLE NAMESPACE SELECT EXAMINE CREATE DELETE RENAME "
             b"SUBSCRIBE UNSUBSCRIBE LIST LSUB STATUS CHECK CLOSE "
             b"EXPUNGE SEARCH FETCH STORE COPY MOVE UID IDLE"

@@ -74,15 +74,15 @@ async def run(
     notify = True
     info.client_wire = wire
     network.sessions[info.connection] = info
+    client = Client(wire, server, listen, network, info, log)
     try:
         log.client_connected()
-        client = Client(wire, server, listen, network, info, log)
         entered = await _log_in(client)
         if entered is not None:
             notify = await _relay(client, entered)
     except SessionError as error:
         notify = not isinstance(error, ClientTimeoutError)
-        _log_error(error, log)
+        _log_error(error, client)
     except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)
     finally:
@@ -172,8 +172,7 @@ async def _ask(client: Client, dialogue: Dialogue, login: Login) -> Granted | Re
     info.attempts += 1
     info.action = "in http auth state"
     info.phase = Phase.AUTH
-    if client.trace is not None:
-        client.trace.hide(login)
+    client.secrets.remember(login)
     request = make_auth_request(dialogue, login)
     sources = client.server.auth
     verdict = await sources.check(request, client.network, client.timer, client.log)
@@ -186,7 +185,7 @@ async def _refuse(
     client: Client, dialogue: Dialogue, login: Login, verdict: Refused
 ) -> None:
     """Tell the client that its login is refused, after the time set by the auth source."""
-    _log_refusal(verdict, client.log)
+    _log_refusal(verdict, client)
     # As in nginx, nothing is read from the client during that time.
     client.timer.stop()
     await trio.sleep(verdict.wait)
@@ -199,11 +198,12 @@ async def _refuse(
     await client.send(answer)
 
 
-def _log_refusal(refused: Refused, log: Logger) -> None:
+def _log_refusal(refused: Refused, client: Client) -> None:
+    text = client.secrets.hidden(refused.text)
     if refused.reason:
-        log.info('client login failed: "%s" (%s)', refused.text, refused.reason)
+        client.log.info('client login failed: "%s" (%s)', text, refused.reason)
     else:
-        log.info('client login failed: "%s"', refused.text)
+        client.log.info('client login failed: "%s"', text)
 
 
 async def _explain(
@@ -242,8 +242,7 @@ async def _enter(
         login = login.at_backend(
             user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
         )
-        if client.trace is not None:
-            client.trace.hide(login)
+        client.secrets.remember(login)
         answer = await dialogue.enter(backend, login)
     except BaseException:
         backend.close()
@@ -302,19 +301,21 @@ async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> Non
             client.info.action = error.action
         if error.reply and client.server.proxy.proxy_pass_error_message:
             answer, level = error.reply, "info"
-    _log_error(error, client.log, level)
+    _log_error(error, client, level)
     try:
         with trio.move_on_after(client.server.core.timeout):
             await client.send(answer)
     except ClientError as left:
-        _log_error(left, client.log)
+        _log_error(left, client)
 
 
-def _log_error(error: SessionError, log: Logger, level: str | None = None) -> None:
+def _log_error(error: SessionError, client: Client, level: str | None = None) -> None:
     """Log why a session ends, at the error's own level if none is given."""
     if error.event:
         event = error.event + error.advice
-        log.log(level or error.level, event, *error.values, error=error.error)
+        hidden = client.secrets.hidden
+        values = [hidden(v) if isinstance(v, bytes) else v for v in error.values]
+        client.log.log(level or error.level, event, *values, error=error.error)
 
 
 def _log_end(ended: Ended, info: SessionInfo, log: Logger) -> None:

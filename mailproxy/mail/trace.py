@@ -14,11 +14,11 @@ the secret of the login.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections import deque
 from typing import TYPE_CHECKING
 
+from mailproxy.log.secrets import HIDDEN, repeats, spellings
 from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
@@ -30,15 +30,11 @@ if TYPE_CHECKING:
     from mailproxy.mail.protocol import MailProtocol
     from mailproxy.net.lines import Stream
 
-HIDDEN = b"..."
-"""Replaces text that the log does not show."""
 MAX_SHOWN = 1024
 """Octets of a line that the log shows; an escaped octet takes four characters."""
-MIN_SECRET = 4
-"""Octets of the shortest secret that lines are searched for. A shorter one is in too
-many lines by chance, and the gaps in the log would reveal it."""
-MAX_SECRETS = 24
-"""Texts that lines are searched for: three per login."""
+MAX_LOGINS = 8
+"""Logins whose secrets are searched for: a client may try several, and the auth source
+may replace each."""
 
 _NAME = re.compile(rb"([A-Za-z]+)(?= |\Z)")
 _TAGGED_NAME = re.compile(rb"[A-Za-z0-9._-]{1,32} +([A-Za-z]+)(?= |\Z)")
@@ -72,40 +68,47 @@ def shown(command: bytes, protocol: MailProtocol) -> bytes:
     return command if end == len(command) else command[:end] + b" " + HIDDEN
 
 
+class Secrets:
+    """The secrets of the last logins of a session, which no log line may show."""
+
+    def __init__(self) -> None:
+        self._logins: deque[Login] = deque(maxlen=MAX_LOGINS)
+
+    def remember(self, login: Login) -> None:
+        """From now on, hide texts that contain the secret of `login`."""
+        self._logins.append(login)
+
+    def hidden(self, text: bytes) -> bytes:
+        """Return a text that a peer has sent as the log may show it."""
+        for login in self._logins:
+            if login.secret and repeats(text, spellings(login.secret, login.user)):
+                return HIDDEN
+        return text
+
+
 class Trace:
     """The debug log of one session.
 
     Args:
       info: the facts of the session, with its current action.
+      secrets: the secrets that its lines must not show.
     """
 
-    def __init__(self, log: Logger, info: SessionInfo, protocol: MailProtocol) -> None:
+    def __init__(
+        self, log: Logger, info: SessionInfo, protocol: MailProtocol, secrets: Secrets
+    ) -> None:
         self.protocol = protocol
         self._log = log
         self._info = info
-        self._secrets: deque[bytes] = deque(maxlen=MAX_SECRETS)
-
-    def hide(self, login: Login) -> None:
-        """From now on, hide each line that contains the secret of `login`.
-
-        Only the last logins are remembered: those of the client, and those that the
-          auth
-        source replaced them with.
-        """
-        secret = login.secret or b""
-        message = b"\0%s\0%s" % (login.user, secret)
-        forms = secret, base64.b64encode(secret), base64.b64encode(message)
-        if len(secret) >= MIN_SECRET:
-            self._secrets.extend(forms)
+        self._secrets = secrets
 
     def show(self, way: str, line: bytes) -> None:
-        """Log one line, in which `hide` knows all secrets.
+        """Log one line.
 
         Args:
           way: "from client", "to client", "from upstream" or "to upstream".
         """
-        if any(secret in line for secret in self._secrets):
-            line = HIDDEN
+        line = self._secrets.hidden(line)
         if len(line) > MAX_SHOWN:
             line = line[:MAX_SHOWN] + b"..."
         self.note(f'{way}: "%s"', line)

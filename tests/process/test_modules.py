@@ -19,9 +19,9 @@ TOLD = {"PYTHONPROFILEIMPORTTIME": "1"}
 """Has Python and its forks say on stderr what they import (python(1))."""
 IMPORT = re.compile(r"^import time: +\d+ \| +\d+ \| +(\S+)$", re.MULTILINE)
 
-NEEDLESS = ("mailproxy.demo", "trustme", "http.server", "email", "urllib.request")
+NEEDLESS = ("mailproxy.demo", "trustme", "http.server", "urllib.request")
 """The demo, its certificates, and servers and clients that are not ours."""
-ONLY_FOR_TLS = ("cryptography", "_cffi_backend")
+ONLY_FOR_TLS = ("cryptography", "_cffi_backend", "email")
 """As slow to import as all the rest: where no certificate is read, it is not loaded."""
 
 STDERR = "error_log stderr info;"
