@@ -1,8 +1,8 @@
-"""Names of directives that are not of mail: those of http {}, of stream {}, of others.
+"""Names of directives that do not belong to mail, but to http, stream or other modules.
 
-nginx tells a directive in the wrong place from a misspelt one, and so do we. The names
-are those in the command tables of nginx's and of Debian's modules, and in the manuals
-of nginx, NGINX Plus and Angie.
+nginx distinguishes a directive in the wrong place from a misspelt one, and so do we.
+The names come from the command tables of nginx's and Debian's modules, and from the
+manuals of nginx, NGINX Plus and Angie.
 """
 
 import re
@@ -131,7 +131,7 @@ _HTTP = """
     variables_hash_max_size zone
 """
 HTTP = frozenset(_HTTP.split())
-"""The directives of nginx's HTTP modules that no module of mail has."""
+"""The directives of nginx's HTTP modules that mail does not have."""
 
 _STREAM = """
     pass preread_buffer_size preread_timeout proxy_download_rate
@@ -142,7 +142,7 @@ _STREAM = """
 STREAM = frozenset(_STREAM.split())
 """The directives of nginx's stream modules that neither mail nor http has.
 
-Where that module is not loaded, they are unknown to nginx.
+An nginx without the stream module does not know them.
 """
 
 _MODULES = {
@@ -172,4 +172,4 @@ MODULES = tuple(
     (re.compile("|".join(re.sub(r"\s+\|", "|", names).split()), re.ASCII), module)
     for module, names in _MODULES.items()
 )
-"""Patterns of whole names, and whose they are. To nginx without them, they are unknown."""
+"""Patterns of whole names, and the module they belong to; nginx alone does not know them."""
