@@ -268,10 +268,10 @@ def _addresses(name: bytes, flags: int) -> list[tuple[int, str]]:
 
 
 def account(name: str) -> Account:
-    """The user of that name.
+    """Look up the user of that name.
 
     Raises:
-      LookupError, ValueError: there is none.
+      LookupError, ValueError: there is no such user.
     """
     return _fetch(_account, name)
 
@@ -282,10 +282,10 @@ def _account(name: str) -> Account:
 
 
 def group(name: str) -> int:
-    """The gid of the group of that name.
+    """Look up the gid of the group of that name.
 
     Raises:
-      LookupError, ValueError: there is none.
+      LookupError, ValueError: there is no such group.
     """
     return _fetch(_group, name)
 

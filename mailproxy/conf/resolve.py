@@ -179,7 +179,7 @@ class Interpreter:
         statement: Directive,
         meant: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """Warn of a ``$`` that is not a variable; nginx does not. Shows no value: it may be secret."""
+        """Warn of a ``$`` that is not a variable, without the value, which may be secret."""
         for word in statement.args:
             if has_variable(word.value) and not meant(word.value):
                 self.reading.statement = statement

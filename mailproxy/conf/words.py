@@ -54,7 +54,7 @@ def has_long_comments(source: SourceText) -> bool:
 
 
 def refuse(source: SourceText, at: int, *, limited: bool) -> NoReturn:
-    """Raise the error for a place without a token: a bad end of a quoted word, or a backslash."""
+    """Raise the error for a place without a token, such as a badly ended quoted word."""
     text = source.text
     skipped = re.compile(r"(?:#[^\n]*+|[ \t\r\n]++)*+").match(text, at)
     assert skipped is not None

@@ -309,5 +309,5 @@ def load(options: Options) -> Configuration:
 
 
 def make_loader(options: Options) -> Loader:
-    """Make the loader that `load` uses, for callers that need to know where values come from."""
+    """Make the loader that `load` uses, for callers that ask where values come from."""
     return Loader(prefix=options.prefix, path=options.conf_file, name=options.name)

@@ -297,7 +297,7 @@ class Master:
             return self._load(self._generation, findings, self._pause_loading)
         except GenerationError:
             pass  # it is logged
-        except Exception as error:  # noqa: BLE001 # a bug, but not of those who run
+        except Exception as error:  # noqa: BLE001 # a bug must not end the old workers
             self._log.exception("reload failed, this is a bug", exception=error)
         return None
 

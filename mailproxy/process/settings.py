@@ -281,7 +281,7 @@ class MainSettings(Settings):
     error_log: tuple[ErrorLog, ...] = directive(
         error_log, default=(), contexts="main", repeats="add", shown="the start-up log"
     )
-    """Where messages go of the processes, and of sessions without a log of their own."""
+    """The log of the processes, and of sessions whose server has no log of its own."""
 
     timer_resolution: float = directive(
         duration, default=0.0, contexts="main", accepted=True
