@@ -1,4 +1,4 @@
-"""The command line taken apart: a command and its words, or nginx's letters in clusters."""
+"""Parsing the command line: a command and its words, or nginx's options in clusters."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ COMMANDS = {
     "help": "show this help, or that of a command",
     "version": "show version and exit",
 }
-"""The words that may stand first, and what they are for."""
+"""The commands, which may stand first, and their purpose."""
 
 
 def usage(name: str, prefix: str, conf: str) -> str:
-    """The text of the help.
+    """Format the text of the help.
 
     Args:
-      name: what the program is called; nginx and angie have nginx's help.
+      name: what the program is called; nginx and angie show nginx's help.
       prefix, conf: the defaults of -p and -c.
     """
     text = _USAGE.format(name=name, prefix=prefix, conf=conf)
@@ -66,10 +66,10 @@ def usage(name: str, prefix: str, conf: str) -> str:
 
 
 class UsageError(Frozen, Exception):
-    """The command line is wrong; the text says how, without the program's name.
+    """The command line is wrong; the text says why, without the program's name.
 
     Attributes:
-      remedy: what is right, for people; empty where only the help tells it.
+      remedy: what to write instead, for people; empty to refer to the help.
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:
@@ -79,14 +79,14 @@ class UsageError(Frozen, Exception):
 
 @dataclass
 class Arguments:
-    """What is on the command line."""
+    """The parsed command line."""
 
     command: str = ""
-    """A word of `COMMANDS` that has a command line of its own; empty: none."""
+    """A command of `COMMANDS` that parses `rest` itself; empty if there is none."""
     rest: tuple[str, ...] = ()
-    """What follows it."""
+    """The words after the command."""
     on_stdout: bool = False
-    """Help and version go to standard output; nginx writes them to standard error."""
+    """Write help and version to standard output; nginx writes them to standard error."""
     show_help: bool = False
     show_version: bool = False
     show_configure: bool = False
@@ -124,10 +124,10 @@ _WANTS = {
 
 
 def parse(words: Sequence[str]) -> Arguments:
-    """Take the command line apart as nginx does; a command may stand first.
+    """Parse the command line as nginx does; a command may stand first.
 
     Raises:
-      UsageError: something is wrong with it.
+      UsageError: the command line is wrong.
     """
     if any("\0" in word for word in words):
         raise UsageError("there is a NUL in an argument")
@@ -153,7 +153,7 @@ def parse(words: Sequence[str]) -> Arguments:
 
 
 def _command(command: str, rest: tuple[str, ...]) -> Arguments:
-    """A command and its words; `help` and `version` are options in other words."""
+    """Parse a command and its words; `help` and `version` are other names of options."""
     if command == "help" and rest[:1] and rest[0] in COMMANDS:
         command, rest = rest[0], ("--help",)
     if command not in ("help", "version"):
@@ -164,7 +164,10 @@ def _command(command: str, rest: tuple[str, ...]) -> Arguments:
 
 
 def _cluster(word: str, rest: Iterator[str], found: Arguments) -> Iterator[str]:
-    """The letters of a word; of a long option nginx names the second dash as wrong."""
+    """Yield the fields that a cluster of letters sets; arguments go into `found`.
+
+    As in nginx, the second dash of an unknown long option counts as a wrong letter.
+    """
     letters = word[1:]
     for at, letter in enumerate(letters):
         if letter in _LETTERS:

@@ -1,4 +1,4 @@
-"""The command line: nginx's options, and a few of our own, become one call."""
+"""The program's entry: turns the command line into one call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONF_FILES = {
     "angie": "/etc/angie/angie.conf",
     "mailproxy": "/etc/mailproxy/mailproxy.conf",
 }
-"""By the name that the program is called by, the main file if -c names none."""
+"""The main file if -c names none, by the name that the program was called by."""
 CONFIGURE_ARGUMENTS = "--with-mail --with-mail_ssl_module"
 """What scripts look for in the output of -V."""
 
@@ -34,7 +34,7 @@ _TO_HELP = '"{name} --help" lists what there is'
 
 
 class _OutputError(Frozen, Exception):
-    """Standard output does not take what it is to get."""
+    """Standard output cannot be written."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def _output(text: str | bytes) -> None:
     """Write to standard output.
 
     Raises:
-      _OutputError: it is closed, or full.
+      _OutputError: it is closed, or its disk is full.
     """
     try:
         _write(1, text)
@@ -91,20 +91,20 @@ def _output(text: str | bytes) -> None:
 
 
 def _tell(text: str) -> None:
-    """Write to standard error; where that fails, there is nowhere left to say so."""
+    """Write to standard error; if that fails, there is nowhere left to report it."""
     with contextlib.suppress(OSError):
         _write(2, text)
 
 
 class _Voice:
-    """Says what is wrong with a configuration: in the start-up log, and to a person."""
+    """Reports errors of a configuration in the start-up log and to the user."""
 
     def __init__(self, options: Options, *, to_stderr: bool) -> None:
         """Open the start-up log.
 
         Args:
-          options: with the file of -e.
-          to_stderr: -e names stderr: messages go there once, in the log's format.
+          options: of which `error_log` is the file of -e.
+          to_stderr: -e names stderr, so messages go there once, in the log's format.
         """
         self._name = options.name
         # Without -e, messages go to stderr in nginx's short form, and to no file.
@@ -120,7 +120,7 @@ class _Voice:
     def say(
         self, messages: Iterable[ConfigError], sources: Mapping[str, SourceText]
     ) -> None:
-        """Say what nginx says; under an error, for people, what helps them."""
+        """Write nginx's line for each message and, for people, an explanation below it."""
         startup = self.startup
         for message in messages:
             copy, startup.copy_as = startup.copy_as, None
@@ -132,7 +132,7 @@ class _Voice:
                 _tell(explanation(message, sources, colours=self._colours))
 
     def line(self, text: str) -> None:
-        """A line for people and scripts, which is in no log."""
+        """Write a line for people and scripts that goes to no log."""
         _tell(f"{self._name}: {text}\n")
 
 
@@ -140,7 +140,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the program.
 
     Args:
-      words: the command line without the program's name; that of the process if None.
+      words: the command line without the program's name; None: that of the process.
 
     Returns:
       The exit code.
@@ -155,7 +155,7 @@ def main(words: Sequence[str] | None = None) -> int:
         remedy = error.remedy or _TO_HELP.format(name=name)
         _tell(f"{name}: {error}\n  = {printable(remedy)}\n")
     except _OutputError as failure:
-        # Who closes the pipe has read enough: `mailproxy -T | head`.
+        # A reader that closes the pipe has read enough: `mailproxy -T | head`.
         if failure.error.errno != errno.EPIPE:
             reason = f"({failure.error.errno}: {failure.error.strerror})"
             _tell(f"{name}: cannot write to standard output {reason}\n")
@@ -166,7 +166,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(found: Arguments, name: str, argv: Sequence[str]) -> int:
     if found.command == "demo":
-        from mailproxy import demo  # it brings servers, which nobody else needs
+        from mailproxy import demo  # imports servers that only the demo needs
 
         return demo.main(found.rest)
     if found.show_version:
@@ -174,7 +174,7 @@ def _run(found: Arguments, name: str, argv: Sequence[str]) -> int:
         if not found.test:
             return 0
     if found.list_directives:
-        from mailproxy import inspection  # it reads sources, which nobody else needs
+        from mailproxy import inspection  # only this option and --dump-json need it
 
         _output(inspection.list_directives())
         return 0
@@ -198,7 +198,7 @@ def _show(found: Arguments, name: str) -> None:
         default = _default_file(name)
         show(usage(name, os.path.dirname(default) + "/", default))
     if found.show_configure:
-        import ssl  # takes longer than all the rest
+        import ssl  # takes longer to import than everything else
 
         from mailproxy.mail.ssl_context import not_available
 
@@ -215,7 +215,7 @@ def _show(found: Arguments, name: str) -> None:
 
 
 def _test(found: Arguments, options: Options, voice: _Voice) -> int:
-    """-t, -T, --dump-json."""
+    """Test the configuration: -t, -T, --dump-json."""
     loader = make_loader(options)
     sources = loader.interpreter.files
     configuration: Configuration | None = None
@@ -229,7 +229,7 @@ def _test(found: Arguments, options: Options, voice: _Voice) -> int:
     if parsed and not found.quiet:
         voice.line(f"the {file} syntax is ok")
     voice.say(messages.starting, sources)
-    # With -s as well, nginx stops before it would try logs and ports.
+    # With -s as well, nginx does not try to open logs and ports.
     if configuration is None or (
         "s" not in found.values
         and not generation.test(configuration, options, voice.startup.main)
@@ -243,14 +243,14 @@ def _test(found: Arguments, options: Options, voice: _Voice) -> int:
             if name != COMMAND_LINE:
                 _output(f"# configuration file {name}:\n{source.text}\n")
     if found.dump_json:
-        from mailproxy import inspection  # nobody else needs it
+        from mailproxy import inspection  # only this and --list-directives need it
 
         _output(inspection.dump_json(configuration, loader))
     return 0
 
 
 def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:
-    """Read the configuration, and log what there is to say about it.
+    """Read the configuration, and log its errors and warnings.
 
     Raises:
       GenerationError: it cannot be used.
@@ -275,7 +275,7 @@ def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:
 
 
 def _signal(order: str, options: Options, voice: _Voice) -> int:
-    """-s."""
+    """Send a signal to the running master: -s."""
     log = voice.startup.main
     try:
         configuration = _load(options, voice, log)
@@ -285,6 +285,6 @@ def _signal(order: str, options: Options, voice: _Voice) -> int:
 
 
 def _start(options: Options, voice: _Voice) -> int:
-    from mailproxy.process import start  # it brings the event loop
+    from mailproxy.process import start  # imports the event loop
 
     return start.run(options, partial(_load, options, voice), voice.startup)

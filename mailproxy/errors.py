@@ -1,4 +1,4 @@
-"""Who ended a session: raised where it happens, caught in `mail.session`."""
+"""The exceptions that end a session: each says who failed; `mail.session` catches them."""
 
 from mailproxy.frozen import Frozen
 
@@ -8,7 +8,7 @@ class SessionError(Frozen, Exception):
 
     Attributes:
       event, values: message of the log line, as the methods of a `Logger` take it;
-        an empty one logs nothing.
+        if it is empty, nothing is logged.
       error: the system error behind it, which the log shows as
         ``(104: Connection reset by peer)``.
       level: nginx's name of the log level.
@@ -23,7 +23,7 @@ class SessionError(Frozen, Exception):
         error: OSError | None = None,
         level: str = "",
     ) -> None:
-        # The values may come from outside, and are not part of the text on purpose.
+        # The values may come from outside, so they are kept out of the text.
         super().__init__(event)
         self.event = event
         self.values = values
@@ -32,16 +32,16 @@ class SessionError(Frozen, Exception):
 
     @property
     def advice(self) -> str:
-        """What the log says behind `event`, in words of ours; mostly nothing."""
+        """Our addition to `event` in the log; empty for most errors."""
         return ""
 
 
 class ClientError(SessionError):
-    """The client left, was silent for too long, or broke a limit."""
+    """The client left, was silent for too long, or exceeded a limit."""
 
 
 class ClientTimeoutError(ClientError):
-    """The client let a time limit of ours pass; nobody says goodbye to it in TLS."""
+    """The client exceeded a time limit; its TLS session is closed without close_notify."""
 
 
 READING = "reading response from upstream"
@@ -49,15 +49,15 @@ READING = "reading response from upstream"
 
 
 class UpstreamError(SessionError):
-    """The client cannot be brought to its mail server: `BackendError` or `LoginRefused`.
+    """The client cannot be logged in at its backend: `BackendError` or `LoginRefused`.
 
     Attributes:
-      reply: what the backend answered, whole lines, if that is the reason; it may
-        be passed on to the client (`proxy_pass_error_message`).
-      action: what was done, in nginx's words, as it happened; None: what the log says
-        already.
-      command: which command `reply` answers, as the log names it, or empty.
-      remedy: the setting with which the backend is spared that command.
+      reply: the backend's answer, in whole lines, if that is the reason; it may be
+        passed on to the client (`proxy_pass_error_message`).
+      action: what the session was doing, in nginx's words; None: leave the action of
+        the log context as it is.
+      command: the command that `reply` answers, as the log names it, or empty.
+      remedy: the setting that keeps that command from the backend.
     """
 
     level = "error"
@@ -81,17 +81,17 @@ class UpstreamError(SessionError):
 
     @property
     def advice(self) -> str:
-        """``to XCLIENT, try "xclient off"``: what was refused, and what to do."""
+        """What was refused and what to do: ``to XCLIENT, try "xclient off"``."""
         refused = f" to {self.command}" if self.command else ""
         return f'{refused}, try "{self.remedy}"' if self.remedy else refused
 
 
 class BackendError(UpstreamError):
-    """The mail server cannot be reached, or does not answer as its protocol says."""
+    """The backend cannot be reached, or does not answer as its protocol requires."""
 
 
 class LoginRefused(UpstreamError):  # noqa: N818 - an answer, not a fault
-    """The mail server does not accept the user name and the secret."""
+    """The backend does not accept the user name and the secret."""
 
 
 class AuthError(SessionError):

@@ -1,38 +1,38 @@
-"""Exceptions carry facts that do not change: who catches one, makes a new one of it."""
+"""Exceptions carry facts that do not change; to change one, make a new exception."""
 
 from __future__ import annotations
 
 _OF_PYTHON = frozenset({"args", "errno", "filename", "filename2", "strerror"})
-"""What Python keeps of an exception outside its dictionary."""
+"""Attributes that Python keeps outside an exception's dictionary."""
 
 
 class Frozen:
-    """A base class of exceptions: an attribute is set once, as the exception is made.
+    """A base class of exceptions whose attributes are set once, when they are made.
 
-    What Python notes as an exception passes (``__traceback__``, ``__context__``) is no
-    fact, and can be set.
+    What Python itself notes on an exception (``__traceback__``, ``__context__``) can
+    still be set.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute that the exception does not have yet.
 
         Raises:
-          AttributeError: it has.
+          AttributeError: it has that attribute already.
         """
         self._check(name)
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        """Refuse to forget a fact.
+        """Refuse to delete an attribute.
 
         Raises:
-          AttributeError: it is one.
+          AttributeError: the exception has it.
         """
         self._check(name)
         super().__delattr__(name)
 
     def __setstate__(self, state: dict[str, object] | None) -> None:
-        """Take over the attributes of an exception that this one is a copy of."""
+        """Take over the attributes of the exception that this one is a copy of."""
         vars(self).update(state or {})
 
     def _check(self, name: str) -> None:

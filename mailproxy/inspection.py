@@ -1,7 +1,7 @@
-"""What the command line can tell about directives and about a configuration.
+"""What the command line shows of directives and of a configuration.
 
 `--list-directives`   all directives, from their declarations, as Markdown
-`--dump-json`         which value a server really uses, and who says so
+`--dump-json`         the values that each server uses, and where they are set
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mailproxy.process.settings import EventsSettings, MainSettings
 
 
 def dump_json(configuration: Configuration, loader: Loader) -> bytes:
-    """The values in effect, inherited ones and defaults too, and where they come from.
+    """Format the values in effect, inherited ones and defaults included, as JSON.
 
     For each directive ``{"value": …, "set": CONTEXT or "default", "where": FILE:LINE}``.
     """
@@ -78,7 +78,7 @@ def _explain(settings: Settings, block: Block) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """A value as JSON has it."""
+    """Convert a value to one that JSON has a form for."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes):
@@ -99,7 +99,7 @@ def _plain(value: object) -> object:
 
 
 def list_directives() -> str:
-    """The table of all directives, in Markdown."""
+    """Format the table of all directives, in Markdown."""
     return "\n".join(_list())
 
 

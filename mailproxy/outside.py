@@ -1,15 +1,15 @@
-"""What a configuration has fetched from outside: files, addresses of names, accounts.
+"""What a configuration fetches from outside: files, addresses of names, accounts.
 
-All of it may be slow or endless: a name whose server is dead, a FIFO that nobody
-writes to, /dev/zero, a network disk. So two rules hold for everything here:
+All of it may be slow or endless: a name whose server is dead, a FIFO without a
+writer, /dev/zero, a network disk. So two rules hold for everything here:
 
-- Files are read up to a limit of octets. What is not a regular file (a FIFO, a
-  device) is waited for `PATIENCE` seconds and no longer, and opening never waits.
-- What was found can be recorded while a configuration is loaded (`recording`), and
-  used in another process instead of asking again (`replaying`). So the master loads
-  what another process has fetched, and never waits itself.
+- Files are read up to a limit of octets. Reading anything but a regular file (a FIFO,
+  a device) takes `MAX_READ_TIME` at most, and opening never waits.
+- Answers can be recorded while a configuration is loaded (`recording`), and used in
+  another process instead of asking again (`replaying`). So the master loads what
+  another process has fetched, and never waits itself.
 
-Loading is synchronous and has no threads: there is one record at a time.
+Loading is synchronous and has no threads, so there is one record at a time.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from typing import Literal, TypeVar, cast
 
 from mailproxy.frozen import Frozen
 
-PATIENCE = 10.0
-"""Seconds for what is no regular file: until it is written, and read to its end."""
-MOST_RECORDED = 256 << 20
-"""Octets of files that a record holds; what is beyond is read again."""
+MAX_READ_TIME = 10.0
+"""Seconds for reading a file that is not a regular one to its end."""
+MAX_RECORDED = 256 << 20
+"""Octets of files that a record holds; files beyond that are read again."""
 
 _PIECE = 1 << 16
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -43,45 +43,45 @@ T = TypeVar("T")
 Account = tuple[str, int, int]
 """Name, uid and gid of a user."""
 Limit = Literal["size", "time", "kind"]
-"""Too large, too slow, no regular file."""
+"""Too large, too slow, not a regular file."""
 
 
 class FileError(Frozen, OSError):
     """A file cannot be read.
 
     Attributes:
-      call: the system call that failed, or would have: "open" or "read".
-      limit: the limit that the file does not keep; None: the system said the error.
+      call: the system call that failed, or would have failed: "open" or "read".
+      limit: the limit that the file exceeds; None if the system reported the error.
     """
 
     def __init__(self, call: str, number: int, limit: Limit | None = None) -> None:
         """Describe an error.
 
         Args:
-          number: of the system's error; for a limit, the one that says it best.
+          number: the errno; for a limit, the one that describes it best.
         """
         super().__init__(number, os.strerror(number))
         self.call = call
         self.limit = limit
 
     def __reduce__(self) -> tuple[type[FileError], tuple[object, ...]]:
-        """Be copied into another process."""
+        """Let the error be pickled, for another process."""
         return FileError, (self.call, self.errno, self.limit)
 
 
 def too_large() -> FileError:
-    """The error of a file that is larger than it may be."""
+    """Make the error for a file that is larger than it may be."""
     return FileError("read", errno.EFBIG, "size")
 
 
 @dataclass
 class Findings:
-    """What a load has found: for each question the answer, or the error."""
+    """The answers that a load has got from outside, or the errors, by question."""
 
     answers: dict[tuple[object, ...], object] = field(default_factory=dict, repr=False)
     errors: dict[tuple[object, ...], Exception] = field(default_factory=dict)
     octets: int = 0
-    """Of the answers, about."""
+    """Octets of the files among the answers."""
 
 
 _record: Findings | None = None
@@ -89,14 +89,14 @@ _record: Findings | None = None
 
 @contextlib.contextmanager
 def recording() -> Iterator[Findings]:
-    """Record what is found meanwhile; what is asked twice is fetched once."""
+    """Record all answers within the block; each question is asked only once."""
     with replaying(Findings()) as findings:
         yield findings
 
 
 @contextlib.contextmanager
 def replaying(findings: Findings) -> Iterator[Findings]:
-    """Answer from `findings`; what they do not know is fetched, and added."""
+    """Answer from `findings` within the block; other answers are fetched and added."""
     global _record  # one load at a time, see above
     before, _record = _record, findings
     try:
@@ -106,7 +106,7 @@ def replaying(findings: Findings) -> Iterator[Findings]:
 
 
 def _fetch(ask: Callable[..., T], *arguments: object) -> T:
-    """Ask the record, and then the world."""
+    """Return the recorded answer, or ask and record it."""
     if _record is None:
         return ask(*arguments)
     question = (ask.__name__, *arguments)
@@ -120,7 +120,7 @@ def _fetch(ask: Callable[..., T], *arguments: object) -> T:
         _record.errors[question] = error
         raise
     size = len(answer) if isinstance(answer, bytes) else 0
-    if _record.octets + size <= MOST_RECORDED:
+    if _record.octets + size <= MAX_RECORDED:
         _record.octets += size
         _record.answers[question] = answer
     return answer
@@ -130,13 +130,13 @@ def _fetch(ask: Callable[..., T], *arguments: object) -> T:
 
 
 def read(path: str, limit: int) -> bytes:
-    """The content of a file, which may be a FIFO or a device.
+    """Read a file, which may be a FIFO or a device.
 
     Args:
       limit: octets that it may have.
 
     Raises:
-      FileError: it cannot be read, or not in time, or is larger.
+      FileError: it cannot be read, takes too long, or is larger.
     """
     content = begin(path, limit + 1)
     if len(content) > limit:
@@ -145,10 +145,10 @@ def read(path: str, limit: int) -> bytes:
 
 
 def begin(path: str, size: int) -> bytes:
-    """The first `size` octets of a file, or all if there are fewer.
+    """Read the first `size` octets of a file, or all if there are fewer.
 
     Raises:
-      FileError: it cannot be read, or not in time.
+      FileError: it cannot be read, or takes too long.
     """
     return _fetch(_begin, path, size)
 
@@ -159,9 +159,9 @@ def _begin(path: str, size: int) -> bytes:
 
 
 def read_sized(path: str, limit: int) -> tuple[bytes, int]:
-    """As many octets as a file has when it is opened, and how many those should be.
+    """Read as many octets as a file has when it is opened; returns them and that size.
 
-    nginx reads its configuration files so: nothing of a FIFO or a device.
+    nginx reads its configuration files like this: nothing from a FIFO or a device.
 
     Raises:
       FileError: it cannot be read, or has more than `limit` octets.
@@ -174,16 +174,16 @@ def _read_sized(path: str, limit: int) -> tuple[bytes, int]:
         found = os.fstat(descriptor)
         if found.st_size > limit:
             raise too_large()
-        # A directory is read so that the system says what is wrong with that.
+        # A directory is read too, so that the error is the system's.
         size = max(found.st_size, int(stat.S_ISDIR(found.st_mode)))
         return (_read(descriptor, size) if size else b""), size
 
 
 def check_regular(path: str, limit: int) -> None:
-    """See that others can read a file, by its name, without end or waiting.
+    """Check that a library can read the file of that name, in bounded time and space.
 
     Raises:
-      FileError: it is missing, larger than `limit` octets, or no regular file.
+      FileError: it is missing, larger than `limit` octets, or not a regular file.
     """
     _fetch(_check_regular, path, limit)
 
@@ -198,7 +198,7 @@ def _check_regular(path: str, limit: int) -> None:
 
 
 def matching(pattern: bytes) -> list[bytes]:
-    """The files that a shell pattern means, sorted by octets."""
+    """The files that match a shell pattern, sorted by the octets of their names."""
     return _fetch(_matching, pattern)
 
 
@@ -208,7 +208,7 @@ def _matching(pattern: bytes) -> list[bytes]:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[int]:
-    """A descriptor that never waits; every error becomes a `FileError`."""
+    """Open a file without waiting; within the block, an OSError becomes a `FileError`."""
     call = "open"
     try:
         descriptor = os.open(os.fsencode(path), _READ)
@@ -224,11 +224,11 @@ def _opened(path: str) -> Iterator[int]:
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    # A FIFO that nobody has opened for writing reads as empty, and only poll(2)
-    # tells that from one whose writer has gone. Regular files are always ready.
+    # A FIFO that has never had a writer reads as empty, and only poll(2) tells it
+    # from one whose writer has gone. Regular files are always ready.
     ready = select.poll()
     ready.register(descriptor, select.POLLIN)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_READ_TIME
     sized = stat.S_IFMT(os.fstat(descriptor).st_mode) in _SIZED
     content = bytearray()
     while len(content) < size:
@@ -249,13 +249,13 @@ def _read(descriptor: int, size: int) -> bytes:
 
 
 def addresses(name: bytes, flags: int) -> list[tuple[int, str]]:
-    """Family and text of the addresses of a name; what getaddrinfo() says, in its order.
+    """Family and text of each address of a name, in the order of getaddrinfo().
 
     Args:
       flags: AI_… of getaddrinfo().
 
     Raises:
-      OSError, UnicodeError: there are none.
+      OSError, UnicodeError: the name has none.
     """
     return _fetch(_addresses, name, flags)
 
@@ -268,10 +268,10 @@ def _addresses(name: bytes, flags: int) -> list[tuple[int, str]]:
 
 
 def account(name: str) -> Account:
-    """The user of that name.
+    """Look up the user of that name.
 
     Raises:
-      LookupError, ValueError: there is none.
+      LookupError, ValueError: there is no such user.
     """
     return _fetch(_account, name)
 
@@ -282,10 +282,10 @@ def _account(name: str) -> Account:
 
 
 def group(name: str) -> int:
-    """The gid of the group of that name.
+    """Look up the gid of the group of that name.
 
     Raises:
-      LookupError, ValueError: there is none.
+      LookupError, ValueError: there is no such group.
     """
     return _fetch(_group, name)
 

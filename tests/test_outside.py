@@ -35,7 +35,7 @@ def fifo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outside, "PATIENCE", 0.05)
+    monkeypatch.setattr(outside, "MAX_READ_TIME", 0.05)
 
 
 def written(path: Path, *pieces: bytes) -> threading.Thread:
@@ -193,7 +193,7 @@ class TestRecord:
         assert asked == [b"mail", b"dead", b"mail"], "without a record they are asked"
 
     def test_is_limited(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(outside, "MOST_RECORDED", 10)
+        monkeypatch.setattr(outside, "MAX_RECORDED", 10)
         for name in "abc":
             (tmp_path / name).write_bytes(b"12345")
         with outside.recording() as findings:

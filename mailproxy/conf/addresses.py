@@ -22,7 +22,8 @@ SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_UNIX_PATH_LIMIT = 107
+_MAX_UNIX_PATH = 107
+"""Bytes of a unix socket's path: `sun_path` without its NUL (unix(7))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,17 @@ class Url:
     host: str
     """As written, IPv6 in brackets; the path of a unix socket."""
     port: int
-    """The first of a range, or the default."""
+    """The first port of a range, or the default port."""
     uri: str
     addresses: tuple[Address, ...]
-    """At least one; the first port's come before the second's."""
+    """At least one; all addresses of one port come before those of the next."""
 
 
 class AddressError(Frozen, ValueError):
-    """nginx's reason: "no host", "invalid port", "host not found" …
+    """An address is wrong, for nginx's reason: "no host", "invalid port" …
 
     Attributes:
-      remedy: what helps, where the form of the address is not what is wrong.
+      remedy: what to do about it; empty if the form of the address is at fault.
     """
 
     def __init__(self, reason: str, remedy: str = "") -> None:
@@ -61,7 +62,7 @@ class AddressError(Frozen, ValueError):
 
 
 def ipv4(text: str) -> str | None:
-    """A dotted quad in its usual form, or None if nginx takes it for a name."""
+    """A dotted quad in canonical form, or None if nginx takes it for a name."""
     octets = text.split(".")
     if len(octets) != 4:
         return None
@@ -82,7 +83,7 @@ def _octet(digits: str) -> int:
 
 
 def ipv6(text: str) -> str | None:
-    """An IPv6 address in its usual form, or None."""
+    """An IPv6 address in canonical form, or None if `text` is not one."""
     try:
         return socket.inet_ntop(
             socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text)
@@ -98,10 +99,10 @@ def _at(family: int, host: str, port: int) -> Address:
 
 
 def lookup(host: str, *, listen: bool = False) -> list[tuple[int, str]]:
-    """The addresses of a name, as (family, text), without duplicates.
+    """Look up the addresses of a name, as (family, text), without duplicates.
 
     Raises:
-      AddressError: there are none.
+      AddressError: the name has none.
     """
     name = c_string(host).encode("utf-8", "surrogateescape")
     flags = socket.AI_ADDRCONFIG | (socket.AI_PASSIVE if listen else 0)
@@ -124,7 +125,7 @@ _NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
 def _not_found(host: str, error: Exception | None = None) -> AddressError:
-    """Say why there are no addresses: of a name it is the system that has none."""
+    """Make the error for a host without addresses, with a remedy if one is known."""
     remedy = ""
     if _NAME.fullmatch(host):
         reason = f" ({error.strerror})" if isinstance(error, OSError) else ""
@@ -140,16 +141,16 @@ def _not_found(host: str, error: Exception | None = None) -> AddressError:
 def parse_url(
     text: str, default_port: int = 0, *, listen: bool = False, uri: bool = False
 ) -> Url:
-    """Take an address argument apart, and resolve it (ngx_parse_url).
+    """Parse an address argument and resolve its host (ngx_parse_url).
 
     Args:
       text: the argument.
-      default_port: where none is written.
+      default_port: the port if `text` has none.
       listen: allow a port alone, a range of ports, and ``*``.
-      uri: allow ``/path`` and ``?args`` behind it (``:path`` for unix sockets).
+      uri: allow ``/path`` and ``?args`` after it (``:path`` for unix sockets).
 
     Raises:
-      AddressError: why it is no address.
+      AddressError: `text` is not an address, or the host cannot be resolved.
     """
     if lower(text[:5]) == "unix:":
         return _parse_unix(text[5:], uri=uri)
@@ -175,17 +176,17 @@ def _parse_unix(path: str, *, uri: bool) -> Url:
         path, _, rest = path.partition(":")
     if not path:
         raise AddressError("no path in the unix domain socket")
-    if len(path.encode("utf-8", "surrogateescape")) > _UNIX_PATH_LIMIT:
+    if len(path.encode("utf-8", "surrogateescape")) > _MAX_UNIX_PATH:
         raise AddressError(
             "too long path in the unix domain socket",
-            f"the system takes {_UNIX_PATH_LIMIT} bytes",
+            f"the system takes {_MAX_UNIX_PATH} bytes",
         )
     address = Address(socket.AF_UNIX, path, f"unix:{path}")
     return Url(path, 0, rest, (address,))
 
 
 def _parse_ports(text: str, *, listen: bool) -> tuple[int, int]:
-    """A port, or a range of ports where one listens."""
+    """Parse a port or, for `listen`, a range of ports; returns the first and the last."""
     first, dash, last = text.partition("-") if listen else (text, "", "")
     high = _port(last) if dash else 0
     low = _port(first)
@@ -240,7 +241,7 @@ def _parse_ipv4_or_name(text: str, default_port: int, uri: str, *, listen: bool)
 
 
 def _port_alone(text: str) -> tuple[int, int] | None:
-    """``143`` or ``143-145``; None where it must be a name."""
+    """Parse ``143`` or ``143-145``; None if `text` must be a name."""
     first, dash, last = text.partition("-")
     numbers = [first, last] if dash else [first]
     if not all(number.isascii() and number.isdigit() for number in numbers):
@@ -263,10 +264,10 @@ def _url(
 def cidr(
     found: Directive, reading: Reading, *, unix: bool = True
 ) -> tuple[IPNetwork | str, ...]:
-    """The networks that one argument means: CIDR, address, name, or ``unix:``.
+    """The networks that an argument stands for: CIDR, address, name, or ``unix:``.
 
     Raises:
-      ConfigError: it is a name without addresses.
+      ConfigError: the argument is a name without addresses.
     """
     word = found.words[1]
     if unix and c_string(word.value) == "unix:":

@@ -5,10 +5,10 @@
         proxy_timeout: float = directive(duration, default=24 * HOUR)
         '''Idle time after which a relayed session is closed, in seconds.'''
 
-The field's name is the directive's. `Value` says how its arguments become the
-field's value; contexts, repetition and state are beside it. Inheritance needs no
-code: a block is read into ``{name: Given}`` with only what is written in it, and
-what a server uses is the union of main, mail and server, the inner ones winning.
+The field is named after the directive. `Value` says how its arguments become the
+field's value; `Declaration` adds contexts, repetition and origin. Inheritance needs
+no code: a block is read into ``{name: Given}`` with only what is written in it, and
+a server uses the union of main, mail and server, in which the inner blocks win.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ C = TypeVar("C", bound="Settings")
 T_co = TypeVar("T_co", covariant=True)
 
 Repeats = Literal["duplicate", "add", "last"]
-"""A second one in the same block: is an error, adds up, or takes the first's place."""
+"""A second one in the same block is an error, is added to the first, or replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Value(Generic[T_co]):
     """How the arguments of a directive become a value."""
 
     parse: Callable[[Directive, Reading], T_co]
-    """Raises ValueError("invalid value") for nginx's `"X" directive invalid value`,
-    ConfigError (with the wrong word) where nginx has a text of its own."""
+    """Returns the value. Raises ValueError("invalid value") for nginx's `"X" directive
+    invalid value`, and ConfigError (with the wrong word) where nginx has its own text."""
     usage: str
     """The arguments as a manual shows them: "on | off", "time"."""
     least: int = 1
@@ -47,10 +47,10 @@ class Value(Generic[T_co]):
     remedy: str = ""
     """For people: what is accepted."""
     parameters: tuple[str, ...] = ()
-    """What an argument may be, or begin with, and that has an effect of its own."""
+    """Arguments, or prefixes of them, that have an effect of their own."""
     means_dollar: Callable[[str], bool] = lambda _: False
-    """Whether a ``$name`` in an argument may be meant as it is written; elsewhere
-    there is a warning that it is no variable. nginx has none in mail."""
+    """Whether a ``$name`` in this argument may be meant literally; if not, the user is
+    warned that it is not a variable. nginx has no variables in mail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class Declaration:
     contexts: tuple[str, ...]
     repeats: Repeats
     accepted: bool
-    """Whether it is there for old configurations only: it never has an effect."""
+    """Whether it is only accepted, for old configurations, and never has an effect."""
     obsolete: str
-    """A warning for who still uses it; empty for most."""
+    """The text of a warning for each use; empty for most directives."""
     origin: str
     """Which of nginx, Angie, freenginx know it."""
     default: str = ""
@@ -82,16 +82,16 @@ def directive(
     obsolete: str = "",
     origin: str = "nginx",
 ) -> T:
-    """A settings field that the directive of the same name sets.
+    """Declare a settings field that is set by the directive of the same name.
 
     Args:
       value: how arguments become the field's value.
-      default: the field's value when nothing is written.
+      default: the field's value if the directive is not used.
       contexts: where it may stand: "main", "events", "mail", "server".
       repeats: what a second one in the same block means. With "add", tuples are
-        joined and sets united.
-      shown: the default as the manual shows it, where `default` does not tell.
-      accepted: it is checked and has no effect; its text says why. All others
+        joined and sets are united.
+      shown: the default as the manual shows it, if that is not `default`.
+      accepted: it is checked and has no effect; its docstring says why. All others
         have a test that proves what they do.
       obsolete: the text of a warning for each use.
       origin: the products that know the directive.
@@ -111,7 +111,7 @@ def directive(
 
 
 def _shown(value: object) -> str:
-    """A default in the configuration language."""
+    """Format a default as a configuration would write it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, bytes):
@@ -149,7 +149,7 @@ def declarations(settings: type[Settings]) -> dict[str, Declaration]:
 def documented(settings: type[Settings]) -> dict[str, str]:
     """The string literals under the fields of a settings class, by field name.
 
-    Read from the source, which a type keeps no trace of.
+    They are read from the source, because a class does not keep them.
     """
     import ast  # only the generated table needs it
 
@@ -169,7 +169,7 @@ def documented(settings: type[Settings]) -> dict[str, str]:
 
 
 class Given:
-    """What a block says for one directive."""
+    """The value that a block gives to one directive."""
 
     __slots__ = ("directive", "statements", "value")
 
@@ -181,13 +181,13 @@ class Given:
     ) -> None:
         self.value = value
         self.directive = directive
-        """The statement; the last one where several add up."""
+        """The statement; the last one if several were added."""
         self.statements = (*earlier, directive)
-        """All statements that the value adds up from, in file order."""
+        """All statements that the value comes from, in file order."""
 
     @property
     def position(self) -> Position:
-        """Where the statement stands."""
+        """The position of the statement."""
         return self.directive.position
 
 
@@ -217,7 +217,7 @@ class Block:
         """The statement that opened it; None for the main context."""
         self.given: dict[str, Given] = {}
         self.failed: set[str] = set()
-        """Directives that were written, but wrong."""
+        """Names of directives that are written here, but with an error."""
         self.blocks: list[Block] = []
         """The blocks inside it, in file order."""
         self._values: dict[type[Settings], dict[str, object]] = {}
@@ -225,18 +225,18 @@ class Block:
 
     @property
     def position(self) -> Position | None:
-        """Where the block was opened."""
+        """The position of the statement that opened the block."""
         return None if self.directive is None else self.directive.position
 
     def around(self) -> Iterator[Block]:
-        """The block itself, then those around it, inside out."""
+        """Yield the block itself, then the blocks around it, from the inside out."""
         block: Block | None = self
         while block is not None:
             yield block
             block = block.parent
 
     def find(self, name: str) -> Given | None:
-        """What applies here for a directive, inherited or not; None: its default."""
+        """The value that applies here, inherited or not; None: the default applies."""
         for block in self.around():
             given = block.given.get(name)
             if given is not None:
@@ -244,15 +244,15 @@ class Block:
         return None
 
     def written(self, name: str) -> bool:
-        """Whether a directive applies here, even a wrong one."""
+        """Whether the directive is written here or around, even with an error."""
         return any(name in b.given or name in b.failed for b in self.around())
 
     def sets(self, settings: type[Settings]) -> bool:
-        """Whether a directive of the class is written in this very block."""
+        """Whether this very block has a directive of the class."""
         return not self.given.keys().isdisjoint(declarations(settings))
 
     def values(self, settings: type[Settings]) -> dict[str, object]:
-        """The fields of the class for which something applies here."""
+        """The values that apply here, by field of the class; without defaults."""
         found = self._values.get(settings)
         if found is None:
             found = {} if self.parent is None else dict(self.parent.values(settings))
@@ -260,17 +260,17 @@ class Block:
             for name, given in self.given.items():
                 if name in known:
                     found[name] = given.value
-            if self.blocks:  # asked for again by each of them
+            if self.blocks:  # each of them will ask for it again
                 self._values[settings] = found
         return found
 
     def reopen(self) -> None:
-        """The block goes on, after it was complete already."""
+        """Forget what was derived from the block: a second one with its name follows."""
         self._values.clear()
         self._made.clear()
 
     def made(self, settings: type[C]) -> C:
-        """The settings of this block alone, for all the blocks inside it to share."""
+        """The settings of this block, shared by all blocks inside it."""
         found = self._made.get(settings)
         if found is None:
             found = self._made[settings] = settings(**self.values(settings))
@@ -278,7 +278,7 @@ class Block:
 
 
 class Reading:
-    """One reading of a configuration: what value parsers may ask, and where they warn."""
+    """One pass over a configuration: what value parsers may ask, and where they warn."""
 
     __slots__ = (
         "block",
@@ -300,9 +300,9 @@ class Reading:
         self.prefix = prefix
         """P/, which logs and the pid file are relative to; ends in a slash."""
         self.directory = directory
-        """C/, of the main file, which certificates and includes are relative to."""
+        """C/, the main file's directory; certificates and includes are relative to it."""
         self.name = name
-        """What the program was called as: nginx, angie, mailproxy."""
+        """The name that the program was called by: nginx, angie, mailproxy."""
         self.block = Block("main")
         """The block that is being read."""
         self.statement: Directive | None = None
@@ -310,15 +310,15 @@ class Reading:
         self.messages: list[ConfigError] = []
         """Errors and warnings, in nginx's order."""
         self.state = state
-        """What directives share beyond their blocks; whoever declares them knows its
-        type, and `conf` does not look inside."""
+        """What directives share across blocks. Its type is known to the modules that
+        declare them; `conf` does not look inside."""
 
     def in_prefix(self, path: str) -> str:
-        """A file name that is relative to P/, complete."""
+        """Return the full path of a file name that is relative to P/."""
         return path if path.startswith("/") else self.prefix + path
 
     def in_directory(self, path: str) -> str:
-        """A file name that is relative to C/, complete."""
+        """Return the full path of a file name that is relative to C/."""
         return path if path.startswith("/") else self.directory + path
 
     def warn(
@@ -329,10 +329,13 @@ class Reading:
         *,
         cause: Position | Word | Directive | None = None,
     ) -> None:
-        """Say something that does not stop the start.
+        """Add a warning, which does not prevent the start.
 
-        About a word of the directive that is being read, or what else is wrong;
-        `cause` as in `ConfigError`.
+        Args:
+          message: the text.
+          position: a word of the directive that is being read, or another place.
+          remedy: as in `ConfigError`.
+          cause: as in `ConfigError`.
         """
         if isinstance(position, Word) and self.statement is not None:
             position = position.position._replace(end=self.statement.position.end)
@@ -346,24 +349,24 @@ class Settings:
     """What all settings classes have in common."""
 
     depends_on: ClassVar[tuple[str, ...]] = ()
-    """Directives of other classes that `make` looks at: where one of them is wrong,
+    """Directives of other classes that `make` looks at; if one of them has an error,
     these settings are not made."""
 
     @classmethod
     def applies(cls, block: Block, reading: Reading) -> bool:  # noqa: ARG003 # for subclasses
-        """Whether a server block has these settings at all."""
+        """Whether a server block has settings of this class at all."""
         return True
 
     @classmethod
     def make(cls, block: Block, reading: Reading) -> Self:  # noqa: ARG003 # for subclasses
-        """The settings that apply in a block.
+        """Make the settings that apply in a block.
 
-        Override it where several directives must be seen together: start from
+        Override it to check several directives together: start from
         `block.values(cls)` and `block.find(name)`, check, then make the object.
 
         Raises:
-          ConfigError: the directives do not fit together. The first is reported
-            for each block.
+          ConfigError: the directives do not fit together. Only the first such error
+            of a block is reported.
         """
         if block.parent is None or block.sets(cls):
             return cls(**block.values(cls))

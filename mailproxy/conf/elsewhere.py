@@ -1,7 +1,7 @@
-"""Names of directives that are not ours: those of http {}, of stream {}, of others.
+"""Names of directives that do not belong to mail, but to http, stream or other modules.
 
-nginx tells a directive in the wrong place from a misspelt one, and so do we. The names
-are those in the command tables of nginx's, of Debian's and of Zimbra's modules, and in
+nginx distinguishes a directive in the wrong place from a misspelt one, and so do we. The
+names come from the command tables of nginx's, Debian's and Zimbra's modules, and from
 the manuals of nginx, NGINX Plus and Angie.
 """
 
@@ -131,7 +131,7 @@ _HTTP = """
     variables_hash_max_size zone
 """
 HTTP = frozenset(_HTTP.split())
-"""The directives of nginx's HTTP modules that no module of mail has."""
+"""The directives of nginx's HTTP modules that mail does not have."""
 
 _STREAM = """
     pass preread_buffer_size preread_timeout proxy_download_rate
@@ -142,7 +142,7 @@ _STREAM = """
 STREAM = frozenset(_STREAM.split())
 """The directives of nginx's stream modules that neither mail nor http has.
 
-Where that module is not loaded, they are unknown to nginx.
+An nginx without the stream module does not know them.
 """
 
 _MODULES = {
@@ -188,6 +188,6 @@ def _patterns(table: dict[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
 
 
 MODULES = _patterns(_MODULES)
-"""Patterns of whole names, and whose they are. To nginx without them, they are unknown."""
+"""Patterns of whole names, and the module they belong to; nginx alone does not know them."""
 MAIL = _patterns(_MAIL)
-"""The same, of what others have added to nginx's mail."""
+"""The same, for directives that others have added to nginx's mail."""

@@ -1,7 +1,7 @@
-"""What a person may have meant: a near name, another module's directive, a file's encoding.
+"""Guesses at what the user meant: a similar name, another module's directive, an encoding.
 
-A hint is given only where it is near or says something true. nginx's line stands above
-it and is not touched by it.
+A hint is given only if it is close or certain. It stands below nginx's line, which it
+does not change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mailproxy.conf.elsewhere import HTTP, MAIL, MODULES, STREAM
 from mailproxy.conf.tree import Directive, Position, SourceText, Word, decode
 
 _MAX_DISTANCE = 3
-"""Typing mistakes in the longest of names."""
+"""Typing mistakes in a long name."""
 
 _FOREIGN_ENCODINGS = (
     (b"\xff\xfe\0\0", "UTF-32"),
@@ -22,15 +22,15 @@ _FOREIGN_ENCODINGS = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
-"""Byte order marks of encodings in which nginx can read nothing."""
+"""Byte order marks of encodings that nginx cannot read."""
 
 _BOM = "\ufeff"
 _BLANKS = " \t\r\n"
 """What is a blank to nginx."""
 _QUOTES = frozenset("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2032\u2033")
-"""What word processors put in place of ' and ": marks and primes."""
+"""What word processors write instead of ' and ": quotation marks and primes."""
 _UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cf"})
-"""Unicode's categories of blanks and of characters without a shape."""
+"""Unicode's categories of blanks and of invisible characters."""
 
 _WORDS = re.compile("[-_]")
 _VARIABLE = re.compile(r"(?<!\\)\$(?:\{[A-Za-z_]\w*\}|[A-Za-z_]\w*)", re.ASCII)
@@ -45,10 +45,10 @@ def reordered(name: str, names: Iterable[str]) -> str | None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that `name` may be a misspelling of.
+    """Find the name that `name` may be a misspelling of.
 
-    One mistake is allowed for every four letters, three at most, and one in the
-    shortest names: "proxy_ssl" is no "proxy".
+    One mistake is allowed for every four letters, up to three, and one in the
+    shortest names: "proxy_ssl" is not taken for "proxy".
     """
     limit = min(_MAX_DISTANCE, max(1, len(name) // 4))
     if len(name) < 3:
@@ -63,7 +63,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def _distance(one: str, other: str) -> int:
-    """Letters to insert, delete, replace or swap with their neighbour."""
+    """Count the letters to insert, delete, replace or swap with their neighbour."""
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
@@ -79,7 +79,7 @@ def _distance(one: str, other: str) -> int:
 
 
 def elsewhere(name: str) -> str | None:
-    """Say whose directive it is, if it is one that mail does not have."""
+    """Say which module has the directive; None if no known one does."""
     if name in HTTP:
         return f'"{name}" is a directive of http, not of mail'
     if name in STREAM:
@@ -94,7 +94,7 @@ def elsewhere(name: str) -> str | None:
 
 
 def foreign_encoding(source: SourceText) -> str | None:
-    """The name of an encoding that has NULs between the letters, by its mark."""
+    """The name of a file's encoding if its byte order mark shows UTF-16 or UTF-32."""
     for mark, name in _FOREIGN_ENCODINGS:
         if source.text.startswith(decode(mark)):
             return name
@@ -102,7 +102,7 @@ def foreign_encoding(source: SourceText) -> str | None:
 
 
 def unseen(statement: Directive, position: Position | None) -> str | None:
-    """Say what a person cannot see in the word that an error is about."""
+    """Describe an invisible or misleading character in the word that an error is about."""
     if position is None:
         return None
     for word in statement.words:
@@ -153,13 +153,13 @@ def _name(char: str) -> str:
 
 
 def has_variable(word: str) -> bool:
-    """Whether there is a ``$name`` or ``${name}`` in it."""
+    """Whether `word` contains a ``$name`` or ``${name}``."""
     return "$" in word and _VARIABLE.search(word) is not None
 
 
 def is_secret(word: str) -> bool:
-    """Whether it may be a secret with a ``$`` in it, rather than a forgotten variable.
+    """Whether `word` may be a secret that contains a ``$``, not a forgotten variable.
 
-    A forgotten one is all of the word, or all behind an ``=``, or has braces.
+    A forgotten variable is the whole word, or all that follows an ``=``, or has braces.
     """
     return _UNFILLED.search(word) is None

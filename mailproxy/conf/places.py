@@ -1,4 +1,4 @@
-"""Where each directive and block may stand, and what is said of those that may not."""
+"""Where each directive and block may stand, and the errors for those out of place."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from mailproxy.conf.values import c_string
 
 @dataclass(frozen=True, kw_only=True)
 class BlockKind:
-    """A directive with a block of directives."""
+    """A directive with a block that holds directives."""
 
     name: str
     parent: str
-    """The context that it stands in."""
+    """The context that it may stand in."""
     repeats: Literal["duplicate", "add", "merge"] = "duplicate"
-    """A second one: is an error; is another; goes on with the first."""
+    """A second one is an error, is another block, or continues the first."""
     close: Callable[[Block, Reading], Iterable[ConfigError]] | None = None
-    """Runs at its ``}``: what is wrong with it as a whole. With "merge", it runs again
-    when another one has been added."""
+    """Runs at the ``}``, and yields what is wrong with the block as a whole. With
+    "merge", it runs again after each further block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """All that a configuration may say."""
+    """All directives and blocks that a configuration may contain."""
 
     settings: tuple[type[Settings], ...]
     blocks: tuple[BlockKind, ...]
     skipped: frozenset[str] = frozenset({"http", "stream"})
-    """Blocks of the main context that are not for us."""
+    """Blocks of the main context that belong to others and are skipped."""
 
 
 @dataclass
@@ -45,12 +45,12 @@ class Table:
     blocks: dict[str, BlockKind] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """All that may stand there, files included."""
+        """All names that may stand there, `include` among them."""
         return ["include", *self.directives, *self.blocks]
 
 
 class Places:
-    """What may stand in which context."""
+    """Which directives and blocks may stand in which context."""
 
     def __init__(self, language: Language) -> None:
         self.skipped = language.skipped
@@ -58,7 +58,7 @@ class Places:
             "main": Table(),
             **{kind.name: Table() for kind in language.blocks},
         }
-        """By the name of the context."""
+        """The tables by the name of their context."""
         for settings in language.settings:
             for name, declaration in declarations(settings).items():
                 for context in declaration.contexts:
@@ -67,7 +67,7 @@ class Places:
             self.tables[kind.parent].blocks[kind.name] = kind
 
     def unknown(self, statement: Directive, context: str) -> ConfigError:
-        """Say that a directive may not stand in `context`, and where it may, if anywhere."""
+        """Make the error for a directive that may not stand in `context`."""
         name = c_string(statement.name)
         word = statement.words[0]
         whole = name == statement.name
@@ -84,7 +84,7 @@ class Places:
         )
 
     def _contexts(self, name: str) -> list[str]:
-        """The contexts in which it may stand."""
+        """The contexts in which a directive may stand."""
         found = [
             context
             for context, table in self.tables.items()
@@ -97,7 +97,7 @@ class Places:
         return self.skipped | {"load_module"}
 
     def _near(self, name: str, context: str) -> str | None:
-        """A name that is near: one of this context, if there is one."""
+        """Suggest a similar name, preferably one of this context."""
         own = self.tables[context].names()
         own += sorted(self._outermost) if context == "main" else []
         every = [n for each in self.tables.values() for n in each.names()]

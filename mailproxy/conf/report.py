@@ -1,9 +1,9 @@
-"""How a configuration error looks to a person: what stands under nginx's line.
+"""How a configuration error is shown to people, below nginx's line.
 
 4 |     timout 3s;
   |     ^^^^^^ did you mean "timeout"?
 
-Where nginx's line names no place, or one that helps nobody, the place comes first.
+If nginx's line names no place, or not the one that is wrong, the place comes first.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from mailproxy.conf.tree import ConfigError, SourceText
 
-WIDTH = 100
-"""Characters of a source line that are shown."""
+MAX_WIDTH = 100
+"""Characters that are shown of a source line."""
 
 _WORD = re.compile(
     r"""\"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|(?:[^ \t\r\n;{\\]|\\.)+|."""
@@ -25,12 +25,12 @@ _RED, _CYAN, _BOLD, _PLAIN = "\x1b[1;31m", "\x1b[36m", "\x1b[1m", "\x1b[0m"
 
 
 def headline(message: ConfigError, name: str, *, colours: bool = False) -> str:
-    """nginx's line for an error or warning, without line end.
+    """Format nginx's line for an error or warning, without its line end.
 
     Args:
-      message: what is wrong.
+      message: the error or warning.
       name: the program's name.
-      colours: mark the level for a terminal.
+      colours: colour the level, for a terminal.
     """
     level = f"[{message.level}]"
     if colours:
@@ -41,12 +41,12 @@ def headline(message: ConfigError, name: str, *, colours: bool = False) -> str:
 def explanation(
     message: ConfigError, sources: Mapping[str, SourceText], *, colours: bool = False
 ) -> str:
-    """The lines under it: the source line, a mark under the word, a remedy.
+    """Format the lines below it: the source line, a mark under the word, a remedy.
 
     Args:
-      message: what is wrong.
+      message: the error or warning.
       sources: the files that were read, by name.
-      colours: for a terminal.
+      colours: colour the marks, for a terminal.
     """
     mark, plain = (_CYAN, _PLAIN) if colours else ("", "")
     remedy = printable(message.remedy or "")
@@ -63,13 +63,13 @@ def explanation(
     at = min(position.column - 1, len(line))
     found = _WORD.match(line, at)
     end = found.end() if found else at + 1
-    first = max(0, min(at - WIDTH // 2, len(line) - WIDTH))
+    first = max(0, min(at - MAX_WIDTH // 2, len(line) - MAX_WIDTH))
     before = printable(line[first:at])
-    word = printable(line[at:end])[: max(1, WIDTH - len(before))]
-    after = printable(line[end : first + WIDTH])
+    word = printable(line[at:end])[: max(1, MAX_WIDTH - len(before))]
+    after = printable(line[end : first + MAX_WIDTH])
     number = f"{position.line:5} | "
     margin = " " * (len(number) - 2) + "| "
-    # A tab is as wide above as below.
+    # Tabs are kept, so that they are as wide below as above.
     blank = re.sub(r"[^\t]", " ", before)
     marks = "^" * max(1, len(word))
     red = _RED if colours else ""
@@ -81,12 +81,12 @@ def explanation(
 
 
 def printable(text: str) -> str:
-    """Text that does nothing to a terminal; one character stays one, and is seen."""
+    """Replace characters that could affect a terminal or be invisible, one by one."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text.translate(_CONTROLS))
 
 
 _CONTROLS = dict.fromkeys(
-    # Behind the control characters: those without width, or that turn the line around.
+    # After the control characters, those without width and those that change direction.
     (
         *(*range(9), *range(10, 32), *range(127, 160), 0xAD, 0xFEFF),
         *(*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070)),

@@ -1,8 +1,8 @@
-"""Statements -> what each block says: placement, arity, duplicates, include.
+"""Statements -> the values of each block: placement, arity, duplicates, include.
 
 Statements are taken in the order in which nginx executes them, so the first error is
-nginx's first error. Unlike nginx we go on after an error, for the person who reads
-the messages; only a syntax error ends the reading.
+nginx's first error. Unlike nginx we go on after an error, so that the user sees all of
+them; only a syntax error ends the reading.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from mailproxy.conf.tree import (
 from mailproxy.conf.values import c_string
 from mailproxy.frozen import Frozen
 
-DEEPEST_INCLUDE = 100
-"""Files in files; beyond, it is said that too many are open, as nginx says of its own."""
+MAX_INCLUDE_DEPTH = 100
+"""Files within files; deeper ones get nginx's error for too many open files."""
 
 
 NO_VARIABLES = "write the value; if a template made the file, it was not filled in"
-"""The remedy where somebody has written a variable."""
+"""The remedy for a variable in an argument."""
 
 
 class _SyntaxError(Frozen, Exception):
-    """Reading ends here; the message is in the list."""
+    """Ends the reading; the message is in the list already."""
 
 
 class Interpreter:
@@ -52,7 +52,7 @@ class Interpreter:
         self.reading = reading
         self.main = reading.block
         self.files: dict[str, SourceText] = {}
-        """What was read, by name, in order of first opening; -g is under its name."""
+        """The files by name, in the order of first opening; -g is `COMMAND_LINE`."""
         self._places = Places(language)
         self._open: list[str] = []
         self._modules: set[str] = set()
@@ -93,13 +93,13 @@ class Interpreter:
     def _include(
         self, path: str, asked_by: Directive | None, block: Block | None
     ) -> None:
-        """Read one file; `block` is None inside of what is skipped."""
-        if len(self._open) >= DEEPEST_INCLUDE:
+        """Read one file; `block` is None inside a skipped block."""
+        if len(self._open) >= MAX_INCLUDE_DEPTH:
             many = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             remedy = (
                 "this file is being read already: it includes itself"
                 if path in self._open
-                else f"files are in files {DEEPEST_INCLUDE} deep: does one include itself?"
+                else f"files are in files {MAX_INCLUDE_DEPTH} deep: does one include itself?"
             )
             failed = f'open() "{path}" failed'
             self._say(ConfigError(failed, asked_by, remedy, error=many))
@@ -150,7 +150,7 @@ class Interpreter:
                 if position is not None and not position.end:
                     end = statement.words[0].source.line(statement.end)
                     position = position._replace(end=end)
-                # With a ";" forgotten, a directive may be among the arguments.
+                # If a ";" was forgotten, a directive may be among the arguments.
                 block.failed.update(word.value for word in statement.words)
                 self._say(error.with_place(position, remedy))
 
@@ -192,7 +192,7 @@ class Interpreter:
             self._skip(statement.block or [])
 
     def _unfilled(self, statement: Directive, block: Block) -> str | None:
-        """The remedy for a value that is wrong because it is a variable."""
+        """The remedy for a value that is wrong because it has a variable."""
         declaration = self._places.tables[block.context].directives.get(statement.name)
         if declaration is None:
             return None
@@ -206,7 +206,7 @@ class Interpreter:
         statement: Directive,
         meant: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """Say that a variable is none, which nginx does not say; the value may be secret."""
+        """Warn of a ``$`` that is not a variable, without the value, which may be secret."""
         for word in statement.args:
             if has_variable(word.value) and not meant(word.value):
                 self.reading.statement = statement
@@ -278,12 +278,12 @@ class Interpreter:
         if not any(mark in path for mark in "*?["):
             self._include(path, statement, block)
             return
-        # What C calls [^…] is [!…] in Python.
+        # C writes [^…] where Python writes [!…].
         for found in outside.matching(encode(path.replace("[^", "[!"))):
             self._include(decode(found), statement, block)
 
     def _load_module(self, statement: Directive) -> None:
-        """Modules are built in; only what nginx says of the order is checked."""
+        """Check order and duplicates as nginx does; there is nothing to load."""
         if self._blocks_begun:
             raise ConfigError(
                 '"load_module" directive is specified too late',
@@ -299,7 +299,7 @@ class Interpreter:
         self._modules.add(module)
 
     def _skip(self, statements: list[Directive]) -> None:
-        """Pass over what is not ours; but files are read as nginx reads them."""
+        """Skip statements that are not for us, but read the files that they include."""
         left = [iter(statements)]
         while left:
             for statement in left[-1]:
@@ -313,10 +313,10 @@ class Interpreter:
                 left.pop()
 
     def _check_hidden(self, statement: Directive) -> None:
-        """A block of the main context in what is skipped: nginx refuses it.
+        """Refuse a block of the main context inside a skipped one, as nginx does.
 
-        It would serve nothing, and nobody would be told. In a block of variables or
-        of types (`map`, `geo`, `types`) such a word is a value, and has no block.
+        It would serve nothing, without a word to the user. In `map`, `geo` and `types`
+        such a word is a value, and has no block.
         """
         name = statement.name
         if name in self._places.skipped or name in self._places.tables["main"].blocks:
@@ -330,7 +330,7 @@ class Interpreter:
 
 
 def _check_nul(statement: Directive) -> None:
-    """Refuse a NUL in an argument: C ends there, so no system call can have been meant.
+    """Refuse a NUL in an argument: a C string ends there, so it cannot be intended.
 
     nginx cuts some words there, and refuses or passes on others.
     """
@@ -366,7 +366,7 @@ def _arity(least: int, most: int | None) -> str:
 
 
 def _add(before: object, value: object) -> object:
-    """What a repeated directive comes to."""
+    """Combine the values of a repeated directive."""
     if isinstance(before, tuple) and isinstance(value, tuple):
         return before + value
     if isinstance(before, frozenset) and isinstance(value, frozenset):

@@ -1,11 +1,11 @@
 """Text of a configuration -> statements: the front end to Lark.
 
 The grammar is grammar/nginx.lark, and Lark's LALR parser decides what may follow
-what. Two things are done here to make it fast and exact. The terminals of the
-grammar are compiled into one regular expression, whose matches are the tokens; and
-the tree is built as Lark shifts them, so that on a syntax error all statements
-before it are there: nginx executes them as it reads, and a mistake in one of them is
-reported first.
+what. Two things here make it fast and exact. The terminals of the grammar are
+compiled into one regular expression, whose matches are the tokens. And the tree is
+built while Lark shifts tokens, so that after a syntax error it has all statements
+before the error: nginx executes statements as it reads them, and reports a mistake
+in one of them first.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ MAX_FILE = 64 << 20
 
 
 def read_source(path: str, asked_by: Word | Directive | None = None) -> SourceText:
-    """Read a file, as many bytes as it has when it is opened: none of a pipe.
+    """Read as many octets as a file has when it is opened; none from a pipe.
 
     Args:
-      path: the file, as messages are to show it.
+      path: the file, named as messages should show it.
       asked_by: the `include` that names it.
 
     Raises:
@@ -76,7 +76,7 @@ def read_source(path: str, asked_by: Word | Directive | None = None) -> SourceTe
 
 
 class Parsed(NamedTuple):
-    """What could be understood of a file."""
+    """The statements of a file, and the syntax error in it."""
 
     statements: list[Directive]
     """All statements before the error; open blocks have no `closed`."""
@@ -85,7 +85,7 @@ class Parsed(NamedTuple):
 
 
 def parse(source: SourceText) -> Parsed:
-    """Parse a file, or the text of -g; any text gives a tree or an error."""
+    """Parse a file or the text of -g; never raises, whatever the text."""
     error: ConfigError | None = None
     try:
         _LARK.parse(source)
@@ -97,7 +97,7 @@ def parse(source: SourceText) -> Parsed:
 
 
 def _unexpected(found: UnexpectedToken, source: SourceText) -> ConfigError:
-    """nginx's words for a token that Lark does not accept."""
+    """Make nginx's error for a token that Lark does not accept."""
     token = found.token
     if isinstance(token, Word):
         missing = token.type == "CLOSE" and "END" in found.expected
@@ -116,10 +116,10 @@ def _unexpected(found: UnexpectedToken, source: SourceText) -> ConfigError:
 
 
 class _Builder(Transformer[Word, None]):
-    """Makes the tree while Lark parses.
+    """Builds the tree while Lark parses.
 
-    Called for each terminal that Lark shifts, not for each rule that it reduces,
-    which it does when the next token has come: that may be the wrong one.
+    It works on each terminal that Lark shifts. Lark reduces a rule only after it has
+    the next token, which may be the one that is wrong.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class _Builder(Transformer[Word, None]):
         self._around: list[tuple[list[Directive], Directive]] = []
 
     def finish(self) -> list[Directive]:
-        """The tree; another file may come."""
+        """Return the tree, and be ready for another file."""
         if self._around:
             self._statements, _ = self._around[0]
         finished = self._statements
@@ -137,18 +137,18 @@ class _Builder(Transformer[Word, None]):
         return finished
 
     def WORD(self, word: Word) -> None:  # noqa: N802 # the grammar's name
-        """A word of the statement that comes."""
+        """Add a word to the statement that has begun."""
         self._words.append(word)
 
     DQUOTED = SQUOTED = WORD
 
     def END(self, end: Word) -> None:  # noqa: N802 # the grammar's name
-        """The statement is complete."""
+        """Complete the statement."""
         self._statements.append(Directive(self._words, end.offset))
         self._words = []
 
     def OPEN(self, brace: Word) -> None:  # noqa: N802 # the grammar's name
-        """The statement has a block; the next ones are in it."""
+        """Open the statement's block, which the next statements belong to."""
         if brace.source.name == COMMAND_LINE:
             raise ConfigError("block directives are not supported in -g option", brace)
         inside: list[Directive] = []
@@ -159,25 +159,25 @@ class _Builder(Transformer[Word, None]):
         self._statements = inside
 
     def CLOSE(self, brace: Word) -> None:  # noqa: N802 # the grammar's name
-        """The block ends."""
+        """Close the block."""
         self._statements, opened = self._around.pop()
         opened.closed = brace.offset
 
     def LUA(self, lua: Word) -> None:  # noqa: N802 # the grammar's name
-        """The statement has a block of Lua."""
+        """Complete a statement that has a block of Lua."""
         made = Directive(self._words, lua.offset, [], lua.value[1:-1])
         made.closed = lua.offset + len(lua.value) - 1
         self._statements.append(made)
         self._words = []
 
     def words(self, _: object) -> None:
-        """Nothing is to be done for rules."""
+        """Do nothing for rules."""
 
     start = simple = block = lua = words
 
 
 class _Lexer(Lexer):
-    """Finds the words of a file, with one expression made of the grammar's terminals."""
+    """Finds the words of a file with one expression made from the grammar's terminals."""
 
     def __init__(self, lexer_conf: LexerConf) -> None:
         patterns = {
@@ -190,10 +190,10 @@ class _Lexer(Lexer):
         self._token = re.compile(f"(?:{ignored})*+(?:{tokens}|(?P<EOF>\\Z))")
 
     def lex(self, source: SourceText) -> Iterator[Word]:  # type: ignore[override] # one of Lark's interfaces
-        """The tokens of a file.
+        """Yield the tokens of a file.
 
         Raises:
-          ConfigError: a word is too long, or a quoted one does not end as it must.
+          ConfigError: a word is too long, or a quoted word does not end properly.
         """
         text = source.text
         match = self._token.match

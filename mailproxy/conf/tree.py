@@ -1,7 +1,7 @@
-"""What a configuration is made of: files, words, statements; and what is wrong with it.
+"""The parts of a configuration (files, words, statements) and its errors.
 
-Words and statements keep their offset in the file; lines and columns are counted
-when somebody asks, which is for messages only.
+Words and statements keep their offset in the file; lines and columns are computed
+on demand, because only messages need them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Position(NamedTuple):
     column: int
     """From 1, in characters."""
     end: int = 0
-    """The line that nginx reports: of the ``;`` or ``{`` of the statement.
+    """The line that nginx reports: that of the statement's ``;`` or ``{``.
 
-    0 where that is `line` itself.
+    0 if that is `line` itself.
     """
 
     def __str__(self) -> str:
@@ -38,11 +38,11 @@ class Position(NamedTuple):
 
 
 COMMAND_LINE = "command line"
-"""The "file" that the text of -g is in."""
+"""The name of the "file" that holds the text of -g."""
 
 
 class SourceText:
-    """A file (or the text of -g) and how offsets in it become lines."""
+    """The text of a file or of -g, in which offsets can be turned into lines."""
 
     __slots__ = ("_lines", "name", "text")
 
@@ -52,7 +52,7 @@ class SourceText:
         self._lines: list[int] | None = None
 
     def position(self, offset: int, end: int | None = None) -> Position:
-        """The line and column of an offset; `end` is that of the terminator."""
+        """The position of an offset; `end` is the offset of the statement's end."""
         line = self.line(offset)
         assert self._lines is not None
         column = offset - self._lines[line - 1] + 1
@@ -76,15 +76,15 @@ _NOWHERE = SourceText("", "")
 
 
 class Word:
-    """One word of a statement: its value, and where it stands.
+    """One word of a statement: its value and its position.
 
-    `value` has quotes and escapes taken away; bytes that are not UTF-8 are kept
-    as surrogate escapes, so `octets` is what the file holds.
+    `value` is without quotes and escapes; bytes that are not UTF-8 are kept as
+    surrogate escapes, so `octets` has them as the file does.
     """
 
     __slots__ = ("offset", "source", "type", "value")
 
-    # What Lark asks of a token besides its type; we have places of our own.
+    # Lark expects these attributes of a token; we keep our own positions.
     start_pos = end_pos = line = column = end_line = end_column = None
 
     def __init__(
@@ -118,7 +118,7 @@ class Word:
 
 
 class Directive:
-    """A statement: its words, what ended it, and the block it may have."""
+    """A statement: its words, its end, and its block if it has one."""
 
     __slots__ = ("block", "closed", "end", "raw", "words")
 
@@ -138,7 +138,7 @@ class Directive:
         self.raw = raw
         """For a Lua block, the text in its braces."""
         self.closed: int | None = None
-        """Offset of the ``}`` of a block; None where a syntax error comes first."""
+        """Offset of the block's ``}``; None if a syntax error comes first."""
 
     @property
     def name(self) -> str:
@@ -152,7 +152,7 @@ class Directive:
 
     @property
     def position(self) -> Position:
-        """Where the name stands, and the line where nginx would look for it."""
+        """The position of the name, with the line that nginx would report."""
         first = self.words[0]
         return first.source.position(first.offset, self.end)
 
@@ -161,9 +161,9 @@ class Directive:
 
 
 class ConfigError(Frozen, Exception):
-    """What is wrong with a configuration: a message in nginx's words, and where.
+    """An error in a configuration: a message in nginx's words, and its place.
 
-    Also used, with level "warn", as the value that a warning is.
+    With level "warn" it stands for a warning, which is not raised.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class ConfigError(Frozen, Exception):
         level: str = "emerg",
         cause: Position | Word | Directive | None = None,
     ) -> None:
-        """Describe a mistake.
+        """Describe an error.
 
         Args:
           message: nginx's text, without the place and without the system error.
@@ -184,9 +184,9 @@ class ConfigError(Frozen, Exception):
             word gets the line of its statement when conf passes it on.
           remedy: for people, what to write instead.
           error: the system error behind it, shown as ``(2: No such file …)``.
-          level: nginx's level, "emerg" but for a few.
+          level: nginx's level, which is "emerg" with few exceptions.
           cause: the word or statement behind a message in which nginx names no
-            place, or another; people are shown it below nginx's line.
+            place, or another; people see it below nginx's line.
         """
         super().__init__(message)
         self.message = message
@@ -212,15 +212,15 @@ class ConfigError(Frozen, Exception):
             code = self.error.errno
             body = _fit(body, f" ({code}: {os.strerror(code)})".encode())
         place = "" if self.position is None else f" in {self.position}"
-        return body[:MESSAGE_LIMIT].decode("utf-8", "surrogateescape") + place
+        return body[:MAX_MESSAGE].decode("utf-8", "surrogateescape") + place
 
     @property
     def is_warning(self) -> bool:
-        """Whether the configuration can be used nevertheless."""
+        """Whether the configuration can be used all the same."""
         return self.level == "warn"
 
     def with_place(self, position: Position | None, remedy: str | None) -> ConfigError:
-        """The same message with another place and remedy."""
+        """Return the same message with another place and remedy."""
         return ConfigError(
             self.message,
             position,
@@ -235,7 +235,7 @@ class ConfigError(Frozen, Exception):
 
 
 class DuplicateError(Frozen, ValueError):
-    """What a value parser raises for a directive that was given before."""
+    """Raised by a value parser for a directive that was given before."""
 
     def __init__(self) -> None:
         super().__init__("is duplicate")
@@ -245,25 +245,25 @@ def _position(place: Position | Word | Directive | None) -> Position | None:
     return place.position if isinstance(place, Word | Directive) else place
 
 
-MESSAGE_LIMIT = 1024
+MAX_MESSAGE = 1024
 """Bytes of a message before its place; nginx cuts the rest."""
 _ERROR_ROOM = 50
-"""Bytes that nginx keeps free for the system error, when it has to cut."""
+"""Bytes that nginx keeps free for the system error if it has to cut."""
 
 
 def _fit(body: bytes, suffix: bytes) -> bytes:
-    if len(body) > MESSAGE_LIMIT - _ERROR_ROOM:
-        body = body[: MESSAGE_LIMIT - _ERROR_ROOM] + b"..."
+    if len(body) > MAX_MESSAGE - _ERROR_ROOM:
+        body = body[: MAX_MESSAGE - _ERROR_ROOM] + b"..."
     return body + suffix
 
 
 def decode(octets: bytes) -> str:
-    """The text of a file; bytes that are not UTF-8 become surrogate escapes."""
+    """Return the text of a file; bytes that are not UTF-8 become surrogate escapes."""
     return octets.decode("utf-8", "surrogateescape")
 
 
 def encode(text: str) -> bytes:
-    """The bytes that `decode` made `text` of."""
+    """Return the bytes that `decode` made `text` from."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -271,11 +271,11 @@ _BARE = re.compile(r"[A-Za-z0-9_.:/*@%+,=~^|<>?!&()-]+")
 
 
 def format_tree(statements: list[Directive], indent: str = "") -> str:
-    """The text of a tree; parsing it gives the same tree.
+    """Format a tree as text; parsing the text gives the same tree.
 
     Args:
-      statements: what to write.
-      indent: goes before each line.
+      statements: the tree.
+      indent: what each line begins with.
     """
     lines = []
     for statement in statements:

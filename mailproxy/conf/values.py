@@ -16,24 +16,24 @@ MINUTE = 60.0
 HOUR = 60 * MINUTE
 KIB = 1024
 MIB = 1024 * KIB
-LIMIT = 2**63 - 1
-"""The largest number there is."""
+MAX_NUMBER = 2**63 - 1
+"""The largest number in a configuration (nginx's NGX_MAX_INT_T_VALUE)."""
 
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
 
 def lower(text: str) -> str:
-    """In lower case as C does it: ASCII letters only."""
+    """Convert to lower case as C does it: ASCII letters only."""
     return text.translate(_LOWER)
 
 
 def c_string(text: str) -> str:
-    """What C sees of a word: up to a NUL."""
+    """Return the part of a word that C sees: up to a NUL."""
     return text.partition("\0")[0] if "\0" in text else text
 
 
 def one(parse: Callable[[str], T], usage: str, remedy: str = "") -> Value[T]:
-    """A value of exactly one argument, from its text."""
+    """Make the `Value` of a directive with one argument from a parser of its text."""
     return Value(lambda found, _: parse(found.words[1].value), usage, remedy=remedy)
 
 
@@ -56,14 +56,14 @@ flag: Value[bool] = Value(_flag, "on | off")
 
 
 def parse_number(text: str) -> int:
-    """Decimal digits, nothing else (ngx_atoi).
+    """Parse a number of decimal digits and nothing else (ngx_atoi).
 
     Raises:
-      ValueError: anything else, or more than a 63-bit number.
+      ValueError: `text` has anything else, or is more than `MAX_NUMBER`.
     """
     if not (text.isascii() and text.isdigit()):
         raise ValueError("invalid number")
-    if len(text) > 18 and (len(text) > 4000 or int(text) > LIMIT):
+    if len(text) > 18 and (len(text) > 4000 or int(text) > MAX_NUMBER):
         raise ValueError("invalid number")
     return int(text)
 
@@ -82,17 +82,17 @@ def _parse_scaled(text: str, units: str) -> int:
     try:
         size = parse_number(match[1]) * _SCALES[match[2].lower()]
     except ValueError:
-        size = LIMIT + 1
-    if size > LIMIT:
+        size = MAX_NUMBER + 1
+    if size > MAX_NUMBER:
         raise ValueError("invalid value")
     return size
 
 
 def parse_size(text: str) -> int:
-    """A number of bytes, with ``k`` or ``m`` if wanted.
+    """Parse a number of bytes, with an optional ``k`` or ``m``.
 
     Raises:
-      ValueError: it is none.
+      ValueError: `text` is not a size.
     """
     return _parse_scaled(text, "km")
 
@@ -102,7 +102,7 @@ size: Value[int] = one(parse_size, "size", "a size is like 4096, 8k or 1m")
 offset: Value[int] = one(
     lambda text: _parse_scaled(text, "kmg"), "size", "a size is like 8k, 1m or 2g"
 )
-"""Bytes, of a file."""
+"""Bytes, in a file."""
 
 # Units in the order in which they must come: name, seconds.
 _UNITS = {
@@ -120,19 +120,19 @@ _TIME_PART = re.compile(r"([0-9]*)(ms|[yMwdhms ])(\ *)")
 
 
 def parse_milliseconds(text: str) -> int:
-    """A time, as milliseconds: ``1h30m``, ``500ms``, ``60``.
+    """Parse a time into milliseconds: ``1h30m``, ``500ms``, ``60``.
 
     Raises:
-      ValueError: it is none.
+      ValueError: `text` is not a time.
     """
     return _parse_time(text, milli=True)
 
 
 def parse_seconds(text: str) -> int:
-    """A time in whole seconds: ``1y``, ``1M``, ``1h30m``, ``60``.
+    """Parse a time into whole seconds: ``1y``, ``1M``, ``1h30m``, ``60``.
 
     Raises:
-      ValueError: it is none.
+      ValueError: `text` is not a time.
     """
     return _parse_time(text, milli=False)
 
@@ -162,7 +162,7 @@ def _parse_time(text: str, *, milli: bool) -> int:
     rest = text[at:]
     if rest:
         total += parse_number(rest) * scale
-    if total > LIMIT or not any("0" <= byte <= "9" for byte in text):
+    if total > MAX_NUMBER or not any("0" <= byte <= "9" for byte in text):
         raise ValueError("invalid value")
     return total
 
@@ -197,7 +197,7 @@ octets: Value[bytes] = Value(lambda found, _: found.words[1].octets, "string")
 words: Value[tuple[bytes, ...]] = Value(
     lambda found, _: tuple(word.octets for word in found.args), "string ...", most=None
 )
-"""One word or more, as they go on the wire."""
+"""One or more words, as they go on the wire."""
 pair: Value[tuple[tuple[bytes, bytes], ...]] = Value(
     lambda found, _: ((found.words[1].octets, found.words[2].octets),),
     "name value",
@@ -205,7 +205,7 @@ pair: Value[tuple[tuple[bytes, bytes], ...]] = Value(
     most=2,
     means_dollar=hints.is_secret,
 )
-"""A name and a value, which may be a secret; adds up."""
+"""A name and a value that may be a secret; repeated ones are added."""
 in_prefix: Value[str] = Value(
     lambda found, reading: reading.in_prefix(found.words[1].value), "file"
 )
@@ -217,7 +217,7 @@ in_directory: Value[str] = Value(
 
 
 def choice(*accepted: str) -> Value[str]:
-    """One of some words, in any case; the value is as listed here."""
+    """Make the `Value` of one of these words, in any case; it is spelt as listed here."""
     known = {lower(word): word for word in accepted}
 
     def parse(found: Directive, _: Reading) -> str:
@@ -231,7 +231,7 @@ def choice(*accepted: str) -> Value[str]:
 
 
 def choices(*accepted: str) -> Value[frozenset[str]]:
-    """A set of words out of some, in any case; adds up."""
+    """Make the `Value` of a set of these words, in any case; repeated ones are added."""
     known = {lower(word): word for word in accepted}
 
     def parse(found: Directive, reading: Reading) -> frozenset[str]:

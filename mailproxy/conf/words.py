@@ -1,7 +1,7 @@
-"""The words of a file, as far as the grammar cannot tell: limits, escapes, Lua.
+"""What the grammar cannot express about words: limits, escapes, Lua.
 
-nginx reads through a buffer of 4096 bytes, which a word must fit into with what ends
-it, and a comment too: longer ones are errors.
+nginx reads through a buffer of 4096 bytes. A word and the byte that ends it must fit
+into it, and so must a comment; longer ones are errors.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import NoReturn
 from mailproxy.conf.tree import ConfigError, SourceText, decode, encode
 
 _BUFFER = 4096
-"""The size of nginx's buffer, which a word and what ends it must fit into."""
+"""Bytes of nginx's buffer, which a word and the byte that ends it must fit into."""
 WORTH_A_LOOK = _BUFFER // 4 - 2
-"""Characters of fewer octets than the limit, whatever they are."""
+"""This many characters are within the limit whatever they are (UTF-8 has 4 octets)."""
 _ESCAPE = re.compile(r"""\\(["'\\trn])""")
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n"}
 _LONG_COMMENT = re.compile(rf"#[^\n]{{{WORTH_A_LOOK},}}")
@@ -40,7 +40,7 @@ _LUA = re.compile(
 
 
 def unescape(raw: str) -> str:
-    """The value of a word: of all escapes nginx knows six, others stay as they are."""
+    """Replace the six escapes that nginx knows; others stay as they are."""
     return _ESCAPE.sub(_unescaped, raw) if "\\" in raw else raw
 
 
@@ -49,12 +49,12 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def has_long_comments(source: SourceText) -> bool:
-    """Whether it is worth it to look at every comment."""
+    """Whether some comment may be too long, so that each must be checked."""
     return _LONG_COMMENT.search(source.text) is not None
 
 
 def refuse(source: SourceText, at: int, *, limited: bool) -> NoReturn:
-    """Say why there is no token: a quoted word that does not end well, or a backslash."""
+    """Raise the error for a place without a token, such as a badly ended quoted word."""
     text = source.text
     skipped = re.compile(r"(?:#[^\n]*+|[ \t\r\n]++)*+").match(text, at)
     assert skipped is not None
@@ -85,7 +85,7 @@ def refuse(source: SourceText, at: int, *, limited: bool) -> NoReturn:
 
 
 def check_comments(source: SourceText, start: int, end: int) -> None:
-    """nginx reads a comment into its buffer, too."""
+    """Refuse a comment that does not fit into nginx's buffer."""
     for comment in _COMMENT.finditer(source.text, start, end):
         if len(encode(comment[0])) >= _BUFFER and _is_more(source, comment.start()):
             raise _too_long(source, comment.start(), comment.start())
@@ -94,10 +94,10 @@ def check_comments(source: SourceText, start: int, end: int) -> None:
 def check_length(
     source: SourceText, start: int, end: int, *, closed: bool = True
 ) -> None:
-    """Whether a word, with what ends it, fits into nginx's buffer.
+    """Refuse a word that does not fit, with the byte that ends it, into nginx's buffer.
 
-    The buffer holds a word without its first quote, but with its last, and the
-    byte behind it; if that is a blank, reading on needs room as well.
+    The buffer holds the word without its opening quote, but with its closing one,
+    and the byte after it; if that is a blank, nginx needs room to read on.
     """
     text = source.text
     quoted = text[start] in _CLOSED
@@ -115,7 +115,7 @@ def check_length(
 
 
 def _is_more(source: SourceText, start: int) -> bool:
-    """Whether the file goes on after the buffer that begins at `start` is full."""
+    """Whether the file has more than fits into a buffer that begins at `start`."""
     return len(encode(source.text[start : start + _BUFFER + 1])) > _BUFFER
 
 
@@ -127,7 +127,11 @@ def _too_long(source: SourceText, start: int, shown: int) -> ConfigError:
 
 
 def end_of_lua(source: SourceText, at: int) -> int:
-    """The offset after the ``}`` that ends the Lua block which begins at `at`."""
+    """Find the offset after the ``}`` that ends the Lua block at `at`.
+
+    Raises:
+      ConfigError: the file ends before the block does.
+    """
     depth = 1
     for found in _LUA.finditer(source.text, at):
         if found[0] == "{":

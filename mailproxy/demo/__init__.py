@@ -1,8 +1,8 @@
 """`mailproxy demo`: a whole mail site on this machine, with the proxy in front of it.
 
-An auth_http server, mail servers for all protocols with one small mailbox, and
-certificates are made here; the proxy runs as a child process with an nginx.conf that
-is written to disk, so that a person can read, change and reload it.
+It has an auth_http server, mail servers for all protocols with one small mailbox, and
+certificates; the proxy runs as a child process with an nginx.conf that is written to
+disk, so that the user can read, change and reload it.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from mailproxy.demo.smtp import smtp_session
 from mailproxy.process.configuration import ConfigErrors
 
 DIRECTORY = Path("demo")
-"""Where the site is on disk, if nothing else is said."""
+"""Where the site is on disk unless --directory names another place."""
 
 CURL = {
     "imap": "'imap{s}://{host}:{port}/INBOX;MAILINDEX=1'",
@@ -46,11 +46,11 @@ CURL = {
     "smtp": "smtp{s}://{host}:{port} --upload-file {directory}/letter.eml \\\n"
     "      --mail-from alice@example.com --mail-rcpt alice@example.com",
 }
-"""What curl is to do, for each protocol."""
+"""The arguments of curl, for each protocol."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the command line in one sentence, as the program does."""
+    """Reports an error of the command line in one sentence, as the program does."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(1, f'{self.prog}: {message}\n  = see "{self.prog} --help"\n')
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the demo.
 
     Args:
-      argv: what follows `mailproxy demo` on the command line.
+      argv: the words after `mailproxy demo` on the command line.
 
     Returns:
       The exit status: 0, or 1 when something failed.
@@ -94,10 +94,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(directory: Path | None, *, check: bool) -> int:
-    """Run the demo in a directory; None: in the usual one, or in a temporary one.
+    """Run the demo in a directory; None: in the default one, or in a temporary one.
 
     Raises:
-      OSError: the directory cannot be used, or the loopback.
+      OSError: the directory or the loopback cannot be used.
       ExceptionGroup: the same, from one of several tasks.
     """
     if not check:
@@ -120,10 +120,10 @@ def run(directory: Path | None, *, check: bool) -> int:
 
 
 def usable(directory: Path) -> None:
-    """Make the directory if it is not there.
+    """Check that files can be created in a directory, which is made if necessary.
 
     Raises:
-      OSError: it cannot be made, or no file can be made in it.
+      OSError: the directory or a file in it cannot be created.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory):
@@ -131,10 +131,10 @@ def usable(directory: Path) -> None:
 
 
 async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
-    """Make everything, then check it, or show it until somebody ends it.
+    """Start the whole site, then check it, or run it until the user ends it.
 
     Args:
-      directory: where the site is on disk; what is there already is used.
+      directory: where the site is on disk; files that are there already are used.
       log: where the proxy's log goes while everything is checked; None: show it.
 
     Returns:
@@ -149,7 +149,7 @@ async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
     try:
         site = read_site(directory)
     except ConfigErrors:
-        site = Site()  # the proxy is going to say what is wrong
+        site = Site()  # the proxy will report the errors
     status = 0
     async with until_signal() as nursery:
         backends = await start_servers(site, nursery)
@@ -179,7 +179,7 @@ async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
 
 @asynccontextmanager
 async def until_signal() -> AsyncIterator[trio.Nursery]:
-    """A nursery that is cancelled when a person or a service manager wants an end."""
+    """Open a nursery that is cancelled by SIGINT, SIGTERM and SIGHUP."""
     ends = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
     with trio.open_signal_receiver(*ends) as signals:
         async with trio.open_nursery() as nursery:
@@ -215,7 +215,7 @@ async def start_servers(site: Site, nursery: trio.Nursery) -> dict[str, int]:
 
 
 def mail_servers(mailbox: Mailbox) -> dict[str, Session]:
-    """The mail servers behind the proxy."""
+    """The mail servers behind the proxy, by protocol."""
     return {
         "imap": lambda client: ImapSession(client, mailbox).run(),
         "pop3": lambda client: pop3_session(client, mailbox),
@@ -224,7 +224,7 @@ def mail_servers(mailbox: Mailbox) -> dict[str, Session]:
 
 
 async def check_all(site: Site, directory: Path) -> int:
-    """Log in through every port; says how it went."""
+    """Log in through every port and print the outcome; returns the exit status."""
     context = ssl.create_default_context(cafile=directory / "ca.pem")
     failures: dict[Door, str | None] = {}
 
@@ -240,7 +240,7 @@ async def check_all(site: Site, directory: Path) -> int:
 
 
 def summary(directory: Path, site: Site, backends: Mapping[str, int]) -> str:
-    """What a person wants to know before the log begins."""
+    """Format what the user needs to know, which is shown before the log."""
     listening = "\n".join(f"  {door}" for door in site.doors)
     asked = " and ".join(f"{HOST}:{port}" for port in site.auth_ports) or "another"
     behind = "\n".join(
@@ -269,7 +269,7 @@ Ctrl-C ends the demo. What follows is the proxy's error log at level "info".
 
 
 def reload_command(directory: Path) -> str:
-    """What makes the proxy read its configuration again."""
+    """The command that makes the proxy reload its configuration."""
     called = Path(sys.argv[0])
     ours = called.name == "mailproxy"
     name = os.path.relpath(called) if ours and called.is_file() else "mailproxy"
@@ -277,7 +277,7 @@ def reload_command(directory: Path) -> str:
 
 
 def to_try(site: Site) -> list[Door]:
-    """One port for each protocol; TLS for IMAP, STARTTLS for the others, if there is."""
+    """One port for each protocol, if possible with TLS for IMAP, STARTTLS for others."""
     found = {}
     for door in site.doors:
         wanted = "TLS" if door.protocol == "imap" else "STARTTLS"
@@ -287,7 +287,7 @@ def to_try(site: Site) -> list[Door]:
 
 
 def command(door: Door, directory: Path) -> str:
-    """How curl uses a port of the proxy."""
+    """The command line with which curl uses a port of the proxy."""
     words = ["curl"]
     if door.security:
         words += ["--cacert", f"{directory}/ca.pem"]

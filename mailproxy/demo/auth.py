@@ -8,7 +8,7 @@ from mailproxy.net.lines import LineStream
 
 
 async def auth_session(client: LineStream, backends: Mapping[str, int]) -> None:
-    """One connection of the proxy: requests until it is closed.
+    """Answer the requests of one connection until it is closed.
 
     See https://nginx.org/en/docs/mail/ngx_mail_auth_http_module.html#protocol.
 

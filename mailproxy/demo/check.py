@@ -12,6 +12,7 @@ from mailproxy.demo.mailbox import PASSWORD, USER
 from mailproxy.demo.site import Door
 
 TIMEOUT = 20
+"""Seconds that a client waits for an answer."""
 
 LETTER = b"""\
 From: alice@example.com\r
@@ -22,7 +23,7 @@ Hello.\r
 """
 
 REFUSALS = (OSError, imaplib.IMAP4.error, poplib.error_proto, smtplib.SMTPException)
-"""What the clients of the standard library raise when something is not as it should be."""
+"""What the clients of the standard library raise if something is wrong."""
 
 
 def check_imap(door: Door, context: ssl.SSLContext, password: str) -> None:
@@ -76,7 +77,7 @@ def check_smtp(door: Door, context: ssl.SSLContext, password: str) -> None:
 
 
 def expect_welcome(text: str) -> None:
-    """See that this is the letter which is first in the mailbox."""
+    """Check that this is the first letter of the mailbox."""
     if "Subject: Welcome" not in text:
         raise OSError(f"this is not the first letter of the mailbox: {text[:200]}")
 
@@ -89,7 +90,7 @@ CHECKS: dict[str, Callable[[Door, ssl.SSLContext, str], None]] = {
 
 
 def check(door: Door, context: ssl.SSLContext) -> str | None:
-    """Log in with the right password, and be refused with a wrong one.
+    """Check that the right password is accepted and a wrong one is refused.
 
     Returns:
       What failed, or None.

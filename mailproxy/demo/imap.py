@@ -21,7 +21,7 @@ ITEM = re.compile(rb"([A-Z0-9.]+)(?:\[([^][]*)\])?(?:<(\d+)\.(\d+)>)?")
 
 
 async def read_command(client: LineStream) -> list[bytes]:
-    """The words of a command: strings without quotes, literals read, lists whole."""
+    """Read the words of a command: strings without quotes, literals inlined, lists whole."""
     line = await client.read_line()
     while match := LITERAL.search(line):
         if not match[2]:
@@ -36,7 +36,7 @@ async def read_command(client: LineStream) -> list[bytes]:
 
 
 class ImapSession:
-    """One client of the IMAP server."""
+    """A session of the IMAP server."""
 
     def __init__(self, client: LineStream, mailbox: Mailbox) -> None:
         self.client = client
@@ -63,7 +63,7 @@ class ImapSession:
                 await self.client.send(b"%s BAD %s\r\n" % (tag, reason))
 
     async def answer(self, tag: bytes, name: bytes, words: list[bytes]) -> bytes:
-        """Everything to be sent for one command."""
+        """Execute a command and return everything to be sent for it."""
         done = b"%s OK %s\r\n" % (tag, name)
         if name == b"CAPABILITY":
             return b"* CAPABILITY %s\r\n" % CAPABILITIES + done
@@ -104,7 +104,7 @@ class ImapSession:
         return b"%s BAD the demo does not know this command\r\n" % tag
 
     def select(self, name: bytes) -> bytes:
-        """SELECT and EXAMINE: there is one mailbox."""
+        """Answer SELECT and EXAMINE; INBOX is the only mailbox."""
         if name.upper() != b"INBOX":
             raise ValueError("the demo has only an INBOX")
         self.selected = True
@@ -118,7 +118,7 @@ class ImapSession:
         )
 
     def status(self, items: bytes) -> bytes:
-        """STATUS INBOX (MESSAGES UIDNEXT ...)."""
+        """Answer STATUS INBOX (MESSAGES UIDNEXT ...)."""
         messages = self.mailbox.messages
         values = {
             b"MESSAGES": len(messages),
@@ -132,7 +132,7 @@ class ImapSession:
         return b"* STATUS INBOX (%s)\r\n" % b" ".join(pairs)
 
     def news(self) -> bytes:
-        """What has changed since the client was last told."""
+        """Format what has changed since the client was last told."""
         if not self.selected:
             return b""
         lines, now = [], self.mailbox.messages
@@ -145,7 +145,7 @@ class ImapSession:
         return b"".join(lines)
 
     async def idle(self) -> None:
-        """IDLE (RFC 2177): tell of letters as they arrive, until DONE."""
+        """Announce letters as they arrive, until DONE (IDLE, RFC 2177)."""
 
         async def tell() -> None:
             while True:
@@ -160,7 +160,7 @@ class ImapSession:
             nursery.cancel_scope.cancel()
 
     def chosen(self, numbers: bytes, by_uid: bool) -> Iterator[tuple[int, Message]]:
-        """The letters of a sequence set such as 1:3,7,9:*, with their numbers."""
+        """Yield the letters of a sequence set such as 1:3,7,9:*, with their numbers."""
         last = (
             max((message.uid for message in self.view), default=0)
             if by_uid
@@ -176,7 +176,7 @@ class ImapSession:
                 yield number, message
 
     def fetch(self, words: list[bytes], by_uid: bool) -> bytes:
-        """FETCH and UID FETCH."""
+        """Answer FETCH and UID FETCH."""
         items = b" ".join(words[1:]).upper()
         if items.startswith(b"("):
             items = items[1:-1]
@@ -188,7 +188,7 @@ class ImapSession:
         )
 
     def store(self, words: list[bytes], by_uid: bool) -> bytes:
-        """STORE and UID STORE: flags are all that can be stored."""
+        """Answer STORE and UID STORE, which can store only flags."""
         flags = set(words[2].decode().strip("()").replace("\\", "").split())
         lines = []
         for number, message in self.chosen(words[0], by_uid):
@@ -203,13 +203,13 @@ class ImapSession:
         return b"".join(lines)
 
     def expunge(self) -> None:
-        """Delete what is marked so."""
+        """Delete the letters with the flag Deleted."""
         self.mailbox.remove(
             {message.uid for message in self.view if "Deleted" in message.flags}
         )
 
     def search(self, words: list[bytes], by_uid: bool) -> bytes:
-        """SEARCH by what the demo can tell."""
+        """Answer SEARCH and UID SEARCH for ALL, SEEN and UNSEEN."""
         wanted = {b"ALL": (True, False), b"SEEN": (True,), b"UNSEEN": (False,)}.get(
             words[-1].upper()
         )
@@ -224,12 +224,12 @@ class ImapSession:
 
 
 def answer_to_fetch(number: int, message: Message, items: bytes) -> bytes:
-    """One untagged FETCH line with its literals."""
+    """Format one untagged FETCH line with its literals."""
     return b"* %d FETCH (%s)\r\n" % (number, b" ".join(fetched(message, items)))
 
 
 def fetched(message: Message, items: bytes) -> Iterator[bytes]:
-    """The items of one FETCH answer."""
+    """Yield the items of one FETCH answer."""
     for match in ITEM.finditer(items):
         name, section = match[1], match[2]
         if name == b"FLAGS":
@@ -260,7 +260,7 @@ def fetched(message: Message, items: bytes) -> Iterator[bytes]:
 
 
 def literal(label: bytes, data: bytes) -> bytes:
-    """An item whose value is a literal."""
+    """Format an item whose value is a literal (RFC 3501, section 4.3)."""
     return b"%s {%d}\r\n%s" % (label, len(data), data)
 
 

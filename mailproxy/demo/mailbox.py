@@ -14,7 +14,8 @@ USER = b"alice"
 PASSWORD = b"wonderland"
 
 KIB = 1024
-LINE_LIMIT = 1024 * KIB
+MAX_LINE = 1024 * KIB
+"""Octets of a line that the demo's servers read."""
 
 WELCOME = """\
 From: The proxy <proxy@example.com>
@@ -46,7 +47,7 @@ class Message:
     """One letter.
 
     Attributes:
-      uid: its number for ever (RFC 3501, section 2.3.1.1).
+      uid: its permanent number (RFC 3501, section 2.3.1.1).
       data: header and text, lines ended by CR LF.
       flags: IMAP flags without the backslash, e.g. "Seen".
       received: seconds since the epoch.
@@ -64,7 +65,7 @@ class Message:
 
     @property
     def text(self) -> bytes:
-        """What follows the header."""
+        """The part after the header."""
         return self.data.partition(b"\r\n\r\n")[2]
 
 
@@ -84,7 +85,7 @@ class Mailbox:
         self._next_uid += 1
 
     async def deliver(self, data: bytes) -> None:
-        """Append a letter and wake who waits for one."""
+        """Append a letter and wake the tasks that wait for one."""
         self._append(data)
         async with self.arrival:
             self.arrival.notify_all()
@@ -121,7 +122,7 @@ async def serve(
 
 async def _one(session: Session, stream: trio.SocketStream) -> None:
     try:
-        await session(LineStream(stream, LINE_LIMIT, BackendError))
+        await session(LineStream(stream, MAX_LINE, BackendError))
     except* (SessionError, TooLong, trio.BrokenResourceError, IndexError, ValueError):
         pass  # the peer left, or sent nonsense: this session ends, no other
     finally:

@@ -7,13 +7,13 @@ CAPABILITIES = b"+OK\r\nUSER\r\nTOP\r\nUIDL\r\nPIPELINING\r\n.\r\n"
 
 
 def multi_line(data: bytes) -> bytes:
-    """A multi-line answer: dots at the start of a line are doubled."""
+    """Format a multi-line answer, with dots at the start of a line doubled."""
     stuffed = b"\r\n" + data.replace(b"\r\n.", b"\r\n..")
     return b"+OK%s%s.\r\n" % (stuffed, b"" if stuffed.endswith(b"\r\n") else b"\r\n")
 
 
 async def pop3_session(client: LineStream, mailbox: Mailbox) -> None:
-    """One client of the POP3 server."""
+    """Serve one client of the POP3 server."""
     user = b""
     await client.send(b"+OK the demo's POP3 server\r\n")
     while True:  # AUTHORIZATION
@@ -38,7 +38,7 @@ async def pop3_session(client: LineStream, mailbox: Mailbox) -> None:
 
 
 async def transact(client: LineStream, mailbox: Mailbox) -> None:
-    """The TRANSACTION state, and the UPDATE at QUIT."""
+    """Serve a client in the TRANSACTION state, and the UPDATE state after QUIT."""
     messages = dict(enumerate(mailbox.messages, start=1))
     gone: set[int] = set()
     while True:

@@ -1,4 +1,4 @@
-"""The proxy of the demo: a child process, which says when it serves."""
+"""The proxy of the demo: a child process, which reports when it serves."""
 
 import os
 import socket
@@ -11,13 +11,14 @@ import trio
 
 import mailproxy
 
-START_LIMIT = 15  # seconds
+MAX_START = 15
+"""Seconds that the proxy may take to start."""
 LAST_LINES = 20
 """Lines of the proxy's log that are shown when it did not start."""
 
 
 def size(path: Path) -> int:
-    """The size of a file in octets; 0 of one that is not there."""
+    """The size of a file in octets; 0 if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:
@@ -25,11 +26,11 @@ def size(path: Path) -> int:
 
 
 def show_end(path: Path, before: int) -> None:
-    """Show the last lines of a log, as far as they are new.
+    """Show the last of a log's new lines.
 
     Args:
       path: the log.
-      before: the size that it had.
+      before: the size that it had, in octets.
     """
     try:
         with path.open("rb") as file:
@@ -42,7 +43,7 @@ def show_end(path: Path, before: int) -> None:
 
 
 def readiness() -> tuple[trio.socket.SocketType, str]:
-    """The socket on which the proxy says that it serves, as it would tell systemd.
+    """Open the socket on which the proxy reports that it serves, as it would to systemd.
 
     Returns:
       The socket, and its address for NOTIFY_SOCKET.
@@ -65,14 +66,14 @@ async def run_proxy(
     Args:
       directory: its prefix.
       log: where its standard error goes; None: to ours.
-      notify: the address at which it says that it serves.
+      notify: the address to which it reports that it serves.
     """
     command = [
         *(sys.executable, "-P", "-m", "mailproxy"),
         *("-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"),
         *("-g", "daemon off;"),
     ]
-    # The package may lie where only the command that started us has looked for it.
+    # The package may be in a directory that only our own command line searches.
     home = str(Path(mailproxy.__file__).parent.parent)
     await trio.run_process(
         command,
@@ -84,9 +85,9 @@ async def run_proxy(
 
 
 async def starts(proxy: trio.Process, ready: trio.socket.SocketType) -> bool:
-    """Wait until the proxy says that it serves; false if it ends, or is too slow."""
+    """Wait until the proxy serves; returns False if it ends first, or is too slow."""
     served = False
-    with trio.move_on_after(START_LIMIT):
+    with trio.move_on_after(MAX_START):
         async with trio.open_nursery() as nursery:
 
             async def end() -> None:

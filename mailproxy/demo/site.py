@@ -58,7 +58,7 @@ PREFERRED = {
     "smtp": 10587,
     "smtp ssl": 10465,
 }
-"""The ports that the demo takes if they are free: the usual ones plus 10 000."""
+"""The ports that the demo uses if they are free: the standard ones plus 10 000."""
 
 DIRECTIVES = {
     "imap": "imap_capabilities IMAP4rev1 LITERAL+ IDLE;",
@@ -69,7 +69,7 @@ DIRECTIVES = {
 
 @dataclass(frozen=True)
 class Door:
-    """A port of the proxy that clients come to.
+    """A port of the proxy that clients connect to.
 
     Attributes:
       security: "TLS" from the first byte, "STARTTLS" on demand, or "".
@@ -87,16 +87,16 @@ class Door:
 
 @dataclass(frozen=True)
 class Site:
-    """What the configuration says, as far as the demo has to know it."""
+    """What the demo needs to know of the configuration."""
 
     doors: tuple[Door, ...] = ()
     auth_ports: frozenset[int] = frozenset()
     log_files: tuple[Path, ...] = ()
-    """Where the proxy says what is wrong, besides standard error."""
+    """The files of the proxy's error logs, besides standard error."""
 
 
 def read_site(directory: Path) -> Site:
-    """Read nginx.conf, which a person may have changed.
+    """Read nginx.conf, which the user may have changed.
 
     Raises:
       ConfigErrors: it has errors.
@@ -132,10 +132,10 @@ def read_site(directory: Path) -> Site:
 
 
 def free_port(candidates: Iterable[int]) -> int:
-    """The first port of the loopback that nobody has.
+    """Find the first port of the loopback that is not in use.
 
     Raises:
-      OSError: there is none.
+      OSError: all candidates are in use.
     """
     for port in candidates:
         with socket.socket() as probe:
@@ -149,13 +149,13 @@ def free_port(candidates: Iterable[int]) -> int:
 
 
 def configuration(reload: str, *, usual: bool) -> str:
-    """The text of a new nginx.conf, with ports that are free now.
+    """Format a new nginx.conf, with ports that are free now.
 
     Args:
       reload: the command that makes a change effective.
-      usual: take those of `PREFERRED` if they are free, else any.
+      usual: use the ports of `PREFERRED` if they are free, and others only if not.
     """
-    # All of them are below the ports that the kernel gives to outgoing connections.
+    # All of them are below the kernel's port range for outgoing connections.
     steps = [100 * step for step in range(200)]
     if not usual:
         random.shuffle(steps)
@@ -178,7 +178,7 @@ def configuration(reload: str, *, usual: bool) -> str:
 
 
 def make_certificates(directory: Path) -> None:
-    """An authority (ca.pem) and a server certificate of it, unless they are there."""
+    """Make an authority (ca.pem) and a server certificate, unless they exist."""
     if (directory / "ca.pem").exists():
         return
     authority = trustme.CA()

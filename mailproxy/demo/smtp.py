@@ -1,4 +1,4 @@
-"""The SMTP server of the demo: it takes every letter, and puts it into the mailbox."""
+"""The SMTP server of the demo, which delivers every letter to the mailbox."""
 
 import base64
 
@@ -12,7 +12,7 @@ FEATURES = (
 
 
 async def smtp_session(client: LineStream, mailbox: Mailbox) -> None:
-    """One client of the SMTP server (RFC 5321, and Postfix's XCLIENT)."""
+    """Serve one client of the SMTP server (RFC 5321, and Postfix's XCLIENT)."""
     sender, recipients = b"", 0
     await client.send(b"220 demo.example.com ESMTP\r\n")
     while True:
@@ -54,7 +54,7 @@ async def smtp_session(client: LineStream, mailbox: Mailbox) -> None:
 
 
 async def authenticate(client: LineStream, argument: bytes) -> bytes:
-    """AUTH PLAIN and AUTH LOGIN; the answer to the client."""
+    """Execute AUTH PLAIN or AUTH LOGIN; returns the answer to the client."""
 
     async def ask(prompt: bytes) -> bytes:
         await client.send(b"334 %s\r\n" % base64.b64encode(prompt))
@@ -75,7 +75,7 @@ async def authenticate(client: LineStream, argument: bytes) -> bytes:
 
 
 async def read_letter(client: LineStream) -> bytes:
-    """The lines after DATA, without the dots that were added to them."""
+    """Read the lines after DATA, without the dots that the client added to them."""
     lines = []
     while (line := await client.read_line()) != b".\r\n":
         lines.append(line.removeprefix(b"."))

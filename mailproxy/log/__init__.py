@@ -5,9 +5,9 @@
 `logger`        `Logger`: what the rest of the program calls
 `directive`     `ErrorLog`: the arguments of `error_log`
 `targets`       files, stderr, syslog, memory; rate limits
-`files`         opening files that others may want to be other files
+`files`         opening files safely where other users may have planted links
 
-Here: which logger writes to which targets, and what happens to all of them.
+Here: which logger writes to which targets, and what is done to all of them.
 """
 
 import os
@@ -87,11 +87,11 @@ __all__ = [
 class Logs:
     """The open logs of a configuration, shared by master and workers.
 
-    They are opened once, before anybody forks: workers inherit the descriptors.
+    They are opened once, before the first fork, and workers inherit the descriptors.
     """
 
     main: Logger
-    """For everything that is not a session."""
+    """The log of everything but sessions."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Logs:
         self._loggers: dict[tuple[ErrorLog, ...], Logger] = {}
         self._keep_stderr = False
         outlet = _Outlet(self)
-        # It is there before its targets are: they complain in it.
+        # It exists before its targets do, because they complain to it.
         self.main = make_logger(outlet, _level(main))
         try:
             outlet.targets = self._targets(main)
@@ -128,7 +128,7 @@ class Logs:
         )
 
     def logger(self, directives: Sequence[ErrorLog]) -> Logger:
-        """The logger of a server: to its logs, or to the main ones if it has none."""
+        """Return the logger of a server, whose logs are the main ones if it has none."""
         key = tuple(directives)
         if not key:
             return self.main
@@ -139,21 +139,22 @@ class Logs:
         return self._loggers[key]
 
     def reopen(self, *, give: bool = False) -> None:
-        """Open all files by name again; what goes wrong is logged.
+        """Open all files by name again; errors are logged.
 
         Args:
-          give: make the files the workers', so that they can reopen them, too.
+          give: hand the files over to the workers' user, so that workers can reopen
+            them, too.
         """
         for file in self._files.values():
             file.reopen(self.main, give=give)
 
     def redirect_stderr(self) -> None:
-        """Lead descriptor 2 to the first file, unless `error_log stderr` is used."""
+        """Make descriptor 2 the first log file, unless `error_log stderr` is used."""
         if not self._keep_stderr and self._first.fd != 2:
             os.dup2(self._first.fd, 2)
 
     def stop_copying(self) -> None:
-        """The process has started: severe lines go to the logs only."""
+        """Stop copying severe lines to stderr, because the process has started."""
         self.copy_as = None
 
     @property
@@ -198,7 +199,7 @@ class Logs:
 
 
 class _Outlet:
-    """Hands the events of one logger to its targets."""
+    """Passes the events of one logger to its targets."""
 
     def __init__(self, logs: Logs) -> None:
         self.targets: tuple[Target, ...] = ()
@@ -235,12 +236,12 @@ def open_logs(
       others: those of every server, with what they inherit from `mail`.
       default: the file that is used, at level error, if `main` names no file; empty
         or `stderr` for descriptor 2.
-      copy_as: the program's name; lines down to level warn are copied to stderr
-        behind it until `stop_copying()`.
+      copy_as: the program's name; lines of level warn or worse are copied to stderr,
+        after that name, until `stop_copying()`.
       clock: seconds, never going back.
-      angie: lines of text are in Angie's form, where `format=` does not say.
-      workers: the user that workers will be, where that is not the one who opens: a
-        file that they may have chosen is refused (see `files`).
+      angie: text lines have Angie's form unless `format=` says otherwise.
+      workers: the user that workers will run as, if that is another one than ours: a
+        file that this user may have planted is refused (see `files`).
 
     Raises:
       OSError: a file cannot be opened; `filename` says which.
@@ -252,11 +253,11 @@ def open_logs(
 
 
 def open_startup_log(path: str, name: str = "nginx", level: int = NOTICE) -> Logs:
-    """Open the log that there is before a configuration names its own.
+    """Open the log that is used until the configuration's own are open.
 
     Args:
-      path: the argument of `-e` or what is built in; empty or `stderr` for stderr,
-        which is also used if the file cannot be opened.
+      path: the argument of `-e` or the built-in default; empty or `stderr` for
+        stderr, which is also used if the file cannot be opened.
       name: the name that the program was called by.
       level: info for a test of the configuration, else notice.
     """

@@ -1,4 +1,4 @@
-"""The arguments of `error_log`, checked and with nginx's texts for what is wrong."""
+"""Parsing and checking the arguments of `error_log`, with nginx's error texts."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ FACILITIES = [
 """syslog's facilities under nginx's names; the index is the number in packets."""
 
 PROPERTIES = frozenset(
-    # Those of mail, then those that a configuration shared with http may name.
+    # Those of mail, then others that a configuration shared with http may name.
     [
         "action",
         "client",
@@ -56,15 +56,15 @@ PROPERTIES = frozenset(
         "subrequest",
     ]
 )
-"""What `filter=PROPERTY:…` may name."""
+"""The properties that `filter=PROPERTY:…` may name."""
 
 
 class ErrorLogError(Frozen, ValueError):
-    """What is wrong with an `error_log`, in nginx's (or Angie's) words.
+    """An `error_log` is wrong; the text is nginx's (or Angie's).
 
     Attributes:
-      remedy: what is accepted in place of it; empty: the text says it.
-      word: the argument that is wrong; None: the first, or a part of one.
+      remedy: what is accepted instead; empty if the text says so.
+      word: the wrong argument; None for the first one, or for a part of one.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ErrorLogError(Frozen, ValueError):
 _LEVELS_ARE = f"levels are {' '.join(LEVELS[1:])}"
 
 FindAddress = Callable[[str, int], Address]
-"""Makes an address of text and default port, or raises `AddressError`."""
+"""Parses an address, given its text and a default port; raises `AddressError`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Stderr:
     """File descriptor 2."""
 
     redirect: bool = False
-    """`error_log ""`: descriptor 2 may be led to the first file, as it usually is."""
+    """`error_log ""`: as without `error_log`, descriptor 2 may become the first file."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ class Syslog:
 
 @dataclass(frozen=True)
 class Memory:
-    """The last lines, in a buffer of so many bytes."""
+    """The last lines, in a buffer of `size` bytes."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Only lines in which something matches are written (Angie)."""
+    """A condition that lines must meet to be written (Angie)."""
 
     kind: str
     """`logline`, `message`, `tag`, or the name of a property."""
@@ -134,7 +134,7 @@ class Filter:
         return re.search(self.pattern, text) is not None
 
     def admits(self, record: Record, json: bool) -> bool:
-        """Whether a log in that format takes the event."""
+        """Whether the event meets the condition, in a log as JSON or as text."""
         if self.kind == "logline":
             return self._matches(record.text())
         if self.kind == "message":
@@ -153,15 +153,15 @@ class ErrorLog:
     target: File | Stderr | Syslog | Memory
     level: int = ERROR
     parts: frozenset[str] = frozenset()
-    """The debug_X that it wants; empty at level debug: all of them."""
+    """The X of each `debug_X`; empty at level debug for all of them."""
     format: str = ""
-    """"json" or "default", which are Angie's; empty: text as the program is called."""
+    """"json" or "default" (Angie); empty for text in the form of the program's name."""
     filters: tuple[Filter, ...] = ()
     rate: int = 0
     """Lines per second; 0 is no limit.
 
-    Angie and freenginx limit to 1000 where nothing is said, nginx does not: to lose
-    lines is something that a configuration has to ask for.
+    Angie and freenginx have a default of 1000, nginx has no limit: a log loses lines
+    only if the configuration asks for it.
     """
 
 
@@ -173,17 +173,18 @@ def parse_error_log(
     file: str = "",
     line: int = 0,
 ) -> ErrorLog:
-    """The value of an `error_log` directive.
+    """Parse an `error_log` directive.
 
     Args:
       args: its arguments.
-      path: makes the full path of a file name.
-      address: makes the address of a syslog server.
-      file: the configuration file it stands in,
-      line: and where: two of nginx's texts and limits depend on them.
+      path: returns the full path of a file name.
+      address: parses the address of a syslog server.
+      file: the configuration file it stands in; nginx's limit of a memory buffer and
+        one of its texts depend on it.
+      line: the line in that file, for the same text.
 
     Raises:
-      ErrorLogError: with nginx's (or Angie's) text.
+      ErrorLogError: an argument is wrong.
     """
     target = _target(args[0], path, address, file)
     level = 0
@@ -254,7 +255,7 @@ def _size(text: str, file: str) -> int:
     found = re.fullmatch(r"([0-9]+)([kKmM]?)", text, re.ASCII)
     units = {"": 1, "k": 1 << 10, "m": 1 << 20}
     size = int(found[1]) * units[found[2].lower()] if found else 0
-    # nginx begins the buffer with a head line that names the file.
+    # nginx's buffer begins with a header that names the file.
     if not 2099 + len(file.encode("utf-8", "surrogateescape")) <= size < 1 << 63:
         raise ErrorLogError(
             f'invalid buffer size "{text}"', "a size is like 32k or 1m, from 3k"

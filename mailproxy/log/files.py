@@ -1,15 +1,15 @@
-"""Opening files for root where other users may have prepared the way.
+"""Opening files as root in directories where other users may have planted something.
 
 The master is root, and opens its logs at the start, at a reload (HUP) and at a reopen
 (USR1), when it also gives them to the user that workers run as. The directory of the
 logs often belongs to that user (`/var/log/nginx` of several distributions), and a
-worker talks to strangers: whoever has taken one over can put into that directory
+worker talks to strangers. An attacker who has taken one over can put into it
 
 - a symbolic link: root would write to any file of the system, and then give it away
   (CVE-2016-1247);
-- a hard link to a file of root's, where fs.protected_hardlinks is off;
+- a hard link to a file of root's, if fs.protected_hardlinks is off;
 - a FIFO, whose open(2) waits for a reader forever;
-- any of them at any moment, also between a look at a name and its use.
+- any of them at any moment, even between a check of a name and its use.
 
 So nothing is decided by name. The path is walked from `/`, each directory opened in
 the one before, without following links. A directory is *safe* if only root can put
@@ -20,15 +20,15 @@ directory and of all before it. From there on:
   leads to `/dev/stderr`, a directory that is elsewhere) and are followed, and files
   may be FIFOs or devices, or have several names;
 - elsewhere a link is followed only if it leads to our own stdout or stderr, or to
-  `/dev/null`, which gives nobody anything; the open file must be a regular one with no
-  other name. It is given away only if we have made it, or everybody can read it: it
-  may be a file of root's that was renamed to this one.
+  `/dev/null`, which are of no use to an attacker; the open file must be a regular one
+  without another name. It is given away only if we have created it or it is readable
+  by everyone: it may be one of root's files, renamed to this name.
 
-All that is done to a file, chown(2) too, is done to the descriptor that was judged.
+Everything done to a file, chown(2) too, is done to the descriptor that was checked.
 Groups that workers do not belong to may write to a safe directory: Ubuntu's `/var/log`
-is like that. What is not held off: a worker's user who removes or renames the logs in
-a directory of their own. If the master is not root, there is nothing to gain by such
-tricks, and the kernel alone decides.
+is like that. One thing is not prevented: the workers' user can remove or rename the
+logs in a directory of its own. If the master is not root, such tricks gain nothing,
+and the kernel alone decides.
 """
 
 import errno
@@ -55,12 +55,12 @@ _OWN_STREAMS = frozenset(
 
 @dataclass(frozen=True)
 class WorkerAccount:
-    """The user that workers run as, from whom root's files are to be kept."""
+    """The user that workers run as, who must not get at root's files."""
 
     uid: int | None = None
     """None while no configuration has been read."""
     groups: frozenset[int] | None = None
-    """All groups of the user; None: any but root's may be one of them."""
+    """All groups of the user; None if any group but root's may be one of them."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class Opened:
     fd: int
     """For appending, blocking, not inherited by exec."""
     may_be_given: bool
-    """Nobody but the file's owner loses anything if it becomes the workers'."""
+    """Whether the workers' user may safely become its owner."""
 
 
 class RefusedError(Frozen, OSError):
-    """A name leads where another user may want it to lead.
+    """Another user may have decided which file a name leads to.
 
     Attributes:
-      reason: what is wrong with it, as it reads behind a colon.
+      reason: what is wrong with the name, worded to follow a colon.
     """
 
     def __init__(self, number: int, reason: str, path: str | None = None) -> None:
@@ -85,26 +85,26 @@ class RefusedError(Frozen, OSError):
         self.reason = reason
 
     def named(self, path: str) -> Self:
-        """The same error with the name that was asked for."""
+        """Return the same error with the name that the caller gave."""
         return type(self)(self.errno or 0, self.reason, path)
 
 
 def unknown_workers() -> WorkerAccount | None:
-    """Who to be wary of before a configuration says it; None if we are not root."""
+    """The `workers` to assume before a configuration is read; None if we are not root."""
     return WorkerAccount() if os.geteuid() == 0 else None
 
 
 def open_for_appending(path: str, workers: WorkerAccount | None) -> Opened:
     """Open a file, creating it if needed (mode 0644 without the umask's bits).
 
-    Never waits: a FIFO that nobody reads is ENXIO.
+    It never waits: a FIFO without a reader is ENXIO.
 
     Args:
-      path: absolute, or below the current directory.
-      workers: who must not choose what is opened; None if nobody is kept from it.
+      path: absolute, or relative to the current directory.
+      workers: the user who must not choose which file is opened; None: do not check.
 
     Raises:
-      RefusedError: it may be another file than the one that is meant.
+      RefusedError: it may not be the intended file.
       OSError: it cannot be opened. `filename` is `path`, in both cases.
     """
     try:
@@ -122,19 +122,19 @@ def open_for_appending(path: str, workers: WorkerAccount | None) -> Opened:
 
 
 class _Walk:
-    """The way along a path; what lies behind cannot be exchanged any more."""
+    """A walk along a path; directories that it has entered cannot be swapped."""
 
     def __init__(self, path: str, workers: WorkerAccount) -> None:
         self._workers = workers
         self._names: list[str] = []
-        """What is still to be walked, the next one last."""
+        """The names still to be walked, the next one last."""
         self._at = -1
         self._here = "/"
-        """The name of the directory, for people."""
+        """The name of the current directory, for people."""
         self._safe = self._sticky = True
         self._links = 0
         self._lured = False
-        """A link that others may have made was followed."""
+        """Whether it has followed a link that others may have made."""
         self._add(os.path.join(os.getcwd(), path))
 
     def __enter__(self) -> Self:
@@ -159,7 +159,7 @@ class _Walk:
         raise self._refusal(errno.ELOOP, "the file changes all the time")
 
     def _add(self, path: str) -> None:
-        """Go on along `path`, which a link may lead to."""
+        """Add `path`, which may be where a link leads, to the names to walk."""
         if path.startswith("/"):
             self._safe = self._sticky = True
             self._here = ""
@@ -170,24 +170,24 @@ class _Walk:
         self._names += reversed(names)
 
     def _enter(self, directory: int, name: str) -> None:
-        """Be in that directory; takes the descriptor."""
+        """Make that directory the current one; takes over the descriptor."""
         if self._at >= 0:
             os.close(self._at)
         self._at = directory
         self._here = f"{self._here.rstrip('/')}/{name}"
         found = os.fstat(directory)
         roots = found.st_uid == 0
-        # Who may not remove others' names (sticky) cannot exchange root's directory.
+        # In a sticky directory, other users cannot remove or swap what root owns.
         fixed = self._safe or (self._sticky and roots)
         self._safe = fixed and roots and not self._is_shared(found)
         self._sticky = fixed and roots and bool(found.st_mode & stat.S_ISVTX)
 
     def _is_shared(self, directory: os.stat_result) -> bool:
-        """Whether others than root can put names into the directory we are in."""
+        """Whether users other than root can create names in the current directory."""
         if directory.st_mode & stat.S_IWOTH:
             return True
         if not directory.st_mode & stat.S_IWGRP:
-            return False  # an ACL that lets anybody write shows as this bit: acl(5)
+            return False  # an ACL that lets others write shows as this bit: acl(5)
         if _has_acl(self._at):
             return True
         groups = self._workers.groups
@@ -196,7 +196,7 @@ class _Walk:
         return directory.st_gid in groups
 
     def _descend(self, name: str) -> None:
-        """Go into a directory, or to where a link leads."""
+        """Enter a directory, or follow a link."""
         entry = os.open(name, _DIRECTORY, dir_fd=self._at)
         mode = os.fstat(entry).st_mode
         if stat.S_ISDIR(mode):
@@ -221,7 +221,7 @@ class _Walk:
         self._add(target)
 
     def _open_last(self, name: str) -> Opened | None:
-        """Open the file; None if there was a link, or it has just changed."""
+        """Open the file; None if its name was a link, or has just changed."""
         try:
             fd = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=self._at)
         except FileNotFoundError:
@@ -251,11 +251,11 @@ class _Walk:
         try:
             target = os.readlink(name, dir_fd=self._at)
         except OSError as error:
-            if error.errno in {errno.EINVAL, errno.ENOENT}:  # it is none any more
+            if error.errno in {errno.EINVAL, errno.ENOENT}:  # not a link any more
                 return None
             raise
         if _is_proc(self._at):
-            # One of our own descriptors, whose text is no path: proc(5), fd.
+            # One of our own descriptors, whose target is not a path: proc(5), fd.
             fd = os.open(name, _FLAGS, dir_fd=self._at)
             return Opened(fd, not self._lured)
         self._names.pop()
@@ -263,7 +263,11 @@ class _Walk:
         return None
 
     def _judge(self, fd: int, name: str) -> Opened | None:
-        """Whether the open file is good; None if its name leads elsewhere by now."""
+        """Check the open file; None if its name leads elsewhere by now.
+
+        Raises:
+          RefusedError: it may not be the intended file.
+        """
         if self._safe:
             return Opened(fd, not self._lured)
         found = os.fstat(fd)
@@ -286,17 +290,17 @@ class _Walk:
 
 
 def _has_acl(directory: int) -> bool:
-    """Whether more than owner, group and others have a say (acl(5))."""
+    """Whether a directory has an ACL beyond owner, group and others (acl(5))."""
     try:
         os.getxattr(f"/proc/self/fd/{directory}", "system.posix_acl_access")
     except OSError as error:
-        # Whatever else is wrong, the group's bits may not be the group's.
+        # After any other error there may be one, and the group's bits may be its mask.
         return error.errno not in {errno.ENODATA, errno.ENOTSUP}
     return True
 
 
 def _is_proc(directory: int) -> bool:
-    """Whether a directory belongs to proc(5)."""
+    """Whether a directory is part of proc(5)."""
     try:
         proc = os.stat("/proc/self/fd")
     except FileNotFoundError:  # it is not mounted

@@ -1,8 +1,8 @@
 """The logger: structlog with nginx's eight levels.
 
-A logger is of a class that knows the most verbose level anybody wants; in it, the
-methods of the levels beyond are replaced by one that does nothing. So a line that
-nobody wants costs a call, and its arguments are never formatted.
+There is a logger class for each level. In it, the methods of more verbose levels are
+replaced by one that does nothing, so an unwanted line costs one call and its
+arguments are never formatted.
 """
 
 import traceback
@@ -28,52 +28,51 @@ from mailproxy.log.record import (
 
 
 class Outlet(Protocol):
-    """Where the events of a logger go."""
+    """Takes the events of a logger."""
 
     def write(self, record: Record) -> None:
-        """Write `record` wherever its level is wanted."""
+        """Write `record` to each target that wants its level."""
 
 
 class Logger(structlog.BoundLoggerBase):
     """Logs events, each a short sentence.
 
-    A sentence has `%s` where something from outside belongs, and that is an
-    argument: it is escaped as the line's format needs it, and only if the line is
-    written at all. `error` is the system error behind an event, shown as
-    ``(110: Connection timed out)``. What is bound with ``bind(context=…)``, a
-    `SessionInfo`, is shown as it is when the event happens; ``bind(connection=…)``
-    shows only the number of a connection.
+    A sentence has `%s` for each argument, which may come from outside: arguments are
+    escaped as the line's format requires, and only if the line is written. `error` is
+    the system error behind an event, shown as ``(110: Connection timed out)``. A
+    `SessionInfo` bound with ``bind(context=…)`` is shown as it is at the time of the
+    event; ``bind(connection=…)`` shows only the number of a connection.
     """
 
     level: ClassVar[int] = DEBUG
     """The most verbose level that is wanted: 1 for emerg … 8 for debug."""
 
     def emerg(self, event: str, *args: object, error: Fault | None = None) -> None:
-        """The program, or one of its processes, cannot go on."""
+        """Log that the program, or one of its processes, cannot go on."""
         self._write("emerg", EMERG, event, args, error)
 
     def alert(self, event: str, *args: object, error: Fault | None = None) -> None:
-        """Something that never happens in normal operation."""
+        """Log something that never happens in normal operation."""
         self._write("alert", ALERT, event, args, error)
 
     def crit(self, event: str, *args: object, error: Fault | None = None) -> None:
-        """The system refused what it should not refuse."""
+        """Log that the system refused something that it should not refuse."""
         self._write("crit", CRIT, event, args, error)
 
     def error(self, event: str, *args: object, error: Fault | None = None) -> None:
-        """A session failed, and neither client nor user is to blame."""
+        """Log that a session failed through no fault of the client or the user."""
         self._write("error", ERROR, event, args, error)
 
     def warn(self, event: str, *args: object, error: Fault | None = None) -> None:
-        """Somebody should have a look, sometime."""
+        """Log something that the operator should look into when there is time."""
         self._write("warn", WARN, event, args, error)
 
     def notice(self, event: str, *args: object, error: Fault | None = None) -> None:
-        """A step in the life of a process."""
+        """Log a step in the life of a process."""
         self._write("notice", NOTICE, event, args, error)
 
     def info(self, event: str, *args: object, error: Fault | None = None) -> None:
-        """A step in the life of a session."""
+        """Log a step in the life of a session."""
         self._write("info", INFO, event, args, error)
 
     def debug(
@@ -83,19 +82,19 @@ class Logger(structlog.BoundLoggerBase):
         error: Fault | None = None,
         part: str = "mail",
     ) -> None:
-        """For who reads the source, too; `part` is the X of `error_log … debug_X`."""
+        """Log details for developers; `part` is the X of `error_log … debug_X`."""
         self._write("debug", DEBUG, event, args, error, part=part)
 
     def log(
         self, level: str, event: str, *args: object, error: Fault | None = None
     ) -> None:
-        """Log at the level of that name."""
+        """Log at the level that is named `level`."""
         number = LEVELS.index(level)
         if number <= self.level:
             self._write(level, number, event, args, error)
 
     def client_connected(self) -> None:
-        """The first line of a session, which says by itself what a context would."""
+        """Log the first line of a session, which names the client in its message."""
         if self.level >= INFO:
             self._write("info", INFO, "client connected", (), None, make=Connected)
 
@@ -111,7 +110,7 @@ class Logger(structlog.BoundLoggerBase):
                 plain.alert("%s", line)
 
     def at_debug(self) -> "Logger":
-        """A logger whose events are written whatever the levels of the logs are."""
+        """Return a logger whose events are written whatever the levels of the logs."""
         context = {**self._context, "forced": True}
         return _LOGGERS[DEBUG](self._logger, self._processors, context)
 
@@ -133,12 +132,12 @@ class Logger(structlog.BoundLoggerBase):
 def _make_record(
     _logger: object, _name: str, event_dict: EventDict
 ) -> tuple[tuple[Record], dict[str, object]]:
-    """structlog's processor: an event becomes the value that outlets take."""
+    """Turn an event into the value that outlets take, as a processor of structlog."""
     return (event_dict.pop("make", Record)(**event_dict),), {}
 
 
 def _nothing(_self: Logger, _event: str, *_args: object, **_facts: object) -> None:
-    """In the place of the methods whose level is not wanted."""
+    """Do nothing, in place of the methods whose level is not wanted."""
 
 
 _LOGGERS: dict[int, type[Logger]] = {
@@ -152,9 +151,9 @@ _LOGGERS: dict[int, type[Logger]] = {
 
 
 def make_logger(outlet: Outlet, level: int) -> Logger:
-    """A logger for what `outlet` takes.
+    """Make a logger that writes to `outlet`.
 
     Args:
-      level: the most verbose level that it wants.
+      level: the most verbose level that `outlet` wants.
     """
     return _LOGGERS[level](outlet, [_make_record], {})

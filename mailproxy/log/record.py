@@ -3,18 +3,18 @@
 Both forms are cut at 2048 bytes. nginx cuts the end of the line and so loses what
 tells one client from another; here the message is cut and the context stays.
 
-What clients and backends sent stands in a line only as an argument of a message or
-as a property of the context, and is escaped there: nobody outside writes a line of
-their own, or closes a quote that they did not open. The rest of a line is looked at,
-too, before it is written.
+Data from clients and backends appears only as an argument of a message or as a
+property of the context, and is escaped there, so that peers can neither write lines
+of their own nor close a quote that they did not open. The rest of a line is checked
+for control characters, too, before it is written.
 
-Escaped is what makes a reader see something else than what is there: control
+Everything is escaped that would make a line look different from what it is: control
 characters of ASCII and of ISO 6429 (C1, as octets 80-9F or as U+0080-9F: to many
 terminals, 9B begins a command as ESC [ does), what ends a line for some programs
 (U+0085, U+2028, U+2029), what changes the direction of text (UAX 9: U+061C, U+200E-F,
-U+202A-E, U+2066-9), and every octet that is not UTF-8, for which grep(1) takes the
-whole log for a binary file. So a line is UTF-8 always, and all other characters stay
-readable. A terminal that shows Latin-1 is not protected from octets within them.
+U+202A-E, U+2066-9), and every octet that is not UTF-8, which would make grep(1) treat
+the whole log as a binary file. So a line is always UTF-8, and all other characters
+stay readable. A terminal that shows Latin-1 is not protected from octets within them.
 """
 
 import os
@@ -29,10 +29,10 @@ LEVELS = ("", "emerg", "alert", "crit", "error", "warn", "notice", "info", "debu
 
 EMERG, ALERT, CRIT, ERROR, WARN, NOTICE, INFO, DEBUG = range(1, 9)
 
-LINE_LIMIT = 2048
+MAX_LINE = 2048
 """Bytes of a line, its line feed included (NGX_MAX_ERROR_STR)."""
 
-_PROPERTY_LIMIT = 256
+_MAX_PROPERTY = 256
 """Characters of a property in a line that would otherwise be too long."""
 
 Fault = OSError | tuple[int, str]
@@ -56,9 +56,9 @@ _JSON_SHORT = {
 
 
 def escape(value: object) -> str:
-    r"""What somebody else sent, fit to stand between quotes in a line of text.
+    r"""Escape data from outside, so that it can stand between quotes in a text line.
 
-    `"`, `\` and all octets of misleading characters become `\xHH`; what else is UTF-8
+    `"`, `\` and all octets of misleading characters become `\xHH`; all other UTF-8
     stays as it is.
     """
     text = _decode(value)
@@ -66,12 +66,12 @@ def escape(value: object) -> str:
 
 
 def _clean(text: str) -> str:
-    """A part of a line in which quotes and backslashes are our own."""
+    """Escape a part of a line in which quotes and backslashes are our own."""
     return text if text.isprintable() else _CONTROL.sub(_hex, text)
 
 
 def _begin(value: object, limit: int | None) -> str:
-    """The beginning of `value`, escaped, with no half of an escape at its end."""
+    """Escape `value` and cut it to `limit` characters, but not within an escape."""
     text = escape(value)
     return text if limit is None else _HALF_ESCAPE.sub("", text[:limit])
 
@@ -91,11 +91,11 @@ def _json_hex(match: re.Match[str]) -> str:
     character = match[0]
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:
-        # An octet that is not UTF-8 is written as if it were Latin-1: raw, as Angie
-        # does it, it would make the whole line unreadable for a JSON parser.
+        # An octet that is not UTF-8 is written as if it were Latin-1: raw, as in
+        # Angie, it would make the whole line unreadable for a JSON parser.
         number -= 0xDC00
     elif 0xD800 <= number <= 0xDFFF:
-        number = 0xFFFD  # half of a character is no JSON for some parsers
+        number = 0xFFFD  # some parsers reject half of a surrogate pair
     return _JSON_SHORT.get(character) or f"\\u{number:04X}"
 
 
@@ -113,7 +113,7 @@ def _encode(text: str) -> bytes:
 
 
 def _fault(error: Fault) -> tuple[int, str] | None:
-    """Number and text of a system error; None if it has no number."""
+    """Return the number and text of a system error; None if it has no number."""
     if isinstance(error, tuple):
         return error
     if error.errno is None:
@@ -124,7 +124,7 @@ def _fault(error: Fault) -> tuple[int, str] | None:
 
 
 class Record:
-    """One event; each of its forms is made when it is first asked for, and once."""
+    """One event; its lines are formatted on demand, and most of them only once."""
 
     __slots__ = (
         "_json",
@@ -154,8 +154,8 @@ class Record:
     ) -> None:
         """Args:
         event: the message, with a `%s` for each of `args`.
-        part: the part of the program a debug line belongs to.
-        suffix: stands behind the error.
+        part: the part of the program that a debug line belongs to.
+        suffix: follows the error.
         forced: every log takes it, whatever its level (`debug_connection`).
         """
         self.level = level
@@ -178,14 +178,14 @@ class Record:
         return _clean(event)
 
     def raw_message(self) -> str:
-        """The message alone, as it is."""
+        """The message alone, not escaped."""
         event = self.event
         if self.args:
             event %= tuple(map(_decode, self.args))
         return event + self.suffix
 
     def text(self) -> str:
-        """A text line from the message to its end, uncut."""
+        """The text line from the message to its end, uncut."""
         return self.message() + _clean(self._tail())
 
     def _fault_text(self) -> str:
@@ -210,7 +210,7 @@ class Record:
         return tail
 
     def properties(self) -> dict[str, str]:
-        """The session as Angie's JSON lines and filters know it; nothing is empty."""
+        """The session as Angie's JSON lines and filters show it; no value is empty."""
         return {} if self.context is None else self.context.properties()
 
     def _number(self) -> str:
@@ -231,15 +231,15 @@ class Record:
     def _text_line(self, message: str, make_tail: Callable[[int | None], str]) -> bytes:
         head = f"{_clock.prefix(self.level)}{self._number()}{message}"
         line = _encode(f"{head}{_clean(make_tail(None))}\n")
-        if len(line) > LINE_LIMIT:
-            tail = _encode(_clean(make_tail(_PROPERTY_LIMIT))) + b"\n"
-            begun = _cut(_encode(head), LINE_LIMIT - len(tail) - 1)
-            # A quote that stays open would take the context into what is quoted.
+        if len(line) > MAX_LINE:
+            tail = _encode(_clean(make_tail(_MAX_PROPERTY))) + b"\n"
+            begun = _cut(_encode(head), MAX_LINE - len(tail) - 1)
+            # With a quote left open, the context would seem to be quoted.
             line = begun + (b'"' if begun.count(b'"') % 2 else b"") + tail
         return line
 
     def _angie_tail(self, limit: int | None, /) -> str:
-        """Error, action and properties, each of these in quotes, the client with port."""
+        """Error, action and properties; each value is quoted, and the client has a port."""
         tail = self._fault_text() + self.suffix
         context = self.context
         if context is None or self.level == DEBUG:
@@ -256,13 +256,13 @@ class Record:
     def console_line(self, name: str) -> bytes:
         """The line as it is copied to the terminal while `name` starts."""
         prefix = f"{name}: [{LEVELS[self.level]}] {self._number()}"
-        return _cut(_encode(prefix + self.text()), LINE_LIMIT - 1) + b"\n"
+        return _cut(_encode(prefix + self.text()), MAX_LINE - 1) + b"\n"
 
     def json_line(self) -> bytes:
         """The whole line in Angie's `format=json`, line feed included."""
         if self._json is None:
             line = self._json_line(self.raw_message())
-            if len(line) > LINE_LIMIT:
+            if len(line) > MAX_LINE:
                 line = self._cut_json_line()
             self._json = line
         return self._json
@@ -272,10 +272,10 @@ class Record:
         return _json_escape(self.raw_message())
 
     def _cut_json_line(self) -> bytes:
-        message = self.raw_message()[:LINE_LIMIT]
+        message = self.raw_message()[:MAX_LINE]
         while True:
-            line = self._json_line(message, _PROPERTY_LIMIT)
-            over = len(line) - LINE_LIMIT
+            line = self._json_line(message, _MAX_PROPERTY)
+            over = len(line) - MAX_LINE
             if over <= 0 or not message:
                 return line
             # An escaped character takes six bytes at most.
@@ -310,7 +310,7 @@ class Record:
 
 
 class Connected(Record):
-    """The first event of a session: nginx and Angie have different words for it."""
+    """The first event of a session, which nginx and Angie word differently."""
 
     __slots__ = ()
 
@@ -337,7 +337,7 @@ _BROKEN_END = re.compile(rb"(?:\\x?[0-9A-F]?|[\xC0-\xFF][\x80-\xBF]{0,2})\Z")
 
 
 def _cut(text: bytes, size: int) -> bytes:
-    """At most `size` bytes of `text`, with no half of an escape or character."""
+    """Cut `text` to `size` bytes, but not within an escape or a character."""
     if len(text) <= size:
         return text
     text = text[: max(size, 0)]
@@ -361,9 +361,9 @@ _MONTHS = [
 
 
 class _Clock:
-    """What lines say about time and process, made once a second.
+    """Time and process as lines show them, formatted once a second.
 
-    Month names are English whatever the locale is, as syslog wants them.
+    Month names are English whatever the locale, as syslog requires.
     """
 
     def __init__(self) -> None:
@@ -387,21 +387,21 @@ class _Clock:
         self._iso = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
     def prefix(self, level: int) -> str:
-        """Time, level and process, as text lines begin."""
+        """Time, level and process, as they begin a text line."""
         second = int(time.time())
         if second != self._second:
             self._refresh(second)
         return self._prefixes[level]
 
     def syslog(self) -> str:
-        """The time as syslog packets begin (RFC 3164, section 4.1.2)."""
+        """The time as it begins a syslog packet (RFC 3164, section 4.1.2)."""
         second = int(time.time())
         if second != self._second:
             self._refresh(second)
         return self._syslog
 
     def iso(self) -> str:
-        """The time in UTC with milliseconds; a whole second shows none."""
+        """The time in UTC with milliseconds, which are left out if they are 0."""
         now = time.time()
         second = int(now)
         if second != self._second:
@@ -415,5 +415,5 @@ os.register_at_fork(after_in_child=_clock.forget)
 
 
 def syslog_time() -> str:
-    """The time as syslog packets begin."""
+    """The time as it begins a syslog packet (RFC 3164, section 4.1.2)."""
     return _clock.syslog()

@@ -1,8 +1,8 @@
 """SessionInfo: what is known of a session, in one place.
 
-The error log takes the context of its lines from here, the auth source and the backend
-are told what stands here, and the worker lists its live sessions by it. Nothing is
-copied from it: what changes, changes here.
+The error log takes the context of its lines from here, requests to the auth source and
+the backend take their facts from here, and the worker lists its live sessions by it.
+Nothing is copied from it, so a change needs to be made only here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Phase(IntEnum):
 
 @dataclass(slots=True, eq=False)
 class SessionInfo:
-    """Who a session is about, and how far it has come; one session owns and changes it."""
+    """Who the client of a session is, and how far it has come; only the session changes it."""
 
     connection: int
     """Number of the client's connection, unique in its worker."""
@@ -50,11 +50,11 @@ class SessionInfo:
     server: str = ""
     """Text of the `listen` address."""
     action: str | None = "sending client greeting line"
-    """What the session is doing, as it reads behind "while"."""
+    """What the session is doing, worded to follow "while"."""
     starttls: bool = False
     """A STARTTLS handshake has begun."""
     login: bytes = b""
-    """User name: the client's, or the one that the auth source has put in its place."""
+    """User name: the client's, or the one that the auth source replaced it with."""
     upstream: str | None = None
     """Address of the backend, once the connection to it has been started."""
     tags: tuple[str, ...] = ()
@@ -62,22 +62,22 @@ class SessionInfo:
     peer: str = ""
     """Address and port at the other end of the socket: the client, or a proxy."""
     protocol: str = ""
-    """What the client speaks: "imap", "pop3", "smtp"."""
+    """The client's protocol: "imap", "pop3", "smtp"."""
     accepted: float = 0.0
     """When the connection was accepted, in seconds of trio's clock."""
     phase: Phase = Phase.GREETING
     header: Header | None = None
-    """The PROXY header that the client came with, whether or not it is believed."""
+    """The PROXY header that came before the client's data, whether trusted or not."""
     helo: bytes = b""
-    """SMTP: what the client last called itself."""
+    """SMTP: the name of the client in its last HELO or EHLO."""
     method: str = ""
-    """How the client wants to log in, as auth_http's `Auth-Method`; "": not yet."""
+    """How the client wants to log in, as auth_http's `Auth-Method`; empty before that."""
     attempts: int = 0
     """Logins that the auth source was asked about."""
     client_wire: Wire | None = None
-    """The connection to the client; it counts octets, and does so after its end."""
+    """The connection to the client, whose counters can be read after it is closed."""
     upstream_wire: Wire | None = None
-    """The connection to the backend, once there is one."""
+    """The connection to the backend; None before there is one."""
 
     @property
     def received(self) -> int:
@@ -96,11 +96,11 @@ class SessionInfo:
 
     @property
     def upstream_sent(self) -> int:
-        """Octets to the backend: inside TLS, with the PROXY header that it gets."""
+        """Octets to the backend: inside TLS, with the PROXY header sent to it."""
         return 0 if self.upstream_wire is None else self.upstream_wire.sent
 
     def properties(self) -> dict[str, str]:
-        """The session as Angie's JSON lines and filters know it; nothing is empty."""
+        """The session as Angie's JSON lines and filters show it; no value is empty."""
         properties = {
             "action": self.action,
             "client": self.client_address,
@@ -124,7 +124,7 @@ class SessionInfo:
 
     @property
     def all_tags(self) -> tuple[str, ...]:
-        """`mail`, then those of the configuration, each once."""
+        """`mail`, then the tags of the configuration, without duplicates."""
         if not self.tags:
             return ("mail",)
         return tuple(dict.fromkeys(("mail", *self.tags)))

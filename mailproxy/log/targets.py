@@ -1,6 +1,6 @@
-"""Where lines of the error log go: files, stderr, syslog, memory.
+"""The targets of the error log: files, stderr, syslog, memory.
 
-A session must not end because its log cannot be written: no `write` here raises.
+A session must not end because its log cannot be written, so no `write` here raises.
 """
 
 import errno
@@ -20,13 +20,13 @@ from mailproxy.log.record import DEBUG, Record, syslog_time
 
 
 class Sink(Protocol):
-    """Takes lines, of any number of `error_log` directives."""
+    """Takes the lines of one or more `error_log` directives."""
 
     def write(self, line: bytes, level: int, /) -> None:
         """Write a line, its line feed included."""
 
     def close(self) -> None:
-        """Give back what is open."""
+        """Release descriptors and memory."""
 
 
 class FileSink:
@@ -36,7 +36,7 @@ class FileSink:
         """Open `path`; an empty one is stderr.
 
         Args:
-          workers: who must not choose which file this is (see `files`).
+          workers: the user who must not choose which file this is (see `files`).
 
         Raises:
           OSError: the file cannot be opened.
@@ -57,15 +57,15 @@ class FileSink:
                 self._full_second = int(time.time())
 
     def reopen(self, log: Logger, *, give: bool) -> None:
-        """Open the file by its name again, after somebody has renamed it.
+        """Open the file by its name again, after it was renamed, as by logrotate.
 
-        What goes wrong is logged, and the old file stays in use.
+        Errors are logged, and the old file stays in use.
 
         Args:
           log: where to complain.
-          give: make the file the workers', so that they can open it, too. Who does
-            not give it leaves a file alone that still has its name: a terminal, say,
-            which only root could open again.
+          give: hand the file over to the workers' user, so that workers can open it,
+            too. Without it, a file that still has its name is left alone: it may be
+            a terminal, which only root could open again.
         """
         if not self.path or (not give and self._has_its_name()):
             return
@@ -87,7 +87,7 @@ class FileSink:
             return False
 
     def _give(self, opened: Opened, log: Logger) -> bool:
-        """Make a file the workers'; devices stay whose they are."""
+        """Make the workers' user the owner of a file; devices keep their owner."""
         owner = None if self._workers is None else self._workers.uid
         found = os.fstat(opened.fd)
         if owner is None or not (
@@ -119,24 +119,24 @@ class FileSink:
 
 
 def log_unopened(log: Logger, error: OSError) -> None:
-    """Say that a file could not be opened, and why it was refused."""
+    """Log that a file could not be opened, and the reason if it was refused."""
     if isinstance(error, RefusedError):
         log = log.bind(suffix=f": {error.reason}")
     log.emerg('open() "%s" failed', error.filename, error=error)
 
 
 class SyslogSink:
-    """A syslog server (RFC 3164): a datagram for each line, and nobody waits.
+    """A syslog server (RFC 3164): a datagram for each line, without waiting.
 
-    A datagram that cannot be sent is lost; the next line tries again. Complaints go
-    to the process's other logs, one in a second at most.
+    A datagram that cannot be sent is lost; the next line is tried again. Complaints go
+    to the process's other logs, at most one per second.
     """
 
     def __init__(
         self, syslog: Syslog, complaints: Logger, clock: Callable[[], float]
     ) -> None:
         """Args:
-        complaints: where it says that it cannot send; may contain this sink.
+        complaints: logs that it cannot send; may lead to this sink.
         clock: seconds, never going back.
         """
         self._address = syslog.address
@@ -188,7 +188,7 @@ class SyslogSink:
 
 
 class MemorySink:
-    """The last lines, as many as fit, for who looks into the process."""
+    """The last lines, as many as fit, kept for inspection of the process."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -211,7 +211,7 @@ class MemorySink:
 
 
 class RateLimit:
-    """How many lines a second a log takes: a leaking bucket, deeper for worse news."""
+    """A limit of lines per second: a leaky bucket, deeper for more severe levels."""
 
     def __init__(self, rate: int, level: int, clock: Callable[[], float]) -> None:
         self._rate = rate
@@ -221,7 +221,7 @@ class RateLimit:
         self._excess = 0.0
 
     def admits(self, level: int) -> bool | None:
-        """Whether to write a line; None: no, and that is to be said first."""
+        """Whether to write a line; None for the first one that is not written."""
         now = self._clock()
         excess = max(self._excess - self._rate * (now - self._last), 0.0)
         burst = self._rate * (self._level - level + 1)
@@ -235,7 +235,7 @@ class RateLimit:
 
 
 class Target:
-    """What one `error_log` directive asks for."""
+    """A sink with the level, filters and format of one `error_log` directive."""
 
     def __init__(
         self,
@@ -245,10 +245,11 @@ class Target:
         *,
         angie: bool = False,
     ) -> None:
-        """Make one.
+        """Combine a directive with its sink.
 
         Args:
-          angie: text is in Angie's form where the directive does not say.
+          limit: of lines per second; it does not apply at level debug.
+          angie: text lines have Angie's form unless the directive says otherwise.
         """
         self.sink = sink
         self._level = directive.level
@@ -262,7 +263,7 @@ class Target:
         self._limit = limit if directive.level < DEBUG else None
 
     def write(self, record: Record) -> bool:
-        """Write the line if it is wanted; says whether it was."""
+        """Write the line if it is wanted; returns whether it was."""
         level = record.level
         if not record.forced:
             if level > self._level:

@@ -1,7 +1,7 @@
 """A listener of a worker: connections are accepted, and become sessions.
 
 AcceptLoop   accepts from one socket, and outlives its sessions
-Admission    what becomes of a connection, under one configuration
+Admission    turns connections into sessions of one configuration
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mailproxy.net.network import Network
 from mailproxy.net.wire import Wire
 from mailproxy.process.configuration import Configuration
 
-CONNECTIONS_IN_A_ROW = 16
+MAX_CONNECTIONS_IN_A_ROW = 16
 """Connections that one listener accepts before others have their turn."""
 
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -32,8 +32,8 @@ class Admission:
     """Starts the sessions of new connections.
 
     Attributes:
-      network: of the worker.
-      log: of the configuration, for what belongs to no server.
+      network: the worker's.
+      log: the configuration's main log, for what belongs to no server.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Admission:
         return any(not isinstance(each, str) and address in each for each in networks)
 
     async def explain(self, error: OSError) -> None:
-        """Log what accept() says, and pause where trying again would not help."""
+        """Log an error of accept(), and pause if trying again at once would not help."""
         if error.errno in _NO_DESCRIPTORS:
             self.log.crit("accept4() failed", error=error)
             await trio.sleep(self._events.accept_mutex_delay)
@@ -115,8 +115,8 @@ class AcceptLoop:
     """Accepts the clients of one listener until told to stop.
 
     Attributes:
-      stopped: is set when it accepts no more.
-      finished: is set when its last session has ended, too.
+      stopped: is set once it no longer accepts.
+      finished: is set once its last session has ended, too.
     """
 
     def __init__(self, listener: Listener[Listen], admission: Admission) -> None:
@@ -131,8 +131,8 @@ class AcceptLoop:
         """Accept no more; sessions go on.
 
         Args:
-          close_socket: nothing else in this process accepts from the socket. One that
-            only we still have would keep clients waiting.
+          close_socket: close the socket, because nothing else in this process accepts
+            from it: left open, it would take connections that nothing accepts.
         """
         self._close_socket = self._close_socket or close_socket
         self._scope.cancel()
@@ -161,7 +161,7 @@ class AcceptLoop:
                     continue
                 admission.begin(listener, connection, address, sessions)
                 in_a_row += 1
-                if in_a_row == CONNECTIONS_IN_A_ROW:
+                if in_a_row == MAX_CONNECTIONS_IN_A_ROW:
                     in_a_row = 0
                     await trio.lowlevel.checkpoint()
         finally:

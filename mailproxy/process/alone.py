@@ -1,9 +1,8 @@
-"""Without a master (`master_process off`): what it would do, done by the one process.
+"""Without a master (`master_process off`): the worker does the master's tasks itself.
 
-A reload reads the configuration as the master has it read, by a process of its own
-(see `reader`): sessions go on meanwhile. They stand still only while the result is
-loaded, which is computing alone, and while a new address is in use: two and a half
-seconds at most, as in nginx.
+At a reload, a separate process reads the configuration (see `reader`), and sessions go
+on meanwhile. They stop only while the result is loaded, which is pure computation, and
+while a new address is in use: for two and a half seconds at most, as in nginx.
 """
 
 from __future__ import annotations
@@ -28,16 +27,15 @@ from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.master import Origin
 from mailproxy.process.notify import Notify
 from mailproxy.process.options import Options
-from mailproxy.process.reader import DEADLINE, TOO_SLOW, Reader
+from mailproxy.process.reader import MAX_READING, TOO_SLOW, Reader
 from mailproxy.process.worker import Worker
 
 
 class Alone:
-    """Reloads for a worker that has no master, and leaves nothing behind.
+    """Reloads for a worker that has no master, and cleans up at its end.
 
     Args:
-      load: reads the configuration; raises GenerationError after it logged what is
-        wrong.
+      load: reads the configuration; logs what is wrong and raises GenerationError.
       reader: reads it before that, in a process of its own.
     """
 
@@ -61,7 +59,7 @@ class Alone:
         self._origin = origin
 
     async def reconfigure(self, worker: Worker) -> None:
-        """Reload; where it fails, nothing is changed."""
+        """Reload; if that fails, nothing changes."""
         old = self._generation
         old.log.notice("reconfiguring")
         self._notify.reloading()
@@ -81,18 +79,18 @@ class Alone:
         self._notify.ready("single process")
 
     def leave(self) -> None:
-        """Leave nothing behind."""
+        """Remove the pid file and the sockets, at the end of the process."""
         self._generation.remove_pid()
         self._close(self._generation.listeners, say=False)
 
     async def _read(self, log: Logger, engine: Engine) -> Findings | None:
-        """What the load is to find outside; None if it would fail, as the log says."""
+        """Have the reader fetch what the load needs; None, and a log line, if it fails."""
         self._children.reap()  # a reader that had to be killed before
         reader = self._reader
         if not reader.start(log):
             return None
         try:
-            with trio.move_on_after(DEADLINE):
+            with trio.move_on_after(MAX_READING):
                 return reader.finish(await self._end_of(reader.pid, engine), log)
             log.emerg(TOO_SLOW)
         except OSError as error:

@@ -3,8 +3,8 @@
 The line carries `messages`: the master sends the `Order`s STOP, QUIT, REOPEN and PING;
 a worker answers a ping with ALIVE when its event loop gets to it. So the master knows
 when a worker has come up, and when one is stuck. The kernel sends the master SIGIO when
-there is something to hear. The master waits for no worker: an order that finds no room
-is not sent, and of one worker it hears `MESSAGES_IN_A_ROW` at most at a time.
+a message arrives. The master waits for no worker: an order is not sent if the line is
+full, and at most `MAX_MESSAGES_IN_A_ROW` of one worker are read at a time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from mailproxy.process.messages import (
 FATAL = 2
 """Exit code of a worker that cannot do its work; its successor could not either."""
 
-MESSAGES_IN_A_ROW = 64
-"""Messages of one worker that are taken before others have their turn."""
+MAX_MESSAGES_IN_A_ROW = 64
+"""Messages of one worker that are read before others have their turn."""
 
 
 class SpawnError(Frozen, Exception):
@@ -76,18 +76,18 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """What a worker has said."""
+    """What the messages of a worker amount to."""
 
     alive: bool = False
     """It has answered a ping."""
     invalid: bool = False
-    """It has sent what is no message, or not one for the master."""
+    """It has sent an invalid message, or one that is not for the master."""
     more: bool = False
-    """There may be more to hear; the kernel need not tell again."""
+    """There may be more to read, of which the kernel need not tell again."""
 
 
 class Children:
-    """Forks, tells, kills and reaps processes; knows nothing of why."""
+    """Forks processes, sends them orders, kills and reaps them, without any policy."""
 
     def __init__(self) -> None:
         self._lines: dict[int, socket.socket] = {}
@@ -129,8 +129,8 @@ class Children:
     def start_apart(self, work: Callable[[], int], keep: Collection[int]) -> int:
         """Fork a process without a line, and return its pid.
 
-        It has no terminal, and none of our sockets and files: what we close is closed,
-        however long it runs.
+        It has no terminal, and none of our sockets and files, so that those are really
+        closed when we close them, however long it runs.
 
         Args:
           work: what it does; returns its exit code.
@@ -192,9 +192,9 @@ class Children:
         return True
 
     def hear(self, pid: int) -> Heard:
-        """What the worker has said since it was last asked here."""
+        """Read what the worker has sent since the last call."""
         alive = invalid = False
-        for _ in range(MESSAGES_IN_A_ROW):
+        for _ in range(MAX_MESSAGES_IN_A_ROW):
             try:
                 frame = receive_packet(self._lines[pid], MAX_FRAME + 1)
             except OSError:  # nothing more, or it died
@@ -218,7 +218,7 @@ class Children:
         os.kill(pid, number)
 
     def reap(self) -> list[End]:
-        """Those that have ended since it was last asked here."""
+        """Return the processes that have ended since the last call."""
         ends = []
         with contextlib.suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
@@ -240,8 +240,8 @@ def _is_alive(frame: bytes) -> bool:
 
 def _fork(work: Callable[[], int]) -> int:
     """Do `work` in a new process, which exits with what it returns."""
-    # To the child's garbage collector the parent's objects do not exist: to look
-    # at them is to write to them, and that would copy every page of memory.
+    # The child's garbage collector must not see the parent's objects: it writes to
+    # those it visits, which would copy every page of memory.
     gc.freeze()
     try:
         pid = os.fork()
@@ -255,7 +255,7 @@ def _fork(work: Callable[[], int]) -> int:
 
 
 def _end(work: Callable[[], int]) -> NoReturn:
-    """Never return into the code of the parent, whatever happens."""
+    """Do `work` and exit, without ever returning into the parent's code."""
     code = 1
     try:
         code = work()

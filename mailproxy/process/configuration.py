@@ -1,7 +1,7 @@
 """The whole configuration: read, checked, and put together.
 
-`conf` reads blocks, `mail` and `process.settings` say what may stand in them; here both
-become one value, of which a generation of workers is born.
+`conf` reads blocks; `mail` and `process.settings` declare what may stand in them. Here
+both become one value, for a generation of workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mailproxy.process.settings import EventsSettings, MainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
-    """What there is to say about a configuration, in the order in which nginx says it."""
+    """The errors and warnings of a configuration, in nginx's order."""
 
     reading: tuple[ConfigError, ...] = ()
     """Before "syntax is ok"."""
@@ -77,7 +77,7 @@ class Configuration:
 
 
 class _Made:
-    """A server block, and the settings that were made of it so far."""
+    """A server block, and the settings made from it so far."""
 
     def __init__(self, block: Block) -> None:
         self.block = block
@@ -85,7 +85,7 @@ class _Made:
         self.complete = True
 
     def add(self, module: type[Settings], reading: Reading) -> None:
-        """Make the settings of one module, if it applies and what it needs is right.
+        """Make the settings of one module, if it applies and its directives are valid.
 
         Raises:
           ConfigError: the directives do not fit together.
@@ -94,7 +94,7 @@ class _Made:
             return
         needed = {*declarations(module), *module.depends_on}
         if not all(needed.isdisjoint(each.failed) for each in self.block.around()):
-            self.complete = False  # what is wrong has been said already
+            self.complete = False  # the error has been reported already
             return
         try:
             self.settings[module] = module.make(self.block, reading)
@@ -104,14 +104,14 @@ class _Made:
 
 
 class Assembly:
-    """Makes the servers, when the block of mail is complete."""
+    """Makes the servers once the mail block is complete."""
 
     def __init__(self) -> None:
         self.servers: list[Server] = []
         self.blocks: list[Block] = []
 
     def close_server(self, block: Block, _: Reading) -> Iterator[ConfigError]:
-        """At the end of a server: it must listen."""
+        """Check at the end of a server that it listens."""
         if not block.written("listen"):
             block.failed.add("listen")
             yield ConfigError(
@@ -121,7 +121,7 @@ class Assembly:
             )
 
     def close_mail(self, mail: Block, reading: Reading) -> Iterator[ConfigError]:
-        """At the end of mail: module by module, then server by server."""
+        """Make the servers at the end of mail: module by module, then server by server."""
         self.blocks = mail.blocks
         blocks = [_Made(block) for block in mail.blocks]
         said: set[str] = set()
@@ -147,11 +147,11 @@ class Assembly:
 
 
 class Loader:
-    """Reads one configuration; what it leaves tells where each value comes from.
+    """Reads one configuration; its attributes then show where each value comes from.
 
     Attributes:
-      interpreter: with the files and the blocks that were read.
-      assembly: with the server blocks, and the servers made of them.
+      interpreter: has the files and the blocks that were read.
+      assembly: has the server blocks, and the servers made from them.
     """
 
     def __init__(self, *, prefix: str, path: str, name: str) -> None:
@@ -160,7 +160,7 @@ class Loader:
         Args:
           prefix: P/, with its slash.
           path: the main file.
-          name: what the program was called as.
+          name: the name that the program was called by.
         """
         directory, slash, _ = path.rpartition("/")
         self.path = path
@@ -178,7 +178,7 @@ class Loader:
           ConfigErrors: something is wrong with them.
         """
         collecting = gc.isenabled()
-        gc.disable()  # All that is made stays; looking for garbage costs a third more.
+        gc.disable()  # There is no garbage yet; looking for it takes a third more time.
         try:
             return self._load(globals_text)
         finally:
@@ -235,7 +235,7 @@ class Loader:
     def _start(
         self, *, parsed: bool
     ) -> tuple[MainSettings | None, EventsSettings | None]:
-        """What nginx checks between reading and applying a configuration."""
+        """Check what nginx checks between reading and applying a configuration."""
         reading = self.reading
         top = self.interpreter.main
         blocks = {block.context: block for block in top.blocks}
@@ -259,7 +259,7 @@ class Loader:
         return main, events
 
     def _check_connections(self, connections: int) -> None:
-        """Check that a worker may have as many connections as there are sockets."""
+        """Check that a worker may have more connections than it has listening sockets."""
         listens = [
             each for server in self.assembly.servers for each in server.core.listen
         ]
@@ -283,7 +283,7 @@ def _port(listen: Listen) -> tuple[int, int]:
 
 
 def language(assembly: Assembly | None = None) -> Language:
-    """All directives, and where they may stand."""
+    """Return all directives and blocks, and where they may stand."""
     assembly = Assembly() if assembly is None else assembly
     return Language(
         settings=(MainSettings, EventsSettings, *MODULES),
@@ -309,5 +309,5 @@ def load(options: Options) -> Configuration:
 
 
 def make_loader(options: Options) -> Loader:
-    """What `load` reads with, for those who ask where values come from."""
+    """Make the loader that `load` uses, for callers that ask where values come from."""
     return Loader(prefix=options.prefix, path=options.conf_file, name=options.name)

@@ -1,4 +1,4 @@
-"""`-s`: tell the running master something, by the number in its pid file."""
+"""`-s`: send the running master a signal, by the number in its pid file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNALS = {
     "reopen": signal.SIGUSR1,
     "reload": signal.SIGHUP,
 }
-"""What may be said, and how."""
+"""The signals by the orders of `-s`."""
 
 
 def send(order: str, pid_path: str | None, log: Logger) -> int:
@@ -26,7 +26,7 @@ def send(order: str, pid_path: str | None, log: Logger) -> int:
       log: the start-up log.
 
     Returns:
-      the exit code of the program.
+      The exit code of the program.
     """
     log.notice("signal process started")
     if pid_path is None:

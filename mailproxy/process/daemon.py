@@ -1,4 +1,4 @@
-"""Going into the background, so that the command that started us learns how it went."""
+"""Going into the background, while the command that started us waits for the outcome."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NoReturn
 
 
 class Foreground:
-    """The process that the operator called: it waits, and exits as it is told.
+    """The process that the operator started: it waits, and exits with a given code.
 
-    nginx's returns 0 at once and may be wrong about it. Here, as in Angie and
-    freenginx, it returns when the pid file is there and workers run.
+    nginx's returns 0 at once, although the start may still fail. Here, as in Angie and
+    freenginx, it returns once the pid file is there and workers run.
     """
 
     def __init__(self, line: int) -> None:
         self._line = line
 
     def release(self, code: int) -> None:
-        """Let it exit with `code`; a second call does nothing."""
+        """Make it exit with `code`; a second call does nothing."""
         if self._line >= 0:
             os.write(self._line, bytes([code]))
             self.close()
 
     def close(self) -> None:
-        """Leave that to the other processes that came of us."""
+        """Leave its release to our other processes."""
         if self._line >= 0:
             os.close(self._line)
             self._line = -1

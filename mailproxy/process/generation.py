@@ -1,6 +1,6 @@
 """A generation: one configuration, with its logs and its listening sockets open.
 
-Workers are born of it by fork, and inherit all three.
+Workers are forked from it, and inherit all three.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mailproxy.process.settings import MainSettings
 
 
 class GenerationError(Frozen, Exception):
-    """A configuration cannot be put to work; why is in the log."""
+    """A configuration cannot be used; the reason is in the log."""
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """What workers are born of."""
+    """An open configuration, from which workers are forked."""
 
     configuration: Configuration
     logs: Logs
@@ -43,16 +43,16 @@ class Generation:
 
     @property
     def log(self) -> Logger:
-        """For what concerns no session."""
+        """The log of everything but sessions."""
         return self.logs.main
 
     def lacks(self, other: Generation) -> list[Listener[Listen]]:
-        """The listeners of another generation that this one has no use for."""
+        """The listeners of another generation that this one does not have."""
         kept = {listener.key for listener in self.listeners}
         return [listener for listener in other.listeners if listener.key not in kept]
 
     def remove_pid(self, but: Generation | None = None, suffix: str = "") -> None:
-        """Remove the pid file, unless another generation has the same."""
+        """Remove the pid file, unless generation `but` has the same."""
         path = self.main.pid
         if path is None or (but is not None and _same(path, but.main.pid)):
             return
@@ -73,14 +73,14 @@ def first(
     log: Logger,
     held: Mapping[Key, Held],
 ) -> Generation:
-    """The generation that a program starts with.
+    """Open the generation that the program starts with.
 
     Args:
-      log: the start-up log; when the configured logs are open, they are used.
-      held: inherited sockets; those that are not wanted are closed.
+      log: the start-up log, which is used until the configured logs are open.
+      held: inherited sockets; those that the configuration does not need are closed.
 
     Raises:
-      GenerationError: a log cannot be opened, or an address not be listened at.
+      GenerationError: a log cannot be opened, or an address cannot be listened at.
     """
     logs = _open_logs(configuration, options, log, copy_as=options.name)
     listeners = _listen(configuration, held, logs.main)
@@ -101,14 +101,14 @@ def following(
     old: Generation,
     pause: Callable[[float], None] = time.sleep,
 ) -> Generation:
-    """The generation that a reload makes, beside the `old` one.
+    """Open the generation that a reload makes beside the `old` one.
 
     Args:
-      pause: waits so many seconds, while an address is in use; may raise.
+      pause: waits for a number of seconds, while an address is in use; may raise.
 
     Raises:
-      GenerationError: as above, or its pid file cannot be written. Nothing is
-        changed then.
+      GenerationError: as for `first`, or the pid file cannot be written. In that case
+        nothing is changed.
     """
     with contextlib.ExitStack() as undo:
         pid = configuration.main.pid
@@ -131,21 +131,21 @@ def following(
 
 
 def check_logs(configuration: Configuration, options: Options, log: Logger) -> None:
-    """See that the logs can be opened; where that takes long, it is to be known before.
+    """Check that the logs can be opened, before the master does, because it may take long.
 
     Raises:
-      GenerationError: one cannot, as the log says.
+      GenerationError: one cannot be opened; the reason is in `log`.
     """
     _open_logs(configuration, options, log, copy_as=None).close()
 
 
 def test(configuration: Configuration, options: Options, log: Logger) -> bool:
-    """Whether a start would get this far (`-t`); what would stop it is logged."""
+    """Whether logs, pid file and ports can be opened (`-t`); what cannot is logged."""
     pid = configuration.main.pid
     try:
         if pid is not None:
             pidfile.test(pid)
-        # What is for a person at a terminal goes to no log.
+        # Messages for a person at a terminal go to no log.
         quiet = replace(options, error_log=options.error_log or os.devnull)
         logs = _open_logs(configuration, quiet, log, copy_as=options.name)
     except PidError as failure:
@@ -180,7 +180,7 @@ def _open_logs(
 
 
 def _workers(main: MainSettings) -> WorkerAccount | None:
-    """The user that workers will be, if that is not the master's."""
+    """The user that workers will run as, if that is not the master's."""
     user = main.user
     if user is None or user.uid == os.geteuid():
         return None

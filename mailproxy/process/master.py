@@ -2,12 +2,12 @@
 
 It is plain and synchronous. Signals stay blocked and are waited for in one place,
 so that none arrives at a bad moment, and forking is safe because there is no thread
-and no event loop. Everything it decides can be tried without a process: it sees the
+and no event loop. All its decisions can be tested without a process: it sees the
 world through `SignalSource`, `Processes` and `Upgrade`.
 
-A reload makes a new generation beside the running one, of a configuration that
-another process has read before (see `reader`). Only when all its workers have come up
-does the old one leave; until then every failure ends in the old one going on.
+A reload makes a new generation beside the running one, from a configuration that
+another process has read before (see `reader`). The old one leaves only after all
+workers of the new one have come up; after any failure before that, the old one goes on.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mailproxy.process import pidfile
 from mailproxy.process.children import End
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.notify import Notify
-from mailproxy.process.reader import DEADLINE, TOO_SLOW, Reader
+from mailproxy.process.reader import MAX_READING, TOO_SLOW, Reader
 from mailproxy.process.signals import HANDLED, Received
-from mailproxy.process.workers import PATIENCE, Processes, Work, Workers
+from mailproxy.process.workers import MAX_SILENCE, Processes, Work, Workers
 
-COMING_UP = 30.0
-"""Seconds that new workers may take. After a start the master then goes on without
-them, after a reload with the old ones."""
+MAX_COMING_UP = 30.0
+"""Seconds that new workers may take to come up. After that the master goes on: at a
+start without them, at a reload with the old ones."""
 
 _CONCERNS_START = (
     signal.SIGCHLD,
@@ -44,23 +44,23 @@ _CONCERNS_START = (
 )
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _WHILE_READING = (*_CONCERNS_START, signal.SIGUSR1, signal.SIGALRM)
-"""What is taken while a configuration is read; the others stay pending."""
+"""The signals that are taken while a configuration is read; others stay pending."""
 
 
 class SignalSource(Protocol):
-    """Where signals come from; the module `signals` is one such place."""
+    """Where signals come from; the module `signals` is one such source."""
 
     def wait(
         self, timeout: float | None, signals: Collection[signal.Signals] = HANDLED
     ) -> Received | None:
-        """The next signal, or None after `timeout` seconds."""
+        """Return the next signal, or None after `timeout` seconds."""
 
 
 Pause = Callable[[float], None]
-"""Waits so many seconds; raises GenerationError if the master is to end."""
+"""Waits for a number of seconds; raises GenerationError if the master must end."""
 Load = Callable[[Generation, Findings, Pause], Generation]
-"""Makes the next generation from the current one, and from what a reader found;
-raises GenerationError after it logged what is wrong."""
+"""Makes the next generation from the current one and from a reader's findings; logs
+what is wrong and raises GenerationError."""
 
 
 class Upgrade(Protocol):
@@ -77,13 +77,13 @@ class Origin:
     background: bool = False
     """It is a daemon, or a binary upgrade started it."""
     old_master: int | None = None
-    """The process that started this one for an upgrade, if one did."""
+    """The process that started this one for an upgrade; None if none did."""
     activated: bool = False
-    """Inherited sockets are systemd's, which keeps them."""
+    """The inherited sockets come from systemd, which keeps them open."""
 
     @property
     def old_master_lives(self) -> bool:
-        """Whether the upgrade can still be taken back."""
+        """Whether the old master still runs, so that the upgrade can be undone."""
         return self.old_master is not None and os.getppid() == self.old_master
 
     @property
@@ -93,7 +93,7 @@ class Origin:
 
 
 class Master:
-    """Decides; see the module's text.
+    """Obeys signals; see the module's docstring.
 
     Args:
       reader: reads the configuration anew before `load` does.
@@ -124,7 +124,7 @@ class Master:
         self._notify = notify
         self._origin = origin
         self._clock = clock
-        patience = notify.watchdog or PATIENCE
+        patience = notify.watchdog or MAX_SILENCE
         self._workers = Workers(first, work, processes, clock, patience)
         self._new_binary: int | None = None
         self._paused = False
@@ -137,7 +137,7 @@ class Master:
         return self._generation.log
 
     def start(self) -> bool:
-        """Start the first workers; False, and all is over, if they can never work."""
+        """Start the first workers; returns False, after cleaning up, if none can work."""
         self._workers.start()
         self._wait_until_up()
         if self._workers.failed and not self._workers and not self._workers.ever_up:
@@ -242,7 +242,7 @@ class Master:
             self._close(self._generation.listeners, say=False)
 
     def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:
-        """Close sockets; their files stay while they are another process's, too."""
+        """Close sockets; their files stay while another process has them, too."""
         for held in unwanted:
             ours = not held.inherited or self._origin.owns_sockets
             files = ours and self._new_binary is None
@@ -260,19 +260,19 @@ class Master:
     def _reconfigure(self) -> None:
         if self._ending is not None:
             return
-        if self._new_binary is not None:  # the way back to the old one, which we are
+        if self._new_binary is not None:  # back to the old binary, which is this one
             self._paused = False
             self._workers.start()
             return
         self._log.notice("reconfiguring")
         self._notify.reloading()
         if self._reader.start(self._log):
-            self._read_by = self._clock() + DEADLINE
+            self._read_by = self._clock() + MAX_READING
         else:
             self._say_ready()
 
     def _go_on_reading(self) -> None:
-        """While a configuration is read: go on with the reload, or give it up."""
+        """Go on with the reload if the reader has finished; give up if it takes too long."""
         if self._ending is not None:
             return
         if self._read_end is not None:
@@ -288,21 +288,21 @@ class Master:
         self._say_ready()
 
     def _make_next(self, end: End) -> Generation | None:
-        """Load what the reader has found; its memory is free again before forks."""
+        """Load the reader's findings, whose memory is freed before workers are forked."""
         findings = self._reader.finish(end, self._log)
         if findings is None:
             return None
-        self._notify.alive()  # to load a long configuration may take its time
+        self._notify.alive()  # loading a long configuration may take a while
         try:
             return self._load(self._generation, findings, self._pause_loading)
         except GenerationError:
             pass  # it is logged
-        except Exception as error:  # noqa: BLE001 # a bug, but not of those who run
+        except Exception as error:  # noqa: BLE001 # a bug must not end the old workers
             self._log.exception("reload failed, this is a bug", exception=error)
         return None
 
     def _pause_loading(self, seconds: float) -> None:
-        """Wait; raises GenerationError if a signal says that all is to end."""
+        """Wait; raises GenerationError if a signal ends the master."""
         self._notify.alive()
         received = self._signals.wait(seconds, _ENDS)
         if received is not None:
@@ -310,7 +310,7 @@ class Master:
             raise GenerationError
 
     def _replace_by(self, new: Generation) -> None:
-        """Start the workers of a generation; if they come up, the others leave."""
+        """Start the workers of a generation; if they come up, all others leave."""
         old, workers = self._generation, self._workers
         self._generation = workers.generation = new
         workers.outgoing = old
@@ -330,7 +330,7 @@ class Master:
             workers.fill()
 
     def _dismiss(self, loser: Generation, winner: Generation) -> None:
-        """Give up what one generation has and the other has not."""
+        """Close and remove what only the losing generation has."""
         self._close(winner.lacks(loser), say=True)
         loser.remove_pid(but=winner)
         loser.logs.close()
@@ -338,11 +338,11 @@ class Master:
     def _wait_until_up(self) -> bool:
         """Wait for the new workers; False if not all of them have come up.
 
-        Meanwhile only such signals are taken as concern them, or end everything:
-        the others stay pending in the kernel.
+        Meanwhile it takes only the signals that concern them or end the master; the
+        others stay pending in the kernel.
         """
         workers = self._workers
-        deadline = self._clock() + COMING_UP
+        deadline = self._clock() + MAX_COMING_UP
         while workers.coming_up and self._ending is None:
             if workers.failed and workers.outgoing is not None:
                 break
@@ -352,7 +352,7 @@ class Master:
         return not workers.failed
 
     def _say_ready(self) -> None:
-        """Tell systemd that clients are served, now or as soon as a worker is up."""
+        """Tell systemd that clients are served, at once or as soon as a worker is up."""
         if self._ending is not None:
             return
         count = self._generation.main.worker_processes
@@ -377,10 +377,10 @@ class Master:
             self._new_binary = self._upgrade.start(self._generation)
 
     def _pause(self, received: Received) -> None:
-        """WINCH: the workers leave; the master stays, to be able to go back.
+        """Have the workers leave at WINCH; the master stays, so that they can come back.
 
-        Terminals send it, too, when their size changes: hence nothing happens in the
-        foreground, unless there is another master to serve (as in a systemd unit).
+        Terminals send it, too, when their size changes. So in the foreground it is
+        ignored, unless there is another master to serve (as in a systemd unit).
         """
         if not self._origin.background and self._new_binary is None:
             self._log.notice(received.text())
@@ -391,7 +391,7 @@ class Master:
             self._workers.leave()
 
     def _resume(self) -> None:
-        """The new binary has ended: this program is the only one again."""
+        """Serve again, because the new binary has ended."""
         if self._ending is not None:
             return
         if self._paused:

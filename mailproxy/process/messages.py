@@ -1,7 +1,7 @@
-"""Messages between the processes of one program: how they look on a line.
+"""The format of messages between the processes of one program.
 
-A line is a pair of sockets that keep messages apart (SOCK_SEQPACKET), so that one frame
-is one message, and none is ever torn. A frame begins with twelve octets in network order:
+A line is a pair of sockets that keep messages apart (SOCK_SEQPACKET), so one frame is
+one message, and none is ever torn. A frame begins with twelve octets in network order:
 
     length   32 bits   octets of the whole frame, these twelve included
     request  32 bits   which answer belongs to which question; 0: none is expected
@@ -10,8 +10,8 @@ is one message, and none is ever torn. A frame begins with twelve octets in netw
 
 The rest is a JSON object (RFC 8259) in ASCII, and may be missing if it is empty. Octet
 strings are text in it, a character per octet (Latin-1). Workers talk to strangers, so
-that another process must be able to read whatever a worker might send: a frame is
-bounded, and reading it raises `MessageError` or nothing. It is never pickle.
+another process must be able to read safely whatever a worker might send: a frame is
+bounded, reading it raises only `MessageError`, and pickle is never used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Order(IntEnum):
 
 
 class MessageError(Frozen, Exception):
-    """A frame is no message. The text says why, and repeats nothing of the frame."""
+    """A frame is not a message. The text says why, and quotes nothing from the frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Message:
     """What one process tells another."""
 
     kind: int
-    """0 to 65535; the receiver knows which of them its line has."""
+    """0 to 65535; the receiver knows which kinds its line has."""
     request: int = 0
     """0 to 2**32 - 1."""
     body: Mapping[str, object] = field(default_factory=dict, repr=False)
@@ -69,7 +69,7 @@ class Message:
 
 
 def write_frame(message: Message) -> bytes:
-    """The frame of a message.
+    """Format a message as a frame.
 
     Raises:
       ValueError: a number is out of its range, or the frame would be longer than
@@ -89,10 +89,10 @@ def write_frame(message: Message) -> bytes:
 
 
 def read_frame(frame: bytes) -> Message:
-    """The message in a frame.
+    """Parse the message in a frame.
 
     Raises:
-      MessageError: there is none in it.
+      MessageError: the frame is not a message.
     """
     if len(frame) > MAX_FRAME:
         raise MessageError("too long")
@@ -107,10 +107,10 @@ def read_frame(frame: bytes) -> Message:
 
 
 def read_order(frame: bytes) -> tuple[Order, int]:
-    """The order in a frame, or the answer to one, and its request id.
+    """Parse an order in a frame, or the answer to one; returns it and its request id.
 
     Raises:
-      MessageError: it is no message, or not of a kind that this line has.
+      MessageError: the frame is not a message, or not of a kind that this line has.
     """
     message = read_frame(frame)
     try:
@@ -120,7 +120,7 @@ def read_order(frame: bytes) -> tuple[Order, int]:
 
 
 def write_order(order: Order, request: int = 0) -> bytes:
-    """The frame of an order, or of the answer to one."""
+    """Format an order, or the answer to one, as a frame."""
     return write_frame(Message(order, request))
 
 
@@ -131,7 +131,7 @@ def _read_body(octets: bytes) -> dict[str, object]:
         body = _JSON.decode(octets.decode("ascii"))
     except (ValueError, RecursionError):
         body = None
-    # Outside of `except`: the errors above carry the frame, and with it its secrets.
+    # Outside `except`, because the errors above carry the frame and its secrets.
     if not isinstance(body, dict):
         raise MessageError("its body is not a JSON object")
     return body
@@ -145,7 +145,7 @@ def _finite(text: str) -> float:
 
 
 def _refuse_constant(_name: str) -> NoReturn:
-    """`NaN` and `Infinity`, which Python's parser would take, are not JSON."""
+    """Refuse `NaN` and `Infinity`, which Python's parser accepts, but are not JSON."""
     raise ValueError("not a JSON value")
 
 
@@ -153,7 +153,7 @@ _JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
 
 
 class Complaints:
-    """When to log that a process sent an invalid message: not with each of them.
+    """Decides when to log that a process sent an invalid message, since not all are.
 
     Args:
       clock: seconds that never go backwards.
@@ -164,7 +164,7 @@ class Complaints:
         self._next = -math.inf
 
     def is_due(self) -> bool:
-        """Whether to log this one; the next then is, `COMPLAINT_PAUSE` later."""
+        """Whether to log this one; if so, not again before `COMPLAINT_PAUSE` is over."""
         now = self._clock()
         if now < self._next:
             return False

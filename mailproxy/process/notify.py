@@ -1,7 +1,7 @@
-"""What systemd is told (sd_notify(3)), and the sockets it hands over.
+"""Notifications to systemd (sd_notify(3)), and the sockets that it hands over.
 
-Both are in the environment, and are removed from it once read: a program that we start
-must not take them for its own.
+The environment describes both; the variables are removed once read, because a program
+that we start must not take them for its own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _FIRST = 3
 
 
 class Notify:
-    """The line to the service manager; without one nothing is said.
+    """The line to the service manager; without a manager, nothing is sent.
 
     Attributes:
-      watchdog: within so many seconds the manager wants to hear of us; None: never.
+      watchdog: seconds within which the manager expects a sign of life; None: it
+        expects none.
     """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
@@ -36,7 +37,7 @@ class Notify:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment in which another process could notify in our place."""
+        """The environment that another process needs in order to notify in our place."""
         if not self._address:
             return {}
         variables = {"NOTIFY_SOCKET": self._address}
@@ -45,16 +46,16 @@ class Notify:
         return variables
 
     def ready(self, status: str) -> None:
-        """Start or reload is complete; `status` is shown by `systemctl status`."""
+        """Tell that the start or reload is complete; `systemctl status` shows `status`."""
         self._send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
 
     def reloading(self) -> None:
-        """A reload begins, as `Type=notify-reload` wants it told."""
+        """Tell that a reload begins, as `Type=notify-reload` requires."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}\nSTATUS=Reloading")
 
     def stopping(self) -> None:
-        """The end begins."""
+        """Tell that we are shutting down."""
         self._send("STOPPING=1\nSTATUS=Shutting down")
 
     def alive(self) -> None:
@@ -63,7 +64,7 @@ class Notify:
             self._send("WATCHDOG=1")
 
     def close(self) -> None:
-        """Give up the line, in a process that is not the master."""
+        """Close the line, in a process that is not the master."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -1,7 +1,7 @@
-"""The pid file: how init scripts, logrotate and `-s` find the master.
+"""The pid file, by which init scripts, logrotate and `-s` find the master.
 
-It is written after the master is in the background and before the command that
-started it returns, and removed at the end of the master.
+It is written after the master has gone into the background and before the command that
+started it returns, and removed when the master ends.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from mailproxy.frozen import Frozen
 from mailproxy.log import open_for_appending, unknown_workers
 
 OLDBIN = ".oldbin"
-"""What the file's name gets appended while a new binary is being tried."""
+"""The suffix of the file's name while a new binary is being tried."""
 
-_SHOWN = 22
-"""So many bytes nginx reads of a pid file."""
+_MAX_READ = 22
+"""Bytes that nginx reads of a pid file."""
 
 
 class PidError(Frozen, Exception):
@@ -53,17 +53,17 @@ def write(path: str, pid: int) -> None:
 
 
 def read(path: str) -> int:
-    """The process id in the file.
+    """Read the process id in the file.
 
     Raises:
-      PidError: there is no file, or no number in it.
+      PidError: there is no file, or no valid number in it.
     """
     try:
-        text = outside.begin(path, _SHOWN)
+        text = outside.begin(path, _MAX_READ)
     except outside.FileError as error:
         raise PidError(f'{error.call}() "{path}" failed', error) from error
     digits = text.rstrip(b"\r\n")
-    # kill(2) takes 0 for "my own process group": no file may mean that.
+    # To kill(2), 0 is "my own process group", which no pid file can mean.
     if not re.fullmatch(rb"[0-9]+", digits) or not 0 < int(digits) < 1 << 31:
         shown = digits.decode("utf-8", "surrogateescape")
         raise PidError(f'invalid PID number "{shown}" in "{path}"')
@@ -71,10 +71,10 @@ def read(path: str) -> int:
 
 
 def test(path: str) -> None:
-    """Whether `write` would succeed (`-t`); leaves no file behind.
+    """Check that `write` would succeed (`-t`), without leaving a file behind.
 
     Raises:
-      PidError: it would not.
+      PidError: it would fail.
     """
     there = os.path.lexists(path)
     try:
@@ -89,7 +89,7 @@ def remove(path: str) -> None:
     """Remove the file.
 
     Raises:
-      PidError: it is not there, for example.
+      PidError: it cannot be removed, because it is missing, for example.
     """
     try:
         os.unlink(path)
@@ -98,5 +98,5 @@ def remove(path: str) -> None:
 
 
 def same(path: str, other: str) -> bool:
-    """Whether two names lead to one file (a link, for example)."""
+    """Whether two names lead to the same file (by a link, for example)."""
     return path == other or os.path.realpath(path) == os.path.realpath(other)

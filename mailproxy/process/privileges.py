@@ -1,7 +1,7 @@
-"""What a new worker does with itself before it serves anybody.
+"""How a new worker sets its rights and limits before it serves any client.
 
-nginx's order: nice value and limits while it still has the rights for them, then
-the user, then CPUs, core files and the directory. Some failures are only said,
+The order is nginx's: nice value and limits while it still has the rights for them, then
+the user, then CPUs, core files and the directory. Some failures are only logged,
 others (`UnfitError`) end the worker for good.
 """
 
@@ -22,21 +22,21 @@ _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
 
 class UnfitError(Frozen, Exception):
-    """This process must not be a worker; why is in the log."""
+    """This process must not be a worker; the reason is in the log."""
 
 
 def become_worker(main: MainSettings, slot: int, log: Logger) -> None:
-    """Take the rights, limits and place that the configuration wants for workers.
+    """Take on the rights, limits and directory that the configuration sets for workers.
 
     Args:
-      slot: which of the workers this is, from 0.
+      slot: the number of this worker among all, from 0.
 
     Raises:
-      UnfitError: it has more rights than it should, or is not where it should be.
+      UnfitError: it has more rights than it should, or is in the wrong directory.
     """
     if main.worker_priority:
         try:
-            # The kernel takes any number for the nearest possible one; Python not.
+            # The kernel clamps any number to this range; Python refuses large ones.
             nice = max(-20, min(main.worker_priority, 19))
             os.setpriority(os.PRIO_PROCESS, 0, nice)
         except OSError as error:
@@ -59,11 +59,12 @@ def become_worker(main: MainSettings, slot: int, log: Logger) -> None:
 def environment(
     entries: Sequence[tuple[str, str | None]], start: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of workers: TZ and what `env` names.
+    """The environment of workers: TZ and the variables that `env` names.
 
     Args:
-      entries: of the `env` directives; without a value it is that of `start`, the
-        environment that the master was started with.
+      entries: name and value of each `env` directive; the value None stands for that
+        in `start`.
+      start: the environment that the master was started with.
     """
     found: dict[str, str] = {}
     for name, value in (*entries, ("TZ", None)):
@@ -75,7 +76,7 @@ def environment(
 
 
 def set_environment(variables: Mapping[str, str]) -> None:
-    """Have these variables and no others."""
+    """Replace the environment of this process with these variables."""
     os.environ.clear()
     os.environ.update(variables)
     time.tzset()
@@ -89,7 +90,7 @@ def _limit(name: str, value: int | None, log: Logger) -> None:
     except OSError as error:
         failure = error
     except ValueError:
-        # Python's word for both "not permitted" (a higher limit) and "invalid".
+        # Python raises it for both "not permitted" (a higher limit) and "invalid".
         hard = resource.getrlimit(getattr(resource, name))[1]
         number = errno.EPERM if hard != -1 and value > hard else errno.EINVAL
         failure = OSError(number, os.strerror(number))
@@ -141,10 +142,10 @@ def _set_affinity(affinity: Affinity, slot: int, log: Logger) -> None:
 
 
 def _allow_core_files(log: Logger) -> None:
-    """Undo that a change of user forbids core files (prctl(2), PR_SET_DUMPABLE).
+    """Allow core files again, which a change of user forbids (prctl(2), PR_SET_DUMPABLE).
 
-    nginx does so always. It also lets other processes of that user look into this
-    one, which knows passwords: so only where core files are wanted.
+    nginx always does that. It also lets other processes of that user look into this
+    one, which knows passwords, so we do it only if core files are wanted.
     """
     if resource.getrlimit(resource.RLIMIT_CORE)[0] == 0:
         return

@@ -1,16 +1,17 @@
-"""A configuration is read in a process of its own before the master loads it.
+"""The reader: a process that reads a configuration before the master loads it.
 
-Reading may take long: the name server of a host is dead, a disk is slow, a FIFO has
-no writer. The master must not wait for that, for meanwhile it would neither hear
-signals nor feed the watchdog. So a reload has two steps:
+Reading may take long: a name server is dead, a disk is slow, a FIFO has no writer. The
+master must not wait for that, because meanwhile it would neither obey signals nor feed
+the watchdog. So a reload has two steps:
 
-1. A reader, forked from the master, loads the configuration as `-t` does. The master
-   obeys signals meanwhile. What the reader fetched from outside (see `outside`), and
-   what it has to say, it writes on a sheet: a file in memory, memfd_create(2).
-2. If the configuration is good, the master loads it again, with what is on the sheet:
-   that is computing alone. If it is not, the master logs what the reader says.
+1. A reader, forked from the master, loads the configuration as `-t` does, while the
+   master obeys signals. The reader writes what it fetched from outside (see
+   `outside`), and its log lines, on a sheet: a file in memory, memfd_create(2).
+2. If the configuration is good, the master loads it again from the sheet, which is
+   pure computation. If it is not, the master logs the reader's lines.
 
-A reader that is not done in `DEADLINE` seconds is killed, and the reload has failed.
+A reader that has not finished after `MAX_READING` seconds is killed, and the reload has
+failed.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from mailproxy.outside import Findings
 from mailproxy.process.children import End, SpawnError
 from mailproxy.process.generation import GenerationError
 
-DEADLINE = 60.0
+MAX_READING = 60.0
 """Seconds that reading a configuration may take at a reload."""
 TOO_SLOW = (
-    f"reading the configuration takes longer than {DEADLINE:.0f} s, nothing is changed"
+    f"reading the configuration takes longer than {MAX_READING:.0f} s,"
+    " nothing is changed"
 )
 _UNREAD = "the configuration could not be read, nothing is changed"
 NAME = "configuration reader process"
@@ -46,12 +48,12 @@ class Forks(Protocol):
 
 @dataclass
 class _Report:
-    """What is on a sheet; an `Outlet` for the log of the reader.
+    """The content of a sheet; an `Outlet` for the log of the reader.
 
     Attributes:
       good: the configuration can be used.
-      lines: what there is to log: level, event, its arguments, system error, and
-        what stands behind that.
+      lines: the log lines: level, event, its arguments, system error, and the suffix
+        after that.
     """
 
     findings: Findings
@@ -64,7 +66,7 @@ class _Report:
         arguments = [a if isinstance(a, bytes) else str(a) for a in record.args]
         error = record.error
         if isinstance(error, OSError):
-            # Its class may hold what cannot be written down; the log shows these two.
+            # Its class may hold what cannot be pickled; the log shows only these two.
             error = OSError(error.errno, error.strerror)
         self.lines.append(
             (record.level, record.event, [*arguments], error, record.suffix)
@@ -72,14 +74,14 @@ class _Report:
 
 
 class Reader:
-    """Has configurations read, one at a time.
+    """Has configurations read by another process, one at a time.
 
     Args:
-      load: reads and checks the configuration, in the reader's process; raises
-        GenerationError after it logged what is wrong.
+      load: reads and checks the configuration, in the reader's process; logs what is
+        wrong and raises GenerationError.
 
     Attributes:
-      pid: of the process that reads; None if none does.
+      pid: the pid of the process that reads; None if none does.
     """
 
     def __init__(self, load: Callable[[Logger], object], processes: Forks) -> None:
@@ -90,7 +92,7 @@ class Reader:
         self._abandoned: set[int] = set()
 
     def start(self, log: Logger) -> bool:
-        """Begin to read; False, and a line in the log, if no process can be created."""
+        """Begin to read; returns False, and logs why, if no process can be created."""
         assert self.pid is None, "one at a time"
         failed = "memfd_create()"
         try:
@@ -110,17 +112,17 @@ class Reader:
         return True
 
     def finish(self, end: End, log: Logger) -> Findings | None:
-        """What the reader, which has ended, found; None if that cannot be used.
+        """Return the findings of the reader that has ended; None if they are unusable.
 
-        Why not is logged. Of a good configuration nothing is said here: the load
-        says it.
+        In that case the reason is logged. The warnings of a good configuration are
+        left to the load.
         """
         content = self._take_sheet()
         if end.code != 0:
             log.alert(f"{NAME} {end.pid} {end.text}")
             log.emerg(_UNREAD)
             return None
-        # A fork of this very process has written it, where no other process could.
+        # It was written by a fork of this very process; no other one has access to it.
         report: _Report = pickle.loads(content)  # noqa: S301
         if report.good:
             return report.findings
@@ -129,7 +131,7 @@ class Reader:
         return None
 
     def abandon(self, log: Logger) -> None:
-        """Kill the process, if one reads; `forget` knows its end."""
+        """Kill the process, if one reads; `forget` will recognise its end."""
         if self.pid is None:
             return
         try:
@@ -140,13 +142,13 @@ class Reader:
         self._take_sheet()
 
     def forget(self, pid: int) -> bool:
-        """Whether the process that ended was an abandoned reader."""
+        """Whether the process that has ended was an abandoned reader; asked once."""
         known = pid in self._abandoned
         self._abandoned.discard(pid)
         return known
 
     def close(self) -> None:
-        """Give up the sheet, in a process that is not the master: it has secrets."""
+        """Close the sheet, which has secrets, in a process that is not the master."""
         if self._sheet >= 0:
             os.close(self._sheet)
             self._sheet = -1

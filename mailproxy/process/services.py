@@ -1,14 +1,14 @@
 """Services: the tasks of a worker beside its sessions.
 
-A service starts before the first session and ends after the last one. They start in the
-order of their list, each running to its first wait before the next one starts, and end
-in the opposite order, each completely before the next one ends. So a service may rely on
-those before it, and the engine comes first.
+A service starts before the first session and ends after the last one. Services start in
+the order of their list, each running to its first wait before the next one starts, and
+end in the opposite order, each completely before the next one ends. So a service may
+rely on those before it, and the engine comes first.
 
-An exception in a service is a bug: it is logged with the service's name. What then
-depends on the service. Without a `vital` one the worker is deaf: it ends all sessions
-and exits with code 1, and the master starts another one. The others are started again,
-later each time: sessions go on, and do without the service meanwhile.
+An exception in a service is a bug: it is logged with the service's name. What happens
+then depends on the service. A worker cannot go on without a `vital` one: it ends all
+sessions and exits with code 1, and the master starts another one. Other services are
+restarted, after a longer pause each time; sessions go on without the service meanwhile.
 
 To add one: a class here or where it belongs, and an entry in `worker_services.py`.
 """
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from mailproxy.process.worker import Worker
 
 RESTART_PAUSE = 1.0
-"""Seconds until a service that failed is started again; then twice as long, and so on."""
+"""Seconds until a failed service is restarted; doubled after each failure."""
 MAX_RESTART_PAUSE = 64.0
-"""Seconds between two starts, at most. A service that ran longer than this counts as
-sound: if it fails then, it is started again after `RESTART_PAUSE`."""
+"""The longest pause, in seconds. A service that ran longer than this counts as sound:
+if it fails then, it is restarted after `RESTART_PAUSE`."""
 
 
 class Service(ABC):
-    """Something that a worker does all its life.
+    """A task that a worker runs as long as it lives.
 
     Attributes:
       name: for the log, as in ``service "engine" failed``.
@@ -45,15 +45,15 @@ class Service(ABC):
 
     @abstractmethod
     async def run(self, worker: Worker) -> None:
-        """Do it, until cancelled; to return is to have nothing more to do.
+        """Run until cancelled; a service that returns has nothing more to do.
 
-        It is called again if it fails and is not `vital`.
+        It is called again if it fails and the service is not `vital`.
         """
 
 
 @asynccontextmanager
 async def running(services: Sequence[Service], worker: Worker) -> AsyncIterator[None]:
-    """Run `services` for the length of the block; see the module's text."""
+    """Run `services` for the length of the block; see the module's docstring."""
     async with trio.open_nursery() as nursery:
         started: list[_Run] = []
         try:
@@ -69,11 +69,11 @@ async def running(services: Sequence[Service], worker: Worker) -> AsyncIterator[
 
 
 class _Run:
-    """A service as it runs.
+    """A running service.
 
     Attributes:
       scope: cancels it.
-      over: it runs no more, and will not again.
+      over: is set once it has ended for good.
     """
 
     def __init__(self, service: Service) -> None:

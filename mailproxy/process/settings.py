@@ -28,8 +28,8 @@ from mailproxy.mail.core import error_log
 from mailproxy.net import openssl
 
 DEFAULT_USER = "nobody"
-"""Whose rights workers have when the master is root and no `user` is written."""
-_CPU_LIMIT = 1024
+"""The workers' account if the master is root and there is no `user` directive."""
+_MAX_CPUS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Affinity:
     auto: bool
     """Spread the workers over the CPUs, one each."""
     masks: tuple[frozenset[int], ...]
-    """CPUs of each worker, the last for all others; with `auto`, CPUs to use."""
+    """CPUs of each worker, the last set for all further ones; with `auto`, CPUs to use."""
 
 
 def _parse_user(found: Directive, reading: Reading) -> User | None:
@@ -81,7 +81,7 @@ def _parse_user(found: Directive, reading: Reading) -> User | None:
 
 
 def online_cpus() -> int:
-    """How many CPUs are online, which `worker_processes auto` means."""
+    """The number of CPUs that are online, for `worker_processes auto`."""
     return max(1, os.sysconf("SC_NPROCESSORS_ONLN"))
 
 
@@ -116,9 +116,9 @@ def _parse_affinity(found: Directive, _: Reading) -> Affinity:
         words = words[1:]
     masks = []
     for word in words:
-        if len(word.octets) > _CPU_LIMIT:
+        if len(word.octets) > _MAX_CPUS:
             raise ConfigError(
-                f'"worker_cpu_affinity" supports up to {_CPU_LIMIT} CPUs only', word
+                f'"worker_cpu_affinity" supports up to {_MAX_CPUS} CPUs only', word
             )
         bits = word.value.replace(" ", "")[::-1]
         for bit in bits:
@@ -232,7 +232,7 @@ class MainSettings(Settings):
     user: User | None = directive(
         user, default=None, contexts="main", repeats="last", shown=DEFAULT_USER
     )
-    """The account of the workers, if the master is root; else None."""
+    """The account that workers run as; used only if the master is root."""
 
     worker_processes: int = directive(processes, default=1, contexts="main")
     """How many workers serve clients."""
@@ -248,13 +248,13 @@ class MainSettings(Settings):
     """The CPUs that each worker may run on."""
 
     worker_rlimit_nofile: int | None = directive(number, default=None, contexts="main")
-    """Open files that a worker may have."""
+    """How many files a worker may have open."""
 
     worker_rlimit_core: int | None = directive(offset, default=None, contexts="main")
     """Size of a worker's core file, in bytes."""
 
     worker_shutdown_timeout: float = directive(duration, default=0.0, contexts="main")
-    """Seconds that sessions of a leaving worker may go on; 0: without limit."""
+    """How long sessions of a leaving worker may go on, in seconds; 0: no limit."""
 
     daemon: bool = directive(flag, default=True, contexts="main")
     """Whether to go into the background."""
@@ -263,7 +263,7 @@ class MainSettings(Settings):
     """Whether workers have processes of their own."""
 
     pid: str | None = directive(pid, default="", contexts="main", shown="/run/NAME.pid")
-    """The file with the number of the master; none with ``off``."""
+    """The file with the master's process id; ``off`` for none."""
 
     lock_file: str = directive(
         in_prefix, default="", contexts="main", accepted=True, shown="logs/nginx.lock"
@@ -276,12 +276,12 @@ class MainSettings(Settings):
     env: tuple[tuple[str, str | None], ...] = directive(
         env, default=(), contexts="main", repeats="add", shown="TZ"
     )
-    """Environment variables that workers keep, or are given."""
+    """Environment variables that workers keep or get."""
 
     error_log: tuple[ErrorLog, ...] = directive(
         error_log, default=(), contexts="main", repeats="add", shown="the start-up log"
     )
-    """Where messages of the processes go, and of sessions without a log of their own."""
+    """The log of the processes, and of sessions whose server has no log of its own."""
 
     timer_resolution: float = directive(
         duration, default=0.0, contexts="main", accepted=True
@@ -302,7 +302,7 @@ class MainSettings(Settings):
     """Accepted; nothing in mail uses thread pools."""
 
     ssl_engine: str = directive(engine, default="", contexts="main")
-    """An engine of OpenSSL (before 4.0) that does what it can do, for all of TLS."""
+    """An OpenSSL engine (before 4.0), used in TLS for everything that it supports."""
 
     ssl_object_cache_inheritable: bool = directive(
         flag, default=True, contexts="main", accepted=True
@@ -346,7 +346,7 @@ class MainSettings(Settings):
 
     @classmethod
     def make(cls, block: Block, reading: Reading) -> Self:
-        """The settings of the main context; what depends on the machine is filled in.
+        """Make the settings of the main context, with defaults that depend on the machine.
 
         Raises:
           ConfigError: the master is root, and there is no account for workers.
@@ -415,7 +415,7 @@ class EventsSettings(Settings):
     """Accepted; workers accept in parallel."""
 
     accept_mutex_delay: float = directive(duration, default=0.5, contexts="events")
-    """Seconds for which accepting pauses when there are no descriptors left."""
+    """How long accepting pauses when there are no descriptors left, in seconds."""
 
     debug_connection: tuple[IPNetwork | str, ...] = directive(
         clients, default=(), contexts="events", repeats="add", shown=""
@@ -468,7 +468,7 @@ class EventsSettings(Settings):
 
     @classmethod
     def make(cls, block: Block, reading: Reading) -> Self:
-        """The settings of the events context, old names taken for the new."""
+        """Make the settings of the events context, with old names replaced by new ones."""
         settings = super().make(block, reading)
         if "connections" in block.given:
             settings = replace(settings, worker_connections=settings.connections)

@@ -1,9 +1,9 @@
 """Signals: which are handled, who sent them, and waiting for them.
 
-All of them stay blocked from the start to the end of every process of ours. No
-handler ever runs: the master waits for the next signal in one place (`wait`), a
-worker reads them from a descriptor (`SignalDescriptor`). Both learn who sent a signal,
-which nginx's log lines tell and which a handler in Python would not know.
+All of them stay blocked from start to end in each of our processes. No handler ever
+runs: the master waits for the next signal in one place (`wait`), and a worker reads
+them from a descriptor (`SignalDescriptor`). Both learn the sender of a signal, which
+nginx's log lines show and a handler in Python would not know.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ HANDLED = (
     signal.SIGIO,
     signal.SIGALRM,
 )
-"""SIGCHLD: a process ended. SIGIO: a worker said something to the master. SIGALRM:
-nothing, but nginx is not killed by it either."""
+"""SIGCHLD: a process ended. SIGIO: a worker sent the master a message. SIGALRM has no
+effect, but nginx is not killed by it either."""
 
 _INFO_SIZE = 128
 """Size of `struct signalfd_siginfo`, signalfd(2)."""
@@ -42,7 +42,7 @@ class Received:
 
     number: Signals
     sender: int = 0
-    """Process that sent it, 0 if the kernel did."""
+    """The process that sent it; 0 if the kernel did."""
 
     def text(self, action: str = "") -> str:
         """The log line: ``signal 1 (SIGHUP) received from 7, reconfiguring``."""
@@ -52,10 +52,10 @@ class Received:
 
 
 def block() -> None:
-    """Have signals wait until they are asked for.
+    """Block the handled signals, so that they stay pending until they are waited for.
 
-    A disposition "ignore" would be inherited from whoever started us, and with it
-    the ends of our children would be lost (wait(2), on SIGCHLD).
+    SIGCHLD gets its default disposition: if we inherited "ignore", the ends of our
+    children would be lost (wait(2)).
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -71,7 +71,7 @@ def unblock() -> None:
 def wait(
     timeout: float | None, signals: Collection[Signals] = HANDLED
 ) -> Received | None:
-    """The next of `signals`, or None after `timeout` seconds (None: no limit)."""
+    """Wait for the next of `signals`; None after `timeout` seconds (None: no limit)."""
     if timeout is None:
         info = signal.sigwaitinfo(signals)
     else:
@@ -83,9 +83,9 @@ def wait(
 
 
 class SignalDescriptor:
-    """Blocked signals, to be read like a file (signalfd(2)); wait for it to be readable.
+    """A descriptor from which blocked signals are read once it is readable (signalfd(2)).
 
-    Python offers no signalfd of its own, hence the call to libc.
+    Python has no signalfd, hence the call to libc.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class SignalDescriptor:
         return self._fd
 
     def read(self) -> list[Received]:
-        """The signals that have arrived, possibly none."""
+        """Read the signals that have arrived, possibly none."""
         try:
             data = os.read(self._fd, 16 * _INFO_SIZE)
         except BlockingIOError:

@@ -1,8 +1,8 @@
 """From a configuration to a running program, in nginx's order.
 
-Logs and ports are opened first, with full rights and in the foreground; only then
-the program goes into the background, and writes its pid file there. The command
-returns when all that is done, with a code that says how it went.
+Logs and ports are opened first, with full rights and in the foreground. Only then does
+the program go into the background, where it writes its pid file. The command returns
+after all that, with an exit code for the outcome.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
 
 Load = Callable[[Logger], Configuration]
-"""Reads the configuration; raises GenerationError after it logged what is wrong."""
+"""Reads the configuration; logs what is wrong and raises GenerationError."""
 
 
 def run(options: Options, load: Load, startup: Logs) -> int:
     """Start, and serve until told to stop; returns the exit code.
 
     Args:
-      startup: the log that there is before the configuration names its own.
+      startup: the log that is used until the configuration's own are open.
     """
     if sys.platform != "linux":
         startup.main.emerg(
@@ -96,10 +96,10 @@ def run(options: Options, load: Load, startup: Logs) -> int:
 
 
 def _settle_down(born: Generation, *, daemon: bool) -> Foreground | None:
-    """Go where the program stays: the background, its pid file, its log.
+    """Go into the background, write the pid file, and send stderr to the log.
 
     Raises:
-      GenerationError: that is not possible, as the log says.
+      GenerationError: one of these failed; the reason is in the log.
     """
     foreground = None
     try:
@@ -120,16 +120,16 @@ def _settle_down(born: Generation, *, daemon: bool) -> Foreground | None:
 
 @dataclass(frozen=True)
 class _Home:
-    """What a process keeps over all generations."""
+    """What a process keeps across generations."""
 
     options: Options
     started_with: Mapping[str, str]
-    """The environment."""
+    """The environment of the start."""
     notify: Notify
     foreground: Foreground | None
     children: Children
     reader: Reader
-    """Of the configuration, at a reload."""
+    """Reads the configuration at a reload."""
 
     def release(self, code: int) -> None:
         """Let the command that started us return."""
@@ -143,7 +143,7 @@ class _Home:
         slot: int,
         orders: socket.socket,
     ) -> int:
-        """Be a worker, from the fork to the exit code."""
+        """Run as a worker, from the fork to the exit code."""
         log = born.log
         retitle = partial(set_title, self.options.name)
         retitle("worker process")
@@ -173,7 +173,7 @@ class _Home:
 
 
 def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
-    """Be the master."""
+    """Run as the master; returns the exit code."""
     options = home.options
     set_title(options.name, " ".join(("master process", *options.argv)))
 
@@ -214,7 +214,7 @@ def _read(options: Options, load: Load, log: Logger) -> None:
 
 
 def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
-    """Be master and worker in one (`master_process off`)."""
+    """Run as master and worker in one (`master_process off`); returns the exit code."""
     if home.notify.watchdog is not None:
         born.log.warn('a watchdog of systemd needs "master_process on"')
     alone = Alone(

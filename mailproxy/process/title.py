@@ -6,8 +6,8 @@ import os
 
 import setproctitle
 
-# It finds the place for titles, which the kernel has put in front of the
-# environment, by the first variable there: before anybody takes that one away.
+# It finds the memory for titles, which lies before the environment, by the first
+# variable there, so it must run before that variable is removed.
 setproctitle.getproctitle()
 
 
@@ -18,5 +18,5 @@ def set_title(name: str, title: str) -> None:
     """
     readable = os.fsencode(title).decode("utf-8", "replace")
     setproctitle.setproctitle(f"{name}: {readable}")
-    # The call above has put the beginning of the title there.
+    # The call above has set the command's name to the beginning of the title.
     setproctitle.setthreadtitle(name)

@@ -1,9 +1,9 @@
 """The binary upgrade (USR2): listening sockets go from one program to the next.
 
-The old master renames its pid file and executes what now lies at the path it was
-itself started from, with the same arguments and the numbers of its listening
-sockets in the environment. nginx, Angie and freenginx do the same, so that each of
-them can follow, or precede, mailproxy.
+The old master renames its pid file and executes the program at the path it was itself
+started from, with the same arguments and the numbers of its listening sockets in the
+environment. nginx, Angie and freenginx do the same, so each of them can replace
+mailproxy, or be replaced by it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mailproxy.process.generation import Generation
 from mailproxy.process.privileges import environment
 
 VARIABLES = ("NGINX", "ANGIE")
-"""Where the numbers are looked for; a new binary gets both."""
+"""The variables that may hold the numbers; a new binary gets both."""
 
 _SPARE = "X" * 300
-"""Room for the title of the new process, which lies where the environment does."""
+"""Room for the title of the new process, which is stored over its environment."""
 
 
 def inherited(variables: MutableMapping[str, str], log: Logger) -> list[int] | None:
-    """The descriptors that an old master left us; None if there is no such master.
+    """The descriptors inherited from an old master; None if there is no such master.
 
     The variables are removed: a program that we start must not take them for its own.
     """
@@ -93,8 +93,8 @@ class Successor:
         start: the environment that it was called in.
         extra: variables for the successor only.
         """
-        # Called by its name, a script is what the operator has replaced; called as
-        # `python -m mailproxy` it is no program, only Python can be called again.
+        # A script called by its name is what the operator has replaced. What was
+        # called as `python -m mailproxy` is not executable, so Python is called again.
         script = os.access(argv[0], os.X_OK)
         self.path = argv[0] if script else sys.executable
         self._arguments = list(argv) if script else sys.orig_argv
@@ -103,7 +103,7 @@ class Successor:
         self._children = children
 
     def start(self, generation: Generation) -> int | None:
-        """Execute it; returns its pid, or None if it cannot be done (it is logged)."""
+        """Execute it; returns its pid, or None, with the reason in the log, if it fails."""
         log, pid_path = generation.log, generation.main.pid
         what = f'new binary process "{self.path}"'
         if not self._rename(log, pid_path, "", f"before executing {what}"):
@@ -134,7 +134,7 @@ class Successor:
         return pid
 
     def gone(self, generation: Generation) -> None:
-        """The program has ended: the pid file is ours again."""
+        """Take the pid file back after the program has ended."""
         when = f'after the new binary process "{self.path}" exited'
         self._rename(generation.log, generation.main.pid, pidfile.OLDBIN, when)
 

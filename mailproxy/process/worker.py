@@ -4,9 +4,9 @@
       serving    ends when the last listener has no session left
         listener   accepting, and its sessions (see `accepting`)
 
-Leaving means: stop accepting, and wait for the sessions, those that are relayed no
-longer than `worker_shutdown_timeout`. Stopping means: cancel `serving`. Sessions end
-before the relay and the engine do, which they need to end.
+To leave is to stop accepting and wait for the sessions, but not longer than
+`worker_shutdown_timeout` for relayed ones. To stop is to cancel `serving`. Sessions end
+before the relay and the engine, which they need in order to end.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Worker:
     """Serves clients until it is told to leave.
 
     Args:
-      configuration: whose servers the clients come to.
+      configuration: has the servers that clients connect to.
       listeners: the sockets to accept from; they stay open.
-      logs: of the configuration; open.
-      hosted: what it does besides (see `worker_services`).
+      logs: the open logs of the configuration.
+      hosted: the services to run (see `worker_services`).
       retitle: sets the process title.
 
     Attributes:
-      network: how its sessions reach the world.
-      told_to_leave: is set when it accepts no more clients.
+      network: what its sessions need to reach clients, backends and auth sources.
+      told_to_leave: is set once it no longer accepts clients.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Worker:
 
     @property
     def leaving(self) -> bool:
-        """Whether it accepts no more clients."""
+        """Whether it has stopped accepting clients."""
         return self.told_to_leave.is_set()
 
     # Life
@@ -102,7 +102,7 @@ class Worker:
         return code
 
     async def serve(self) -> int:
-        """What `run` runs: from accepting to the end of the last session.
+        """Serve in trio's loop, from accepting to the end of the last session.
 
         Returns the exit code: 0, or 1 if a vital service failed.
         """
@@ -112,7 +112,7 @@ class Worker:
                     async with trio.open_nursery() as self._nursery:
                         for loop in self._loops:
                             self._nursery.start_soon(loop.run)
-                        # Without a listener, too, it stays until it is told to leave.
+                        # Even without a listener it stays until it is told to leave.
                         await self.told_to_leave.wait()
                 self.log.notice("exiting")
         return self._exit_code
@@ -135,12 +135,12 @@ class Worker:
         self._serving.cancel()
 
     def fail(self) -> None:
-        """Close everything at once, because something vital is broken."""
+        """Close everything at once, because a vital service failed."""
         self._exit_code = 1
         self.stop()
 
     def leave(self) -> None:
-        """Stop accepting; go when the last session is over."""
+        """Stop accepting, and exit when the last session is over."""
         if self.leaving:
             return
         self.log.notice("gracefully shutting down")
@@ -165,9 +165,9 @@ class Worker:
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
     ) -> None:
-        """From now on accept for another configuration; sessions keep theirs.
+        """Accept for another configuration from now on; sessions keep theirs.
 
-        The logs of the configuration so far are closed when no session needs them.
+        The logs of the old configuration are closed once no session needs them.
         """
         replaced, old_logs = self._loops, self._logs
         for old in replaced:

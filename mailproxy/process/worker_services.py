@@ -1,4 +1,4 @@
-"""What a worker does beside its sessions: one class each, and the lists of them."""
+"""The services of workers: a class for each, and the lists of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mailproxy.process.worker import Worker
 
 Reconfigure = Callable[["Worker"], Awaitable[None]]
-"""What a HUP leads to without a master: it calls `Worker.serve_instead`."""
+"""Reloads without a master, at a HUP; calls `Worker.serve_instead`."""
 
 
 def of_worker(orders: socket.socket) -> list[Service]:
@@ -48,7 +48,7 @@ def _of_any() -> list[Service]:
 
 
 class EngineRounds(Service):
-    """Waits for all sockets; without it nothing moves."""
+    """Waits for all sockets; without it no session can go on."""
 
     name = "engine"
     vital = True
@@ -76,7 +76,7 @@ class IdleTimeouts(Service):
 
 
 class ShutdownTimeout(Service):
-    """Ends what is relayed still, `worker_shutdown_timeout` after leaving began."""
+    """Ends relayed sessions `worker_shutdown_timeout` after the worker began to leave."""
 
     name = "shutdown timeout"
 
@@ -89,7 +89,7 @@ class ShutdownTimeout(Service):
 
 
 class Reloads(Service):
-    """Reloads when asked, and once more if asked again meanwhile."""
+    """Reloads on request, and once more if it was requested again meanwhile."""
 
     name = "reload"
 
@@ -110,10 +110,10 @@ class Reloads(Service):
 
 
 class Orders(Service):
-    """Does what the master says.
+    """Obeys the master's orders.
 
     Args:
-      line: non-blocking; it stays open.
+      line: the non-blocking line to the master; it stays open.
     """
 
     name = "orders"
@@ -137,7 +137,7 @@ class Orders(Service):
             wire.close()
 
     async def _receive(self, wire: PacketWire) -> bytes | None:
-        """The next frame; None without a master: as in nginx, workers outlive it."""
+        """Return the next frame; None if the master is gone, which workers outlive."""
         try:
             return await wire.receive(MAX_FRAME + 1)
         except OSError:
@@ -161,10 +161,10 @@ class Orders(Service):
 
 
 class Signals(Service):
-    """Does what signals say that were sent to this very process.
+    """Obeys signals that were sent to this very process.
 
     Args:
-      reloads: does what a HUP asks for; with a master, workers ignore it.
+      reloads: obeys HUP; None with a master, whose workers ignore that signal.
     """
 
     name = "signals"

@@ -1,9 +1,8 @@
-"""The workers as the master sees them: which run, leave, or are to be replaced.
+"""The workers as the master sees them: which run, leave, or must be replaced.
 
 A worker that ends without an order is replaced: at once if it had run for a while,
-later each time if workers end right after their start, and never if it ended with the
-code FATAL. Workers are asked now and then whether they are alive, and a stuck one is
-killed.
+after longer and longer pauses if workers end right after their start, and never if it
+ended with the code FATAL. The master pings workers regularly, and kills stuck ones.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from mailproxy.process.children import FATAL, End, Heard, SpawnError
 from mailproxy.process.generation import Generation
 from mailproxy.process.messages import Complaints, Order
 
-HEALTHY = 10.0
-"""Seconds after which the end of a worker is not blamed on its start."""
+MIN_HEALTHY = 10.0
+"""Seconds that a worker must have run for its end not to be blamed on its start."""
 MAX_RESPAWN_DELAY = 32
-"""Seconds between the starts, at most, of workers that end right after them."""
-PATIENCE = 60.0
+"""The longest pause, in seconds, before a worker is started again."""
+MAX_SILENCE = 60.0
 """Seconds without an answer after which a worker counts as stuck."""
 FIRST_STOP_DELAY = 0.05
-"""Seconds until a stop order is repeated; then twice as long, and so on …"""
+"""Seconds until a stop order is repeated; doubled each time."""
 MAX_STOP_DELAY = 1.0
-"""… and once it is longer than this, SIGKILL follows: three seconds in all."""
+"""Once the delay is longer than this, SIGKILL is sent: after three seconds in all."""
 MAX_PROCESSES = 1024
-"""As many processes as nginx can have (NGX_MAX_PROCESSES)."""
+"""The number of processes that nginx can have (NGX_MAX_PROCESSES)."""
 
 _NAME = "worker process"
 
@@ -49,8 +48,8 @@ class Processes(Protocol):
 
 
 Work = Callable[[Generation, Generation | None, int, socket.socket], int]
-"""Be a worker of a generation, of another one that is still open (on reload), in a
-slot, with the line to the master; returns the exit code."""
+"""Runs as a worker and returns the exit code. Takes the generation, the outgoing one if
+that is still open (at a reload), the slot, and the line to the master."""
 
 
 @dataclass(slots=True)
@@ -62,26 +61,26 @@ class WorkerProcess:
     generation: Generation
     started: float
     died_young: int
-    """How many in a row before it, in its slot, ended right after their start."""
+    """How many workers in a row before it, in its slot, ended right after their start."""
     up: bool = False
     """It has answered a ping."""
     leaving: bool = False
     """It was ordered to leave, and is not replaced."""
     asked: float | None = None
-    """Since when an answer is due."""
+    """When it was pinged, in seconds of the clock; None if no answer is due."""
     complaints: Complaints = field(kw_only=True)
-    """About its messages."""
+    """Limits the log lines about its invalid messages."""
 
 
 class Workers:
     """All workers of all generations.
 
     Attributes:
-      generation: that of the workers to be started.
-      outgoing: the one it replaces, while that is not decided.
+      generation: the generation of workers to be started.
+      outgoing: the one that it is replacing, until that is decided.
       failed: a worker of `generation` could not be started, or ended before it came
         up.
-      ever_up: some worker once came up.
+      ever_up: a worker has come up at some time.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Workers:
         work: Work,
         processes: Processes,
         clock: Callable[[], float],
-        patience: float = PATIENCE,
+        patience: float = MAX_SILENCE,
     ) -> None:
         self.generation = generation
         self.outgoing: Generation | None = None
@@ -117,7 +116,7 @@ class Workers:
 
     @property
     def any_up(self) -> bool:
-        """Whether some worker of the current generation has answered, and is to stay."""
+        """Whether a worker of the current generation has answered and is not leaving."""
         return any(each.up for each in self._all.values() if self._current(each))
 
     @property
@@ -130,17 +129,17 @@ class Workers:
     # Start
 
     def start(self) -> None:
-        """Say that the current generation starts, and start it."""
+        """Log that the current generation starts, and start its workers."""
         self._log.notice("start worker processes")
         self.failed = False
-        gc.collect()  # what is garbage now, every worker would carry along
+        gc.collect()  # each worker would inherit the garbage
         self.fill()
 
     def fill(self) -> None:
         """Start a worker in each slot that has none of the current generation.
 
-        One that cannot be started is tried again later, unless another generation is
-        still there to go back to: then a generation is complete or has `failed`.
+        One that cannot be started is tried again later, unless there is an outgoing
+        generation to go back to: then the generation has `failed`.
         """
         self._respawns.clear()
         manned = {each.slot for each in self._all.values() if self._current(each)}
@@ -188,7 +187,7 @@ class Workers:
     # End
 
     def bury(self, end: End, *, replace: bool) -> bool:
-        """Note that a process has ended; False if it was no worker."""
+        """Note that a process has ended; returns False if it was not a worker."""
         worker = self._all.pop(end.pid, None)
         if worker is None:
             return False
@@ -204,8 +203,8 @@ class Workers:
                 f"{_NAME} {end.pid} exited with fatal code {FATAL}"
                 " and cannot be respawned"
             )
-        elif self.outgoing is None:  # else `fill` follows, whatever is decided
-            young = self._clock() - worker.started < HEALTHY
+        elif self.outgoing is None:  # otherwise `fill` follows
+            young = self._clock() - worker.started < MIN_HEALTHY
             died_young = worker.died_young + 1 if young else 0
             if died_young > 1:
                 delay = self._start_later(worker.slot, died_young)
@@ -256,7 +255,7 @@ class Workers:
     # Time
 
     def hear(self) -> None:
-        """Take in what workers have said."""
+        """Read the messages of all workers."""
         self._unheard = False
         for worker in self._all.values():
             heard = self._processes.hear(worker.pid)
@@ -277,7 +276,7 @@ class Workers:
         return max(min(due) - self._clock(), 0.0)
 
     def catch_up(self) -> bool:
-        """Do what has become due; True if it looked for stuck workers."""
+        """Do what has become due; returns whether it looked for stuck workers."""
         if self._unheard:
             self.hear()
         now = self._clock()
@@ -313,7 +312,7 @@ class Workers:
                     f" for {now - worker.asked:.0f} s, killing it"
                 )
                 self._kill(worker, signal.SIGKILL)
-                worker.asked = now  # it may take its time to die, too
+                worker.asked = now  # it may take a while to die
 
     def _ask(self, worker: WorkerProcess) -> None:
         if self._processes.tell(worker.pid, Order.PING):

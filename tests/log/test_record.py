@@ -19,7 +19,7 @@ from mailproxy.log import (
     SessionInfo,
     escape,
 )
-from mailproxy.log.record import LINE_LIMIT, Connected
+from mailproxy.log.record import MAX_LINE, Connected
 
 TIMED_OUT = OSError(110, "whatever the exception says")
 
@@ -192,7 +192,7 @@ def test_a_long_message_is_cut_and_its_context_stays() -> None:
         INFO, 'sent "%s"', ("\x01" * 3000,), TIMED_OUT, context(login=b"tim")
     )
     line = record.text_line()
-    assert LINE_LIMIT - 8 < len(line) <= LINE_LIMIT
+    assert MAX_LINE - 8 < len(line) <= MAX_LINE
     assert line.endswith(
         b'\\x01" (110: Connection timed out) while in auth state, client: 192.0.2.1,'
         b' server: 127.0.0.1:143, login: "tim"\n'
@@ -222,9 +222,9 @@ def test_no_line_is_longer_than_nginxs(
         (message * 3,),
         context=context(login=login, upstream=upstream),
     )
-    assert len(record.text_line()) <= LINE_LIMIT
+    assert len(record.text_line()) <= MAX_LINE
     line = record.json_line()
-    assert len(line) <= LINE_LIMIT
+    assert len(line) <= MAX_LINE
     json.loads(line)
 
 
@@ -283,7 +283,7 @@ def test_json_escapes_are_angies() -> None:
 def test_json_that_is_too_long_says_so() -> None:
     record = Record(INFO, "%s", ("\x01é" * 3000,), context=context(tags=("t",)))
     line = record.json_line()
-    assert LINE_LIMIT - 8 < len(line) <= LINE_LIMIT
+    assert MAX_LINE - 8 < len(line) <= MAX_LINE
     parsed = json.loads(line)
     assert parsed["truncated"] is True
     assert parsed["mail"]["client"] == "192.0.2.1:4711"

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from mailproxy.log.record import LINE_LIMIT
+from mailproxy.log.record import MAX_LINE
 from mailproxy.mail.commands import too_long_command
 from tests.play import Stage, load_server, play
 
@@ -115,4 +115,4 @@ def test_a_long_command_leaves_room_for_the_advice(octet: str) -> None:
     assert (
         '..." (increase imap_client_buffer to 8k) while in auth state, client: ' in said
     )
-    assert len(said) < LINE_LIMIT
+    assert len(said) < MAX_LINE

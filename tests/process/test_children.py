@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy.process import signals
-from mailproxy.process.children import MESSAGES_IN_A_ROW, Children, End, Heard
+from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW, Children, End, Heard
 from mailproxy.process.messages import MAX_FRAME, Order, read_order, write_order
 from tests.processes import PATIENCE, wait_for
 
@@ -134,7 +134,7 @@ def test_worker_that_floods_is_heard_in_pieces(children: Children) -> None:
     """However much it says, the master has its turn between the pieces."""
 
     def work(orders: socket.socket) -> int:
-        for _ in range(2 * MESSAGES_IN_A_ROW):
+        for _ in range(2 * MAX_MESSAGES_IN_A_ROW):
             orders.send(b"x")
         orders.send(ALIVE)
         return 0

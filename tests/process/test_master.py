@@ -19,7 +19,7 @@ from signal import (
 
 import pytest
 
-from mailproxy.process.children import MESSAGES_IN_A_ROW
+from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW
 from mailproxy.process.settings import MainSettings
 from tests.process.world import NEW_BINARY, PROGRAM, Story, World
 
@@ -357,7 +357,7 @@ class TestWatchdog:
 
         def story(world: World) -> Story:
             world.log()
-            world.invalid = {101: 9 * MESSAGES_IN_A_ROW + 1}
+            world.invalid = {101: 9 * MAX_MESSAGES_IN_A_ROW + 1}
             yield SIGIO
             yield SIGUSR1
             assert world.invalid[101] > 0

@@ -23,7 +23,7 @@ from pathlib import Path
 from mailproxy.log import NOTICE, ErrorLog, Logger, open_logs
 from mailproxy.log.directive import File
 from mailproxy.outside import Findings
-from mailproxy.process.children import MESSAGES_IN_A_ROW, End, Heard, SpawnError
+from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW, End, Heard, SpawnError
 from mailproxy.process.configuration import Configuration, Messages
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.master import Master, Origin, Pause
@@ -246,7 +246,7 @@ class World:
 
     def hear(self, pid: int) -> Heard:
         waiting = self.invalid.get(pid, 0)
-        taken = min(waiting, MESSAGES_IN_A_ROW)
+        taken = min(waiting, MAX_MESSAGES_IN_A_ROW)
         self.invalid[pid] = waiting - taken
         alive = pid in self._answered
         if self.prompt and pid in self._pinged - self.mute:
@@ -254,7 +254,9 @@ class World:
             alive = True
         else:
             self._answered.discard(pid)
-        return Heard(alive=alive, invalid=taken > 0, more=taken == MESSAGES_IN_A_ROW)
+        return Heard(
+            alive=alive, invalid=taken > 0, more=taken == MAX_MESSAGES_IN_A_ROW
+        )
 
     def kill(self, pid: int, number: int) -> None:
         self.killed.append(f"{pid} {number}")

@@ -31,8 +31,8 @@ Use = tuple[str, re.Pattern[str] | re.Pattern[bytes], str]
 PEERS = {
     "log.record._UNSAFE": "client_buffer, proxy_buffer, MAX_HEADER: what they held",
     "log.record._CONTROL": "the same",
-    "log.record._HALF_ESCAPE": "_PROPERTY_LIMIT",
-    "log.record._BROKEN_END": "LINE_LIMIT",
+    "log.record._HALF_ESCAPE": "_MAX_PROPERTY",
+    "log.record._BROKEN_END": "MAX_LINE",
     "auth.http_answer._HEADER": "MAX_HEADER",
     "auth.http_answer._HEADERS": "MAX_HEADER",
     "auth.http_answer._MUTE_STATUS": "MAX_HEADER",
