@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGHUP, SIGQUIT
@@ -302,3 +303,45 @@ def _inode(port: int) -> str:
         if fields[1] == local and fields[3] == "0A":
             return fields[9]
     raise AssertionError(f"nobody listens on {port}")
+
+
+class TestWithFewDescriptors:
+    """Workers of a new configuration may have too few descriptors to work."""
+
+    def test_old_workers_leave_only_for_such_as_serve(self, site: Site) -> None:
+        """However many there are: clients are served, and the log says what lacks."""
+        pid = site.start()
+        outcomes = []
+        for count in range(9, 41):
+            before = site.workers
+            site.configure(main=f"worker_rlimit_nofile {count};")
+            site.forget_log()
+            site.signal(SIGHUP)
+            site.wait_for(lambda: _outcome(site) is not None, f"the end with {count}")
+            outcomes.append(_outcome(site))
+            if outcomes[-1] == FAILED:
+                site.wait_for(lambda: site.workers == before, "the old workers")  # noqa: B023
+                assert all(SHORT.fullmatch(line) for line in site.log("emerg"))
+            else:
+                assert len(site.workers) == 2
+                site.no_complaints()
+            with Client(site.port) as client:
+                assert client.ask(b"a NOOP").startswith(b"a OK")
+        assert site.pid == pid
+        assert outcomes == sorted(outcomes), "what is enough stays enough"
+        assert {*outcomes} == {FAILED, RELOADED}
+
+
+FAILED = "emerg: nothing is changed"
+SHORT = re.compile(
+    r"\w+(\.run)?\(\) failed \(24: Too many open files\)"
+    r"|new worker processes do not start, nothing is changed"
+)
+
+
+def _outcome(site: Site) -> str | None:
+    """How a reload has ended; None: it has not."""
+    if any("nothing is changed" in line for line in site.log("emerg")):
+        return FAILED
+    ended = [line for line in site.log() if line.endswith(RELOADED)]
+    return RELOADED if len(ended) == 2 else None
