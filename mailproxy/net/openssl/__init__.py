@@ -25,6 +25,7 @@ nginx's texts for what goes wrong; the other functions tell about a handshake. W
 and for Pythons that carry OpenSSL inside, so that its functions cannot be called:
 
     portable.py      PortableBuilder: contexts made with `ssl` alone
+    portable_files.py  the files for it
     plain.py         these contexts, their connections
     hello.py         what a client says before anything is encrypted
 """
