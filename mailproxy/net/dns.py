@@ -129,13 +129,16 @@ class Resolver:
         return Answer(codes[0] if codes else NOT_FOUND)
 
     async def _find(self, question: Question) -> Answer:
-        """An answer with values or with a code."""
+        """An answer with values or with a code.
+
+        More aliases than are followed are a failure that may pass: the name may be there.
+        """
         for _ in range(MAX_ALIASES):
             answer = await self._look_up(question)
             if answer.code or answer.values:
                 return answer
             question = Question(question.kind, answer.alias)
-        return Answer(NOT_FOUND)
+        return Answer(SERVER_FAILURE)
 
     async def _look_up(self, question: Question) -> Answer:
         """One question: from memory, from who asks it already, or from a server."""

@@ -255,7 +255,9 @@ class _Records:
         followed = 0
         while name not in self._found and name in self._aliases:
             if followed == MAX_ALIASES:
-                return Answer(NOT_FOUND)
+                return Answer(
+                    SERVER_FAILURE
+                )  # a limit of ours, and no word of the zone
             followed += 1
             place = self._aliases[name]
             name, ttl = self._read_target(place), min(ttl, place.ttl)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from mailproxy.net import dns_messages
 from mailproxy.net.dns_messages import (
+    MAX_ALIASES,
     MAX_RECORDS,
     NOT_FOUND,
     REFUSED,
@@ -158,7 +159,7 @@ def test_no_host_names(name: bytes) -> None:
         (A, ["60 CNAME x.example.", "X.Example. 9 A 192.0.2.1"], Answer(0, (b"\xc0\0\2\1",), 9)),
         (A, ["60 CNAME x.example."], Answer(0, (), 60, alias=b"\1x\7example\0")),
         (A, ["60 CNAME x.example.", "x.example. 9 CNAME y."], Answer(0, (), 9, alias=b"\1y\0")),
-        (A, ["60 CNAME m.example."], Answer(NOT_FOUND)),
+        (A, ["60 CNAME m.example."], Answer(SERVER_FAILURE)),
         (A, ["60 AAAA ::1"], None),
         (A, [], Answer(NOT_FOUND)),
         (AAAA, ["60 AAAA 2001:db8::1"], Answer(0, (packed(ip_address("2001:db8::1")),), 60)),
@@ -168,6 +169,22 @@ def test_no_host_names(name: bytes) -> None:
 )  # fmt: skip
 def test_answers(question: Question, records: list[str], answer: Answer | None) -> None:
     assert read_answer(question, answer_to(question, *records)) == answer
+
+
+@pytest.mark.parametrize(
+    ("aliases", "answer"),
+    [
+        (MAX_ALIASES, Answer(0, (b"\xc0\0\2\1",), 60)),
+        (MAX_ALIASES + 1, Answer(SERVER_FAILURE)),
+    ],
+)
+def test_more_aliases_than_are_followed_are_a_failure_that_may_pass(
+    aliases: int, answer: Answer
+) -> None:
+    """The name may have addresses; only we do not look so far."""
+    chain = [f"{n}.x. 60 CNAME {n + 1}.x." for n in range(1, aliases)]
+    records = ["60 CNAME 1.x.", *chain, f"{aliases}.x. 60 A 192.0.2.1"]
+    assert read_answer(A, answer_to(A, *records)) == answer
 
 
 @pytest.mark.parametrize("code", range(16))
