@@ -131,13 +131,18 @@ class Resolver:
     async def _find(self, question: Question) -> Answer:
         """An answer with values or with a code.
 
-        More aliases than are followed are a failure that may pass: the name may be there.
+        Aliases that lead back to themselves name nothing, as in nginx. More than are
+        followed are a failure that may pass: the name may be there.
         """
-        for _ in range(MAX_ALIASES):
+        asked: set[Question] = set()
+        while len(asked) < MAX_ALIASES:
+            asked.add(question)
             answer = await self._look_up(question)
             if answer.code or answer.values:
                 return answer
             question = Question(question.kind, answer.alias)
+            if question in asked:
+                return Answer(NOT_FOUND)
         return Answer(SERVER_FAILURE)
 
     async def _look_up(self, question: Question) -> Answer:

@@ -252,13 +252,15 @@ class _Records:
     def conclude(self) -> Answer | None:
         """Follow the aliases from the question to its answer, in whichever order."""
         name, ttl = self._question.name, (1 << 31) - 1
-        followed = 0
+        followed: set[bytes] = set()
         while name not in self._found and name in self._aliases:
-            if followed == MAX_ALIASES:
+            if name in followed:
+                return Answer(NOT_FOUND)  # they lead back to themselves
+            if len(followed) == MAX_ALIASES:
                 return Answer(
                     SERVER_FAILURE
                 )  # a limit of ours, and no word of the zone
-            followed += 1
+            followed.add(name)
             place = self._aliases[name]
             name, ttl = self._read_target(place), min(ttl, place.ttl)
         places = self._found.get(name)

@@ -311,14 +311,14 @@ class TestWithFewDescriptors:
     def test_old_workers_leave_only_for_such_as_serve(self, site: Site) -> None:
         """However many there are: clients are served, and the log says what lacks."""
         pid = site.start()
-        outcomes = []
+        outcomes: list[str] = []
         for count in range(9, 41):
             before = site.workers
             site.configure(main=f"worker_rlimit_nofile {count};")
             site.forget_log()
             site.signal(SIGHUP)
             site.wait_for(lambda: _outcome(site) is not None, f"the end with {count}")
-            outcomes.append(_outcome(site))
+            outcomes.append(_outcome(site) or "")
             if outcomes[-1] == FAILED:
                 site.wait_for(lambda: site.workers == before, "the old workers")  # noqa: B023
                 assert all(SHORT.fullmatch(line) for line in site.log("emerg"))
