@@ -257,9 +257,8 @@ class _Records:
             if name in followed:
                 return Answer(NOT_FOUND)  # they lead back to themselves
             if len(followed) == MAX_ALIASES:
-                return Answer(
-                    SERVER_FAILURE
-                )  # a limit of ours, and no word of the zone
+                # A limit of ours, and no word of the zone.
+                return Answer(SERVER_FAILURE)
             followed.add(name)
             place = self._aliases[name]
             name, ttl = self._read_target(place), min(ttl, place.ttl)
