@@ -1,6 +1,35 @@
-"""The exceptions that end a session: each says who failed; `mail.session` catches them."""
+"""The exceptions that end a session: each says who failed; `mail.session` catches them.
+
+And `StartError`: why a worker could not begin.
+"""
+
+import contextlib
+from collections.abc import Iterator
 
 from mailproxy.frozen import Frozen
+
+
+class StartError(Frozen, Exception):
+    """A worker lacks what it needs before it can serve anybody.
+
+    Attributes:
+      call: the call that failed, as in ``signalfd()``.
+      error: how it failed.
+    """
+
+    def __init__(self, call: str, error: OSError) -> None:
+        super().__init__(f"{call} failed")
+        self.call = call
+        self.error = error
+
+
+@contextlib.contextmanager
+def needed(call: str) -> Iterator[None]:
+    """Turn a system error of the block, which does `call`, into a `StartError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(call, error) from error
 
 
 class SessionError(Frozen, Exception):

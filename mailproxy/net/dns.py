@@ -129,13 +129,21 @@ class Resolver:
         return Answer(codes[0] if codes else NOT_FOUND)
 
     async def _find(self, question: Question) -> Answer:
-        """Look up a question, following aliases; return values or a code."""
-        for _ in range(MAX_ALIASES):
+        """Look up a question, following aliases; return values or a code.
+
+        Aliases that lead back to themselves name nothing, as in nginx. More aliases than
+        are followed are a temporary failure: the name may exist.
+        """
+        asked: set[Question] = set()
+        while len(asked) < MAX_ALIASES:
+            asked.add(question)
             answer = await self._look_up(question)
             if answer.code or answer.values:
                 return answer
             question = Question(question.kind, answer.alias)
-        return Answer(NOT_FOUND)
+            if question in asked:
+                return Answer(NOT_FOUND)
+        return Answer(SERVER_FAILURE)
 
     async def _look_up(self, question: Question) -> Answer:
         """Answer one question from the cache, a running lookup, or a server."""

@@ -252,11 +252,14 @@ class _Records:
     def conclude(self) -> Answer | None:
         """Follow the aliases, in whatever order they come, from question to answer."""
         name, ttl = self._question.name, (1 << 31) - 1
-        followed = 0
+        followed: set[bytes] = set()
         while name not in self._found and name in self._aliases:
-            if followed == MAX_ALIASES:
-                return Answer(NOT_FOUND)
-            followed += 1
+            if name in followed:
+                return Answer(NOT_FOUND)  # they lead back to themselves
+            if len(followed) == MAX_ALIASES:
+                # A limit of ours, and no word of the zone.
+                return Answer(SERVER_FAILURE)
+            followed.add(name)
             place = self._aliases[name]
             name, ttl = self._read_target(place), min(ttl, place.ttl)
         places = self._found.get(name)

@@ -1,7 +1,7 @@
 """Questions to name servers over UDP and TCP, on the engine.
 
-A worker has at most `PORTS` UDP sockets for each name server, which all lookups
-share (see `dns_port`), and `STREAMS` TCP connections, for answers that do not fit into
+A worker has `PORTS` UDP sockets for each name server, which all lookups share (see
+`dns_port`), and as many again at most that are worn out, but waited at still; and `STREAMS` TCP connections, for answers that do not fit into
 a datagram. All of them are registered on the engine: `worker_connections` counts
 them. If there is no room for one more, the lookup fails, not a login.
 """
@@ -21,7 +21,9 @@ from mailproxy.net.engine import Engine
 from mailproxy.net.wire import Wire
 
 PORTS = 4
-"""UDP sockets for one name server."""
+"""UDP sockets for one name server that are not worn out."""
+MAX_PORTS = 2 * PORTS
+"""UDP sockets for one name server in all."""
 STREAMS = 4
 """TCP connections to one name server; lookups wait for each other."""
 
@@ -76,9 +78,14 @@ class _Server:
         return await self._choose().ask(question)
 
     def _choose(self) -> Port:
-        """Choose a port at random, so that an attacker cannot predict it."""
+        """Choose a port at random, so that an attacker cannot predict it.
+
+        A worn port is replaced although questions wait there: if a zone is silent, some
+        always do.
+        """
         self._ports = [port for port in self._ports if not port.closed]
-        if len(self._ports) < PORTS:
+        fresh = sum(not port.is_worn for port in self._ports)
+        if fresh < PORTS and len(self._ports) < MAX_PORTS:
             try:
                 self._ports.append(Port(self._engine, self._address))
             except OSError:
@@ -87,8 +94,7 @@ class _Server:
         ports = [port for port in self._ports if not port.is_full]
         if not ports:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-        fresh = [port for port in ports if not port.is_worn]
-        return secrets.choice(fresh or ports)
+        return secrets.choice([port for port in ports if not port.is_worn] or ports)
 
     async def ask_stream(self, question: Question) -> Answer:
         """Ask over TCP: a length goes before each message (RFC 1035, 4.2.2)."""

@@ -40,6 +40,8 @@ from collections.abc import Callable
 
 import trio
 
+from mailproxy.errors import needed
+
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -66,11 +68,17 @@ class Engine(trio.abc.Instrument):
     """
 
     def __init__(self, limit: int = 1 << 30) -> None:
-        self._epoll = select.epoll()
+        """Raises:
+        StartError: there is no descriptor, or no memory, for it.
+        """
+        with needed("epoll_create1()"):
+            self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._again: deque[Callable[[], None]] = deque()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
+        with needed("eventfd()"):
+            self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        with needed("epoll_ctl()"):
+            self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
         self._waiting = False
         self._fault: Exception | None = None
         self.woke = True
@@ -85,10 +93,14 @@ class Engine(trio.abc.Instrument):
     def register(self, fd: int, handler: Handler, *, listening: bool = False) -> None:
         """Have `handler` called when `fd` changes; once in the life of `fd`.
 
+        Args:
+          listening: it is a listening socket, which counts, but is never refused: a
+            configuration has room for its own, and a reload finds sessions there.
+
         Raises:
           OSError: ENOBUFS when `limit` descriptors are registered already.
         """
-        if self.full:
+        if self.full and not listening:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         self._epoll.register(fd, _LISTENING if listening else _ALL)
         self._handlers[fd] = handler

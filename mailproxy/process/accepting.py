@@ -12,6 +12,7 @@ from ipaddress import ip_address
 
 import trio
 
+from mailproxy.errors import needed
 from mailproxy.log import Logger, Logs, SessionInfo
 from mailproxy.mail import session
 from mailproxy.mail.listen import Listen
@@ -114,6 +115,8 @@ class Admission:
 class AcceptLoop:
     """Accepts the clients of one listener until told to stop.
 
+    `open` comes first, and then `run`.
+
     Attributes:
       stopped: is set once it no longer accepts.
       finished: is set once its last session has ended, too.
@@ -126,6 +129,18 @@ class AcceptLoop:
         self._admission = admission
         self._scope = trio.CancelScope()
         self._close_socket = False
+        self._acceptor: Acceptor | None = None
+
+    def open(self) -> None:
+        """Have the engine watch the socket; clients wait until `run`.
+
+        Raises:
+          StartError: it cannot.
+        """
+        with needed("epoll_ctl()"):
+            self._acceptor = Acceptor(
+                self._admission.network.engine, self._listener.socket
+            )
 
     def stop(self, *, close_socket: bool) -> None:
         """Accept no more; sessions go on.
@@ -139,30 +154,31 @@ class AcceptLoop:
 
     async def run(self) -> None:
         """Accept, and wait for the last session."""
+        acceptor = self._acceptor
+        assert acceptor is not None, "it is open"
         async with trio.open_nursery() as sessions:
-            if not self._scope.cancel_called:
-                with self._scope:
-                    await self._accept(sessions)
+            try:
+                if not self._scope.cancel_called:
+                    with self._scope:
+                        await self._accept(acceptor, sessions)
+            finally:
+                acceptor.close()
             if self._close_socket:
                 self._listener.socket.close()
             self.stopped.set()
         self.finished.set()
 
-    async def _accept(self, sessions: trio.Nursery) -> None:
-        listener, admission = self._listener, self._admission
-        acceptor = Acceptor(admission.network.engine, listener.socket)
+    async def _accept(self, acceptor: Acceptor, sessions: trio.Nursery) -> None:
+        admission = self._admission
         in_a_row = 0
-        try:
-            while True:
-                try:
-                    connection, address = await acceptor.accept()
-                except OSError as error:
-                    await admission.explain(error)
-                    continue
-                admission.begin(listener, connection, address, sessions)
-                in_a_row += 1
-                if in_a_row == MAX_CONNECTIONS_IN_A_ROW:
-                    in_a_row = 0
-                    await trio.lowlevel.checkpoint()
-        finally:
-            acceptor.close()
+        while True:
+            try:
+                connection, address = await acceptor.accept()
+            except OSError as error:
+                await admission.explain(error)
+                continue
+            admission.begin(self._listener, connection, address, sessions)
+            in_a_row += 1
+            if in_a_row == MAX_CONNECTIONS_IN_A_ROW:
+                in_a_row = 0
+                await trio.lowlevel.checkpoint()

@@ -115,19 +115,18 @@ class Reader:
         """Return the findings of the reader that has ended; None if they are unusable.
 
         In that case the reason is logged. The warnings of a good configuration are
-        left to the load.
+        left to the load. Whatever is wrong with what the reader wrote is a failed reload.
         """
-        content = self._take_sheet()
-        if end.code != 0:
-            log.alert(f"{NAME} {end.pid} {end.text}")
-            log.emerg(_UNREAD)
-            return None
-        # It was written by a fork of this very process; no other one has access to it.
-        report: _Report = pickle.loads(content)  # noqa: S301
-        if report.good:
-            return report.findings
-        for level, event, arguments, error, suffix in report.lines:
-            log.bind(suffix=suffix).log(LEVELS[level], event, *arguments, error=error)
+        wrong = end.text
+        try:
+            content = self._take_sheet()
+            if end.code == 0:
+                return _understand(content, log)
+        except Exception as error:  # noqa: BLE001 # a bug, but not of those who run
+            # Nothing of its text: the sheet has keys and passwords.
+            wrong = f"wrote what cannot be read ({type(error).__name__})"
+        log.alert(f"{NAME} {end.pid} {wrong}")
+        log.emerg(_UNREAD)
         return None
 
     def abandon(self, log: Logger) -> None:
@@ -154,10 +153,27 @@ class Reader:
             self._sheet = -1
 
     def _take_sheet(self) -> bytes:
-        with open(self._sheet, "rb") as sheet:
-            self.pid, self._sheet = None, -1
+        descriptor, self.pid, self._sheet = self._sheet, None, -1
+        with open(descriptor, "rb") as sheet:
             sheet.seek(0)
             return sheet.read()
+
+
+def _understand(content: bytes, log: Logger) -> Findings | None:
+    """What is on a sheet; None, and it is logged, if the configuration is bad.
+
+    Raises:
+      Exception: any, if the sheet is no report, or only the beginning of one.
+    """
+    # A fork of this very process has written it, where no other process could.
+    report = pickle.loads(content)  # noqa: S301
+    if not isinstance(report, _Report) or not isinstance(report.findings, Findings):
+        raise TypeError("not a report")
+    if report.good:
+        return report.findings
+    for level, event, arguments, error, suffix in report.lines:
+        log.bind(suffix=suffix).log(LEVELS[level], event, *arguments, error=error)
+    return None
 
 
 def _read(load: Callable[[Logger], object], sheet: int) -> int:

@@ -3,7 +3,9 @@
 A service starts before the first session and ends after the last one. Services start in
 the order of their list, each running to its first wait before the next one starts, and
 end in the opposite order, each completely before the next one ends. So a service may
-rely on those before it, and the engine comes first.
+rely on those before it, and the engine comes first. What may fail for lack of descriptors
+or memory is opened before (`Service.opened`): once services run, one of them tells the
+master that the worker is alive.
 
 An exception in a service is a bug: it is logged with the service's name. What happens
 then depends on the service. A worker cannot go on without a `vital` one: it ends all
@@ -16,8 +18,14 @@ To add one: a class here or where it belongs, and an entry in `worker_services.p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
@@ -43,6 +51,19 @@ class Service(ABC):
     name: ClassVar[str]
     vital: ClassVar[bool] = False
 
+    def opened(self, worker: Worker) -> AbstractContextManager[object]:
+        """What it opens before any service runs, and closes after all have ended.
+
+        Only a vital service may need something: others are started again, and would
+        find it used.
+
+        Raises:
+          StartError: in the block's beginning; there are no descriptors left, or no
+            memory. The worker then ends before it says that it is alive.
+        """
+        del worker
+        return nullcontext()
+
     @abstractmethod
     async def run(self, worker: Worker) -> None:
         """Run until cancelled; a service that returns has nothing more to do.
@@ -51,9 +72,25 @@ class Service(ABC):
         """
 
 
+@contextmanager
+def opened(services: Sequence[Service], worker: Worker) -> Iterator[None]:
+    """Have all that `services` need open for the length of the block.
+
+    Raises:
+      StartError: something cannot be opened.
+    """
+    with ExitStack() as stack:
+        for service in services:
+            stack.enter_context(service.opened(worker))
+        yield
+
+
 @asynccontextmanager
 async def running(services: Sequence[Service], worker: Worker) -> AsyncIterator[None]:
-    """Run `services` for the length of the block; see the module's docstring."""
+    """Run `services`, which are `opened`, for the length of the block.
+
+    See the module's docstring.
+    """
     async with trio.open_nursery() as nursery:
         started: list[_Run] = []
         try:

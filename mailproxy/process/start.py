@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mailproxy import __version__, outside
+from mailproxy.errors import StartError
 from mailproxy.log import Logger, Logs
 from mailproxy.net import listening
 from mailproxy.outside import Findings
@@ -167,6 +168,9 @@ class _Home:
             ).run()
         except UnfitError:
             return FATAL
+        except StartError as failure:  # the master tries again, or stays with the old
+            log.emerg(f"{failure.call} failed", error=failure.error)
+            return 1
         except Exception as error:  # the master starts another one
             log.exception("worker process failed, this is a bug", exception=error)
             return 1
@@ -229,12 +233,16 @@ def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> i
     alone.say_ready()
     home.release(0)
     set_environment(environment(born.main.env, home.started_with))
-    code = Worker(
-        born.configuration,
-        born.listeners,
-        born.logs,
-        worker_services.of_single_process(alone.reconfigure),
-    ).run()
+    try:
+        code = Worker(
+            born.configuration,
+            born.listeners,
+            born.logs,
+            worker_services.of_single_process(alone.reconfigure),
+        ).run()
+    except StartError as failure:
+        born.log.emerg(f"{failure.call} failed", error=failure.error)
+        code = 1
     alone.leave()
     return code
 

@@ -12,11 +12,13 @@ before the relay and the engine, which they need in order to end.
 from __future__ import annotations
 
 import gc
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import trio
 
+from mailproxy.errors import StartError, needed
 from mailproxy.log import Logger, Logs
 from mailproxy.mail.listen import Listen
 from mailproxy.net.engine import Engine
@@ -62,6 +64,7 @@ class Worker:
         self._retitle = retitle
         self._serving = trio.CancelScope()
         self._exit_code = 0
+        self._begun = False
         self._old_logs: list[Logs] = []
         self._use(configuration, listeners, logs)
 
@@ -94,19 +97,38 @@ class Worker:
     # Life
 
     def run(self) -> int:
-        """Serve; returns the exit code, which is that of the process."""
+        """Serve; returns the exit code, which is that of the process.
+
+        Raises:
+          StartError: something is missing before it could begin.
+        """
         gc.set_threshold(GARBAGE_THRESHOLD)
         gc.freeze()
-        code = trio.run(self.serve)
+        try:
+            code = trio.run(self.serve)
+        except OSError as error:
+            if self._begun:
+                raise
+            raise StartError("trio.run()", error) from error
         self.log.notice("exit")
         return code
 
     async def serve(self) -> int:
         """Serve in trio's loop, from accepting to the end of the last session.
 
+        All that may fail for lack of descriptors or memory is opened first: services
+        answer the master, who then counts on this worker.
+
         Returns the exit code: 0, or 1 if a vital service failed.
+
+        Raises:
+          StartError: something cannot be opened, or nothing is left for a session.
         """
-        with self._connected():
+        self._begun = True
+        with self._connected(), services.opened(self._services, self):
+            for loop in self._loops:
+                loop.open()
+            _see_room()
             async with services.running(self._services, self):
                 with self._serving:
                     async with trio.open_nursery() as self._nursery:
@@ -182,6 +204,7 @@ class Worker:
         self._old_logs.append(old_logs)
         self._nursery.start_soon(self._close_logs, old_logs, replaced)
         for loop in self._loops:
+            loop.open()
             self._nursery.start_soon(loop.run)
 
     async def _close_logs(self, logs: Logs, used_by: Sequence[AcceptLoop]) -> None:
@@ -190,3 +213,14 @@ class Worker:
             await loop.finished.wait()
         self._old_logs.remove(logs)
         logs.close()
+
+
+def _see_room() -> None:
+    """See that there are descriptors for one session: a client and its server.
+
+    Raises:
+      StartError: there are not; the worker could never serve anybody.
+    """
+    with ExitStack() as stack, needed("socket()"):
+        for _ in range(2):
+            stack.enter_context(socket.socket(socket.AF_UNIX))

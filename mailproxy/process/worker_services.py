@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import trio
 
+from mailproxy.errors import needed
 from mailproxy.net.watched import PacketWire, Watched
 from mailproxy.process.messages import (
     MAX_FRAME,
@@ -121,20 +122,27 @@ class Orders(Service):
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
+        self._wire: PacketWire | None = None
         self._complaints = Complaints(trio.current_time)
 
+    @contextmanager
+    def opened(self, worker: Worker) -> Iterator[None]:
+        with needed("epoll_ctl()"):
+            wire = PacketWire(worker.network.engine, self._line)
+        with closing(wire):
+            self._wire = wire
+            yield
+
     async def run(self, worker: Worker) -> None:
-        wire = PacketWire(worker.network.engine, self._line)
-        try:
-            while (frame := await self._receive(wire)) is not None:
-                try:
-                    order, request = read_order(frame)
-                    self._obey(order, request, worker, wire)
-                except MessageError:
-                    if self._complaints.is_due():
-                        worker.log.alert("the master sent an invalid message")
-        finally:
-            wire.close()
+        wire = self._wire
+        assert wire is not None, "it is open"
+        while (frame := await self._receive(wire)) is not None:
+            try:
+                order, request = read_order(frame)
+                self._obey(order, request, worker, wire)
+            except MessageError:
+                if self._complaints.is_due():
+                    worker.log.alert("the master sent an invalid message")
 
     async def _receive(self, wire: PacketWire) -> bytes | None:
         """Return the next frame; None if the master is gone, which workers outlive."""
@@ -154,7 +162,7 @@ class Orders(Service):
             case Order.REOPEN:
                 worker.reopen_logs()
             case Order.PING:
-                with contextlib.suppress(OSError):  # the master is gone meanwhile
+                with suppress(OSError):  # the master is gone meanwhile
                     wire.send(write_order(Order.ALIVE, request))
             case Order.ALIVE:
                 raise MessageError("workers are not answered")
@@ -172,18 +180,28 @@ class Signals(Service):
 
     def __init__(self, reloads: Reloads | None = None) -> None:
         self._reloads = reloads
+        self._source: tuple[SignalDescriptor, Watched] | None = None
+
+    @contextmanager
+    def opened(self, worker: Worker) -> Iterator[None]:
+        with needed("signalfd()"):
+            descriptor = SignalDescriptor()
+        with closing(descriptor):
+            with needed("epoll_ctl()"):
+                watched = Watched(worker.network.engine, descriptor.fileno())
+            with closing(watched):
+                self._source = descriptor, watched
+                yield
 
     async def run(self, worker: Worker) -> None:
-        descriptor = SignalDescriptor()
-        with contextlib.closing(descriptor):
-            watched = Watched(worker.network.engine, descriptor.fileno())
-            with contextlib.closing(watched):
-                while True:
-                    arrived = descriptor.read()
-                    if not arrived:
-                        await watched.wait_readable()
-                    for received in arrived:
-                        self._take(received, worker)
+        assert self._source is not None, "it is open"
+        descriptor, watched = self._source
+        while True:
+            arrived = descriptor.read()
+            if not arrived:
+                await watched.wait_readable()
+            for received in arrived:
+                self._take(received, worker)
 
     def _take(self, received: Received, worker: Worker) -> None:
         log = worker.log

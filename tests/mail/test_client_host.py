@@ -211,6 +211,16 @@ async def test_name_that_leads_back_is_the_clients() -> None:
             [f'"m.example" could not be resolved (3: Host not found) {HOSTNAME}'],
         ),
         (
+            {
+                REVERSE: ["60 PTR m.example."],
+                "m.example. A": ["60 CNAME 1.example."],
+                **{f"{n}.example. A": [f"60 CNAME {n + 1}.example."] for n in range(1, 9)},
+                "9.example. A": ["60 A 192.0.2.1"],
+            },
+            TEMPUNAVAIL,
+            [f'"m.example" could not be resolved (2: Server failure) {HOSTNAME}'],
+        ),
+        (
             {REVERSE: ["60 PTR m.example."], "m.example. A": ["o.example. 60 A 192.0.2.1"]},
             TEMPUNAVAIL,
             [f'"m.example" could not be resolved (110: Operation timed out) {HOSTNAME}'],

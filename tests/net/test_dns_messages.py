@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from mailproxy.net import dns_messages
 from mailproxy.net.dns_messages import (
+    MAX_ALIASES,
     MAX_RECORDS,
     NOT_FOUND,
     REFUSED,
@@ -168,6 +169,22 @@ def test_no_host_names(name: bytes) -> None:
 )  # fmt: skip
 def test_answers(question: Question, records: list[str], answer: Answer | None) -> None:
     assert read_answer(question, answer_to(question, *records)) == answer
+
+
+@pytest.mark.parametrize(
+    ("aliases", "answer"),
+    [
+        (MAX_ALIASES, Answer(0, (b"\xc0\0\2\1",), 60)),
+        (MAX_ALIASES + 1, Answer(SERVER_FAILURE)),
+    ],
+)
+def test_more_aliases_than_are_followed_are_a_failure_that_may_pass(
+    aliases: int, answer: Answer
+) -> None:
+    """The name may have addresses; only we do not look so far."""
+    chain = [f"{n}.x. 60 CNAME {n + 1}.x." for n in range(1, aliases)]
+    records = ["60 CNAME 1.x.", *chain, f"{aliases}.x. 60 A 192.0.2.1"]
+    assert read_answer(A, answer_to(A, *records)) == answer
 
 
 @pytest.mark.parametrize("code", range(16))

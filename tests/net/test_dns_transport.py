@@ -31,7 +31,7 @@ from mailproxy.net.dns_port import (
     MAX_PORT_QUERIES,
     MAX_STRAYS,
 )
-from mailproxy.net.dns_transport import PORTS, STREAMS, Transport
+from mailproxy.net.dns_transport import MAX_PORTS, PORTS, STREAMS, Transport
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
 from tests.name_servers import Zone, resolver_settings, respond, server_address
@@ -40,7 +40,7 @@ from tests.net.test_wire import descriptors, no_descriptors_left
 QUESTION = forward_question(Kind.A, b"mail.example.com")
 ZONE: Zone = {"mail.example.com. A": ["60 A 192.0.2.1"]}
 ANSWER = Answer(0, (b"\xc0\0\2\1",), 60)
-PATIENCE = MAX_PORT_AGE + 10
+PATIENCE = 2 * MAX_PORT_AGE + 10
 
 Respond = Callable[[bytes], list[bytes]]
 
@@ -410,6 +410,20 @@ def sockets() -> set[str]:
     return {name for name in names if "socket:" in name}
 
 
+async def wait_at_new_ports(here: Served, nursery: trio.Nursery) -> set[str]:
+    """Ask often enough that every port is open and asked; the sockets there are then."""
+    asked = len(here.ports)
+    for _ in range(QUESTIONS):
+        nursery.start_soon(here.ask)
+    while len(here.ports) < asked + QUESTIONS:
+        await trio.lowlevel.checkpoint()
+    return sockets()
+
+
+QUESTIONS = 100
+"""So many that chance leaves no port out: three in ten to the twelfth power."""
+
+
 class TestPorts:
     async def test_are_a_few_and_drawn_by_lot(self) -> None:
         async with served() as here:
@@ -451,6 +465,42 @@ class TestPorts:
             await here.ask()
             assert len(old) == 1
             assert not old & sockets()
+
+    async def test_that_are_worn_are_replaced_while_somebody_waits_there(
+        self, mock_clock: MockClock
+    ) -> None:
+        """There may be as many again, and no more."""
+        async with served(lambda _: []) as here:
+            before = sockets()
+            async with trio.open_nursery() as nursery:
+                old = await wait_at_new_ports(here, nursery)
+                assert len(old - before) == PORTS
+                mock_clock.jump(MAX_PORT_AGE)
+                new = await wait_at_new_ports(here, nursery)
+                assert len(new - before) == MAX_PORTS
+                assert old < new
+                fresh = {*here.ports[QUESTIONS:]}
+                assert not fresh & {*here.ports[:QUESTIONS]}, "worn ones are not asked"
+                mock_clock.jump(MAX_PORT_AGE)
+                assert await wait_at_new_ports(here, nursery) == new
+                nursery.cancel_scope.cancel()
+
+    async def test_that_are_worn_are_closed_when_the_last_has_gone(
+        self, mock_clock: MockClock
+    ) -> None:
+        async with served(lambda _: []) as here:
+            before = sockets()
+            async with trio.open_nursery() as first:
+                old = await wait_at_new_ports(here, first)
+                mock_clock.jump(MAX_PORT_AGE)
+                async with trio.open_nursery() as second:
+                    await wait_at_new_ports(here, second)
+                    first.cancel_scope.cancel()
+                    await wait_all_tasks_blocked()
+                    second.cancel_scope.cancel()
+            async with trio.open_nursery() as third:
+                assert not (await wait_at_new_ports(here, third) - before) & old
+                third.cancel_scope.cancel()
 
     async def test_are_used_on_while_there_is_no_room_for_others(self) -> None:
         """A port where an answer is waited for cannot make room for its successor."""

@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import NameOID
 from trustme import KeyType
 
+from mailproxy import outside
 from mailproxy.net import openssl
 from mailproxy.net.openssl import (
     ContextBuilder,
@@ -241,6 +243,46 @@ def test_a_key_behind_a_uri(files: Certificates) -> None:
     server = ContextBuilder(BOTH)
     server.certificate(files.path("ec.pem"), "store:file:" + files.path("ec.key"))
     shake_hands(server.context, files.client())
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}", "FILE://localhost{}"])
+def test_a_key_behind_the_uri_of_a_fifo_is_read_once(
+    files: Certificates, tmp_path: Path, form: str
+) -> None:
+    """A second process uses what the first one has read, and opens nothing."""
+    path = tmp_path / "key.fifo"
+    os.mkfifo(path)
+    key = files.text("ec.key").encode()
+    writing = threading.Thread(target=path.write_bytes, args=(key,), daemon=True)
+    writing.start()
+    uri = "store:" + form.format(path)
+    with outside.recording() as findings:
+        ContextBuilder(BOTH).certificate(files.path("ec.pem"), uri)
+    writing.join()
+    path.unlink()
+    server = ContextBuilder(BOTH)
+    with outside.replaying(findings):
+        server.certificate(files.path("ec.pem"), uri)
+    shake_hands(server.context, files.client())
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}", "file://localhost{}"])
+def test_a_uri_of_an_endless_file_is_refused(files: Certificates, form: str) -> None:
+    with pytest.raises(
+        openssl.PrivateKeyError, match=r"read\(\) failed \(27: File too"
+    ):
+        ContextBuilder(BOTH).certificate(
+            files.path("ec.pem"), "store:" + form.format("/dev/zero")
+        )
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}", "file://elsewhere{}"])
+def test_a_uri_that_leads_nowhere_is_openssl_s_to_explain(
+    files: Certificates, form: str
+) -> None:
+    uri = "store:" + form.format(files.path("missing"))
+    with pytest.raises(openssl.PrivateKeyError, match=r"OSSL_STORE_open\(\) failed"):
+        ContextBuilder(BOTH).certificate(files.path("ec.pem"), uri)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trustme import KeyType
 
+from mailproxy import outside
 from mailproxy.net import openssl
 from mailproxy.net.openssl import (
     ContextBuilder,
@@ -160,6 +166,37 @@ def test_errors_of_certificates_read_as_those_of_openssl(
     assert ours.partition(" (SSL: ")[0] == theirs.partition(" (SSL: ")[0]
     if (certificate, key) != ("ec.pem", "bad"):  # `ssl` does not say what was wrong
         assert ours == theirs
+
+
+@pytest.mark.parametrize(("certificate", "key"), [("ec", "rsa"), ("rsa", "ec")])
+def test_a_key_of_another_kind_is_named(
+    files: Certificates, certificate: str, key: str
+) -> None:
+    """OpenSSL takes it, and waits for the certificate; `ssl` does not."""
+    name = files.path(f"{key}.key")
+    with pytest.raises(openssl.PrivateKeyError) as caught:
+        PortableBuilder(BOTH).certificate(files.path(f"{certificate}.pem"), name)
+    assert str(caught.value) == (
+        f'SSL_CTX_use_PrivateKey("{name}") failed '
+        "(SSL: error:05800073:x509 certificate routines::key type mismatch)"
+    )
+
+
+def test_a_group_that_ssl_does_not_know_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by Pythons that know elliptic curves only."""
+
+    def refuse(_context: ssl.SSLContext, name: str) -> None:
+        raise ValueError(f"unknown elliptic curve name {name!r}")
+
+    monkeypatch.setattr(plain.PortableContext, "set_ecdh_curve", refuse)
+    for name in ("X25519", "X448", "ffdhe2048", "MLKEM768"):
+        with pytest.raises(openssl.NeedsOpenSSLError, match="shares the system's"):
+            PortableBuilder(BOTH).curves(name)
+    with pytest.raises(OpenSSLError, match=r"curves_list\(\"flat\"\) failed") as caught:
+        PortableBuilder(BOTH).curves("flat")
+    assert not isinstance(caught.value, openssl.NeedsOpenSSLError)
 
 
 def test_errors_of_other_files_read_as_those_of_openssl(files: Certificates) -> None:
@@ -345,6 +382,114 @@ def test_a_revoked_client_certificate_ends_the_handshake(files: Certificates) ->
     builder.revoke(files.path("crl"))
     with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
         shake_hands(builder.context, client)
+
+
+def test_a_certificate_beside_crls_is_no_ca(files: Certificates) -> None:
+    """As for OpenSSL, which reads only CRLs there: a client of that CA is refused."""
+    other = trustme.CA(key_type=KeyType.ECDSA)
+    files.issue("stranger", ca=other)
+    both = files.write("both", other.cert_pem.bytes() + files.revoke() + _empty(other))
+    builder = verifying(files)
+    builder.revoke(both)
+    shake_hands(builder.context, files.client(version=TLS1_2, own="other"))
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        shake_hands(builder.context, files.client(version=TLS1_2, own="stranger"))
+
+
+def test_a_crl_beside_cas_revokes_nothing(files: Certificates) -> None:
+    builder = server(files)
+    builder.verify_client(1)
+    builder.trust(files.write("mixed", files.text("ca.pem").encode() + files.revoke()))
+    builder.context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        shake_hands(builder.context, files.client(version=TLS1_2, own="other"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (lambda files: files.text("ca.pem"), "no start line:Expecting: X509 CRL"),
+        (lambda files: "", "no start line:Expecting: X509 CRL"),
+        (lambda files: files.revoke().decode()[:-40], "no start line"),
+        (lambda files: files.revoke().decode() * 2 + "-----BEGIN X509 CRL-----", "bad"),
+        (lambda files: files.revoke().decode().replace("M", "=", 1), "bad base64"),
+        (lambda files: files.text("ca.pem").replace("CERTIFICATE", "X509 CRL"), ""),
+    ],
+    ids=["certificate", "empty", "cut", "begun", "no base64", "false label"],
+)
+def test_a_file_without_good_crls_is_refused(
+    files: Certificates, content: Callable[[Certificates], str], why: str
+) -> None:
+    path = files.write("list", content(files))
+    for kind in (ContextBuilder, PortableBuilder):
+        builder = kind(BOTH)
+        with pytest.raises(OpenSSLError) as caught:
+            builder.revoke(path)
+        text = f'cannot load CRL "{path}": PEM_read_bio_X509_CRL() failed (SSL: error:'
+        assert str(caught.value).startswith(text)
+    assert why in str(caught.value)
+    assert builder.context.cert_store_stats() == {"x509": 0, "crl": 0, "x509_ca": 0}
+
+
+# -- where files come from ---------------------------------------------------------
+
+
+def test_files_are_read_once_and_may_be_fifos(files: Certificates) -> None:
+    """What was written to a FIFO is not there when `ssl` looks."""
+    names = ["ec.pem", "ec.key", "ca.pem", "crl"]
+    files.write("crl", files.revoke())
+    with ExitStack() as stack:
+        fifos = {name: stack.enter_context(fifo(files, name)) for name in names}
+        builder = PortableBuilder(BOTH)
+        with outside.recording() as findings:
+            builder.certificate(fifos["ec.pem"], fifos["ec.key"])
+            builder.trust(fifos["ca.pem"])
+            builder.revoke(fifos["crl"])
+    shake_hands(builder.context, files.client())
+    with outside.replaying(findings):
+        again = PortableBuilder(BOTH)
+        again.certificate(fifos["ec.pem"], fifos["ec.key"])
+    shake_hands(again.context, files.client())
+
+
+@pytest.mark.parametrize("step", ["trust", "announce", "revoke", "dh_parameters"])
+def test_an_endless_file_is_refused(files: Certificates, step: str) -> None:
+    with pytest.raises(OpenSSLError, match=r"read\(\) failed \(27: File too large\)"):
+        getattr(PortableBuilder(BOTH), step)("/dev/zero")
+    for pair in (
+        ("/dev/zero", files.path("ec.key")),
+        (files.path("ec.pem"), "/dev/zero"),
+    ):
+        with pytest.raises(OpenSSLError, match=r"read\(\) failed \(27: File too"):
+            PortableBuilder(BOTH).certificate(*pair)
+
+
+@contextmanager
+def fifo(files: Certificates, name: str) -> Iterator[str]:
+    """A FIFO that holds once what a file holds, and is gone at the end."""
+    path = Path(files.path(f"{name}.fifo"))
+    os.mkfifo(path)
+    content = files.text(name).encode()
+    writing = threading.Thread(target=path.write_bytes, args=(content,), daemon=True)
+    writing.start()
+    yield str(path)
+    writing.join()
+    path.unlink()
+
+
+def _empty(ca: trustme.CA) -> bytes:
+    """A CRL of another CA, without entries."""
+    key = serialization.load_pem_private_key(ca.private_key_pem.bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(x509.load_pem_x509_certificate(ca.cert_pem.bytes()).subject)
+        .last_update(now - timedelta(days=1))
+        .next_update(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    return made.public_bytes(serialization.Encoding.PEM)
 
 
 def test_the_depth_of_chains_is_limited_also_when_a_session_is_resumed(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+from mailproxy.errors import StartError
 from mailproxy.log import open_logs
 from mailproxy.net.listening import Listener
 from mailproxy.process.configuration import load
@@ -55,7 +56,7 @@ class Served:
       master: the master's end of its line, non-blocking.
       line: the worker's end.
       worker: the worker itself.
-      ended: is set when it has ended, with `exit_code`.
+      ended: is set when it has ended, with `exit_code`, or could not begin: `lacking`.
     """
 
     def __init__(
@@ -70,11 +71,15 @@ class Served:
         self.worker = worker
         self.ended = trio.Event()
         self.exit_code: int | None = None
+        self.lacking: StartError | None = None
         self._log = log
 
     async def serve(self) -> None:
         """Be the worker."""
-        self.exit_code = await self.worker.serve()
+        try:
+            self.exit_code = await self.worker.serve()
+        except StartError as failure:
+            self.lacking = failure
         self.ended.set()
 
     def connect(self) -> trio.SocketStream:

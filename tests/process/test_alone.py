@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from signal import SIGHUP, SIGUSR1
 
 import pytest
 
 from tests.process.site import Client, Site
+from tests.processes import PATIENCE
 
 LOADED = 'using the "epoll" event method'
 
@@ -109,3 +111,20 @@ def test_sessions_of_several_configurations_keep_theirs(site: Site, count: int) 
     for left in reversed(range(count)):
         clients.pop(0).close()
         site.wait_for(lambda: open_files(pid, server) == left + 1, "fewer logs")  # noqa: B023
+
+
+def test_without_descriptors_it_ends_with_one_line(site: Site) -> None:
+    """However many there are, what lacks is no bug."""
+    configure(site)
+    calls = set()
+    for count in range(9, 16):
+        site.log_path.write_text("")
+        limited = ["prlimit", f"--nofile={count}", *site.command("-g", "daemon off;")]
+        done = subprocess.run(limited, timeout=PATIENCE, check=False)
+        assert done.returncode == 1
+        (line,) = site.log("emerg")
+        assert line.endswith(" failed (24: Too many open files)")
+        assert site.log("alert") == []
+        assert not site.pid_path.exists()
+        calls.add(line.split()[0])
+    assert "signalfd()" in calls

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from signal import (
@@ -22,6 +24,7 @@ import pytest
 
 from mailproxy.process.generation import Generation
 from mailproxy.process.notify import Notify
+from mailproxy.process.reader import NAME
 from mailproxy.process.settings import MainSettings
 from mailproxy.process.workers import MAX_PROCESSES
 from tests.process.world import NEW_BINARY, READER, Story, World
@@ -43,6 +46,37 @@ def world(tmp_path: Path) -> World:
     world.next_main = world.main
     world.reads_at_once = False
     return world
+
+
+SECRET = "PRIVATE KEY"
+
+
+class StubbornError(Exception):
+    """It can be written down, and not be read again: its class wants two arguments."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class RaisesError(Exception):
+    """To read it again raises what it was made with."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return operator.getitem, ({}, self.args[0])
+
+
+def rewrite(sheet: int, content: object) -> None:
+    """Put something else on the sheet."""
+    os.ftruncate(sheet, 0)
+    os.pwrite(sheet, pickle.dumps(content), 0)
+
+
+def add_error(sheet: int, error: Exception) -> None:
+    """Have the reader have found an error."""
+    report = pickle.loads(os.pread(sheet, 1 << 20, 0))
+    report.findings.errors["question"] = error
+    rewrite(sheet, report)
 
 
 class Manager:
@@ -207,6 +241,44 @@ class TestReading:
             ]
             assert (world.running, world.told) == ([101, 102], [])
             assert manager.heard() == ["READY", "RELOADING", "READY"]
+
+        world.play(story)
+
+    @pytest.mark.parametrize(
+        ("spoil", "error"),
+        [
+            (lambda sheet: os.ftruncate(sheet, os.fstat(sheet).st_size // 2), None),
+            (lambda sheet: os.ftruncate(sheet, 0), "EOFError"),
+            (lambda sheet: rewrite(sheet, "no report"), "TypeError"),
+            (lambda sheet: rewrite(sheet, {SECRET: 1}), "TypeError"),
+            (lambda sheet: add_error(sheet, StubbornError(SECRET, 1)), "TypeError"),
+            (lambda sheet: rewrite(sheet, RaisesError(SECRET)), "KeyError"),
+        ],
+        ids=["half", "empty", "text", "dictionary", "exception", "raises"],
+    )
+    def test_that_writes_what_cannot_be_read_changes_nothing(
+        self,
+        world: World,
+        manager: Manager,
+        spoil: Callable[[int], object],
+        error: str | None,
+    ) -> None:
+        def story(world: World) -> Story:
+            world.spoil = spoil
+            yield SIGHUP
+            world.log()
+            yield world.has_read()
+            text, unread = world.log()
+            alert = f"[alert] {NAME} {READER} wrote what cannot be read ("
+            assert text.startswith(alert if error is None else f"{alert}{error})")
+            assert SECRET not in text
+            assert unread == UNREAD
+            assert (world.running, world.told) == ([101, 102], [])
+            assert manager.heard() == ["READY", "RELOADING", "READY"]
+            world.spoil = lambda _: None
+            yield SIGHUP
+            yield world.has_read()
+            assert world.running == [101, 102, 103, 104]
 
         world.play(story)
 

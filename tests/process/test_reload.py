@@ -320,3 +320,47 @@ def _inode(port: int) -> str:
         if fields[1] == local and fields[3] == "0A":
             return fields[9]
     raise AssertionError(f"nobody listens on {port}")
+
+
+class TestWithFewDescriptors:
+    """Workers of a new configuration may have too few descriptors to work."""
+
+    def test_old_workers_leave_only_for_such_as_serve(self, site: Site) -> None:
+        """However many there are: clients are served, and the log says what lacks."""
+        pid = site.start()
+        reloaded = []
+        for count in range(9, 41):
+            before = site.workers
+            site.configure(main=f"worker_rlimit_nofile {count};")
+            site.forget_log()
+            site.signal(SIGHUP)
+            site.wait_for(lambda: _is_over(site, before), f"the end with {count}")  # noqa: B023
+            reloaded.append(_have_left(site, before))
+            if reloaded[-1]:
+                assert len(site.workers) == 2
+                site.no_complaints()
+            else:
+                site.wait_for(lambda: site.workers == before, "the old workers")  # noqa: B023
+                assert all(SHORT.fullmatch(line) for line in site.log("emerg"))
+            with Client(site.port) as client:
+                assert client.ask(b"a NOOP").startswith(b"a OK")
+        assert site.pid == pid
+        assert reloaded == sorted(reloaded), "what is enough stays enough"
+        assert {*reloaded} == {False, True}
+
+
+SHORT = re.compile(
+    r"\w+(\.run)?\(\) failed \(24: Too many open files\)"
+    r"|new worker processes do not start, nothing is changed"
+)
+
+
+def _is_over(site: Site, old: list[int]) -> bool:
+    """Whether a reload has failed, or the old workers have left."""
+    failed = any("nothing is changed" in line for line in site.log("emerg"))
+    return failed or _have_left(site, old)
+
+
+def _have_left(site: Site, old: list[int]) -> bool:
+    log = site.log()
+    return all(f"worker process {pid} {RELOADED}" in log for pid in old)

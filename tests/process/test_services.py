@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 from itertools import pairwise
@@ -11,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mailproxy.process.messages import Order
+from mailproxy.process.messages import Order, write_order
 from mailproxy.process.services import MAX_RESTART_PAUSE, RESTART_PAUSE, Service
 from mailproxy.process.worker import Worker
 from mailproxy.process.worker_services import Orders
@@ -156,16 +157,24 @@ async def test_worker_ends_with_its_engine(
     assert bugs(served) == ['[alert] service "engine" failed, this is a bug']
 
 
-async def test_worker_ends_if_it_can_hear_no_orders(
+async def test_worker_that_could_not_hear_orders_does_not_begin(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    closed, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    closed.close()
-    theirs.close()
-    async with worker(tmp_path, services=[Orders(closed)]) as served:
-        await served.ended.wait()
-    assert served.exit_code == 1
-    assert bugs(served) == ['[alert] service "orders" failed, this is a bug']
+    """What the engine watches already, it cannot watch once more."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    notes: list[str] = []
+    services = [Diary("a", notes), Orders(theirs), Orders(theirs)]
+    with ours, theirs:
+        ours.send(write_order(Order.PING))
+        async with worker(tmp_path, services=services) as served:
+            await served.ended.wait()
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ours.recv(1)
+    assert served.lacking is not None
+    assert served.lacking.call == "epoll_ctl()"
+    assert served.lacking.error.errno == errno.EEXIST
+    assert notes == []
 
 
 async def test_service_that_has_nothing_more_to_do_is_missed_by_nobody(

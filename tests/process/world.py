@@ -79,6 +79,8 @@ class World:
     """How many more processes can be had."""
     readers: int = 1 << 30
     """The same for processes that read a configuration."""
+    spoil: Callable[[int], object] = lambda _: None
+    """What happens to the sheet that a reader has written; called with its descriptor."""
     reads_at_once: bool = True
     """A reader has ended when it is next asked for."""
     call: str = "fork()"
@@ -215,6 +217,8 @@ class World:
     def start_apart(self, work: Callable[[], int], keep: Collection[int]) -> int:
         self._refuse(self.readers)
         assert work() == 0
+        (sheet,) = keep
+        self.spoil(sheet)
         pid, self._next_reader = self._next_reader, self._next_reader + 1
         if self.reads_at_once:
             self._ends.append(End(pid, 0))

@@ -24,6 +24,7 @@ functions describe a handshake. What `ssl` offers is not repeated here: `version
 and for Pythons that carry OpenSSL inside, so that its functions cannot be called:
 
     portable.py      PortableBuilder: contexts made with `ssl` alone
+    portable_files.py  the files for it
     plain.py         these contexts, their connections
     hello.py         what a client says before anything is encrypted
 """

@@ -20,6 +20,7 @@ from mailproxy.net.openssl.headers.types import (
     BIO,
     DH,
     EVP_PKEY,
+    OSSL_STORE_CTX,
     UI_METHOD,
     X509,
     X509_CRL,
@@ -201,24 +202,71 @@ def _from_store(uri: str, passwords: Sequence[bytes] | None, what: str) -> EVP_P
     method = (
         store_h.UI_UTIL_wrap_read_pem_callback(answer, 0) if answer else UI_METHOD(0)
     )
-    with owned(method, store_h.UI_destroy_method):
+    with (
+        owned(method, store_h.UI_destroy_method),
+        _store(uri, method, what) as store,
+    ):
+        key = _first_key(store)
+    if not key:
+        raise failure(f"{what}: OSSL_STORE_load() failed")
+    crypto_h.ERR_clear_error()
+    return key
+
+
+@contextlib.contextmanager
+def _store(uri: str, method: UI_METHOD, what: str) -> Iterator[OSSL_STORE_CTX]:
+    """What is behind a URI: a file is read as all others are, and once.
+
+    Raises:
+      OpenSSLError: nothing is, or the file is too large, or too slow.
+    """
+    path = _file_of(uri)
+    content = None if path is None else _content(path, what)
+    if content is None:  # no file, a folder, or OpenSSL says why it cannot be read
         store = store_h.OSSL_STORE_open(os.fsencode(uri), method, None, None, None)
         if not store:
             raise failure(f"{what}: OSSL_STORE_open() failed")
-        key = EVP_PKEY(0)
         with owned(store, store_h.OSSL_STORE_close):
-            while not key and not store_h.OSSL_STORE_eof(store):
-                info = store_h.OSSL_STORE_load(store)
-                if info:
-                    with owned(info, store_h.OSSL_STORE_INFO_free):
-                        if (
-                            store_h.OSSL_STORE_INFO_get_type(info)
-                            == store_h.OSSL_STORE_INFO_PKEY
-                        ):
-                            key = store_h.OSSL_STORE_INFO_get1_PKEY(info)
-        if not key:
-            raise failure(f"{what}: OSSL_STORE_load() failed")
-    crypto_h.ERR_clear_error()
+            yield store
+        return
+    with owned(pem_h.BIO_new_mem_buf(content, len(content)), pem_h.BIO_free) as bio:
+        store = store_h.OSSL_STORE_attach(
+            bio, b"file", None, None, method, None, None, None, None
+        )
+        if not store:
+            raise failure(f"{what}: OSSL_STORE_attach() failed")
+        with owned(store, store_h.OSSL_STORE_close):
+            yield store
+
+
+def _file_of(uri: str) -> str | None:
+    """The file that a URI means (ossl_store-file(7), RFC 8089); None: it means none.
+
+    What has no scheme is a file for OpenSSL, too.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or "/" in scheme:
+        return uri
+    if scheme.lower() != "file":
+        return None
+    if rest.startswith("//"):
+        host, _, path = rest[2:].partition("/")
+        return f"/{path}" if host.lower() in {"", "localhost"} else None
+    return rest if rest.startswith("/") else None
+
+
+def _first_key(store: OSSL_STORE_CTX) -> EVP_PKEY:
+    """The first private key in a store; 0 if there is none."""
+    key = EVP_PKEY(0)
+    while not key and not store_h.OSSL_STORE_eof(store):
+        info = store_h.OSSL_STORE_load(store)
+        if info:
+            with owned(info, store_h.OSSL_STORE_INFO_free):
+                if (
+                    store_h.OSSL_STORE_INFO_get_type(info)
+                    == store_h.OSSL_STORE_INFO_PKEY
+                ):
+                    key = store_h.OSSL_STORE_INFO_get1_PKEY(info)
     return key
 
 

@@ -15,7 +15,7 @@ LACKING = (
     "ssl_certificate_compression",
     'ssl_certificate_key "engine:..." and "store:..."',
     "ssl_conf_command",
-    "ssl_ecdh_curve with several names",
+    "ssl_ecdh_curve with several names, or with one that is no EC curve",
     "ssl_engine",
     "ssl_session_cache off, shared, and builtin with a size",
     "ssl_session_ticket_key",

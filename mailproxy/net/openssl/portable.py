@@ -16,15 +16,14 @@ default gives way:
 
 from __future__ import annotations
 
-import os
+import re
 import ssl
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from mailproxy.net.openssl import certificates
+from mailproxy.net.openssl import certificates, portable_files
 from mailproxy.net.openssl.errors import error_text
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
 from mailproxy.net.openssl.library import NeedsOpenSSLError, unsupported
@@ -47,10 +46,27 @@ _BY_PYTHON = (
     | ssl.OP_SINGLE_ECDH_USE
 )
 """Options that Python sets in a new context, and nginx does not."""
-_CURVES = {"P-256": "prime256v1", "P-384": "secp384r1", "P-521": "secp521r1"}
+_CURVES = {
+    "P-256": "prime256v1",
+    "secp256r1": "prime256v1",
+    "P-384": "secp384r1",
+    "P-521": "secp521r1",
+}
 """Names that lists of groups may have, and `set_ecdh_curve` does not know."""
+_SEVERAL = re.compile(r"[:/?*]")
+"""What makes a list of groups of names (SSL_CTX_set1_groups_list(3))."""
+_OTHER_GROUP = re.compile(
+    r"x25519|x448|ffdhe\d+|\w*mlkem\w*|[PKB]-\d+|brainpool\w+|sm2\w*|(sec|prime)\w+",
+    re.ASCII | re.IGNORECASE,
+)
+"""Groups that OpenSSL knows or may know, and not every Python's `set_ecdh_curve`."""
 _UNFIT = frozenset({"CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK", "EE_KEY_TOO_SMALL"})
 """Reasons of OpenSSL not to use a certificate."""
+_NOT_ITS_KEY = frozenset(
+    {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
+)
+"""Reasons of OpenSSL not to use a key with a certificate."""
+_OTHER_KIND = "(SSL: error:05800073:x509 certificate routines::key type mismatch)"
 
 
 class PortableBuilder:
@@ -94,7 +110,7 @@ class PortableBuilder:
         self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
     ) -> Validity:
         what = f'cannot load certificate "{shown(certificate)}"'
-        content = _read(certificate, what)
+        content = portable_files.read(certificate, what)
         try:
             own = x509.load_pem_x509_certificates(content)[0].public_bytes(Encoding.DER)
         except (ValueError, x509.InvalidVersion):
@@ -106,10 +122,13 @@ class PortableBuilder:
             raise NeedsOpenSSLError("ssl_certificate_key")
         key_what = f'cannot load certificate key "{shown(key)}"'
         try:
-            _read(key, key_what)
+            key_content = portable_files.read(key, key_what)
         except OpenSSLError as error:
             raise PrivateKeyError(str(error)) from None
-        with _named(certificate) as certificate_file, _named(key) as key_file:
+        with (
+            portable_files.named(content) as certificate_file,
+            portable_files.named(key_content) as key_file,
+        ):
             self._load(certificate_file, key_file, passwords, (certificate, key))
         self.context.own += (certificates.server_certificate(own),)
         return certificates.validity(own)
@@ -139,7 +158,9 @@ class PortableBuilder:
                 f'SSL_CTX_use_certificate("{shown(names[0])}") failed {reason}'
             )
         name = shown(names[1])
-        if why in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
+        if why == "NO_CERTIFICATE_ASSIGNED":  # the key's kind has none
+            reason = _OTHER_KIND
+        if why in _NOT_ITS_KEY:
             raise PrivateKeyError(f'SSL_CTX_use_PrivateKey("{name}") failed {reason}')
         raise PrivateKeyError(
             f'cannot load certificate key "{name}": '
@@ -165,40 +186,57 @@ class PortableBuilder:
 
     def trust(self, path: str) -> None:
         what = f'cannot load certificate "{path}"'
-        _read(path, what)
-        self._load_locations(path, f"{what}: PEM_read_bio_X509() failed")
+        self._add(
+            path,
+            portable_files.CERTIFICATES,
+            what,
+            f"{what}: PEM_read_bio_X509() failed",
+        )
 
     def revoke(self, path: str) -> None:
         what = f'cannot load CRL "{path}"'
-        _read(path, what)
-        self._load_locations(path, f"{what}: PEM_read_bio_X509_CRL() failed")
+        self._add(
+            path, portable_files.LISTS, what, f"{what}: PEM_read_bio_X509_CRL() failed"
+        )
         self.context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 
-    def _load_locations(self, path: str, what: str) -> None:
-        try:
-            self.context.load_verify_locations(path)
-        except ssl.SSLError as error:
-            raise OpenSSLError(f"{what} (SSL: {error_text(error)})") from None
+    def _add(
+        self, path: str, labels: Collection[bytes], what: str, failed: str
+    ) -> None:
+        """Have the context know what a file has under `labels`, and nothing else of it.
+
+        `ssl` would take certificates among CRLs for CAs, and CRLs among CAs for good.
+        """
+        with portable_files.named(
+            portable_files.only(portable_files.read(path, what), labels, failed)
+        ) as file:
+            try:
+                self.context.load_verify_locations(file)
+            except ssl.SSLError as error:
+                raise OpenSSLError(f"{failed} (SSL: {error_text(error)})") from None
 
     def dh_parameters(self, path: str) -> None:
-        _read(path, "", f'BIO_new_file("{path}") failed')
+        what = f'cannot load DH parameters "{path}"'
+        content = portable_files.read(path, what, f'BIO_new_file("{path}") failed')
         try:
-            self.context.load_dh_params(path)
+            with portable_files.named(content) as file:
+                self.context.load_dh_params(file)
         except ssl.SSLError as error:
             raise OpenSSLError(
                 f'PEM_read_bio_DHparams("{path}") failed (SSL: {error_text(error)})'
             ) from None
 
     def curves(self, names: str) -> None:
-        if ":" in names:
+        if _SEVERAL.search(names):
             raise NeedsOpenSSLError("ssl_ecdh_curve")
-        if names != "auto":
-            try:
-                self.context.set_ecdh_curve(_CURVES.get(names, names))
-            except (ValueError, ssl.SSLError):
-                raise OpenSSLError(
-                    f'SSL_CTX_set1_curves_list("{names}") failed'
-                ) from None
+        if names == "auto":
+            return
+        try:
+            self.context.set_ecdh_curve(_CURVES.get(names, names))
+        except (ValueError, ssl.SSLError):
+            if _OTHER_GROUP.fullmatch(names):
+                raise NeedsOpenSSLError("ssl_ecdh_curve") from None
+            raise OpenSSLError(f'SSL_CTX_set1_curves_list("{names}") failed') from None
 
     def session_id_context(self, label: bytes, *, private: bool = False) -> None:
         """Nothing is shared between contexts, so they need no names."""
@@ -231,42 +269,3 @@ class PortableBuilder:
         del full_name
         if commands:
             raise NeedsOpenSSLError("ssl_conf_command")
-
-
-def _read(source: str, what: str, failed: str = "") -> bytes:
-    """What a file, or the text after ``data:``, holds.
-
-    Args:
-      what: what is done, in nginx's words.
-      failed: the call that does it, if it is not nginx's usual one.
-
-    Raises:
-      OpenSSLError: in the words of nginx and of OpenSSL's BIO_new_file().
-    """
-    if source.startswith("data:"):
-        return os.fsencode(source.removeprefix("data:"))
-    try:
-        with open(source, "rb") as file:
-            return file.read()
-    except OSError as error:
-        number = error.errno or 0
-        bio = "10000080:BIO routines::no such file"
-        if not isinstance(error, FileNotFoundError):
-            bio = "10080002:BIO routines::system lib"
-        raise OpenSSLError(
-            f"{failed or f'{what}: BIO_new_file() failed'} "
-            f"(SSL: error:{0x80000000 | number:08X}:system library::"
-            f"{os.strerror(number)}:calling fopen({source}, r) error:{bio})"
-        ) from None
-
-
-@contextmanager
-def _named(source: str) -> Iterator[str]:
-    """The name of a file that holds a certificate or key, written out or not."""
-    if not source.startswith("data:"):
-        yield source
-        return
-    with os.fdopen(os.memfd_create("pem"), "wb") as file:  # on no disk
-        file.write(_read(source, ""))
-        file.flush()
-        yield f"/proc/self/fd/{file.fileno()}"

@@ -3,6 +3,7 @@
 
 from mailproxy.net.openssl.headers.prototype import prototype
 from mailproxy.net.openssl.headers.types import (
+    BIO,
     ENGINE,
     EVP_PKEY,
     OSSL_STORE_CTX,
@@ -21,6 +22,18 @@ OSSL_STORE_INFO_PKEY = 4
 @prototype
 def OSSL_STORE_open(
     uri: Octets, method: UI_METHOD, ui_data: Data, process: Callback, data: Data
+) -> OSSL_STORE_CTX: ...
+@prototype
+def OSSL_STORE_attach(
+    bio: BIO,
+    scheme: Octets,
+    library: Data,
+    properties: Data,
+    method: UI_METHOD,
+    ui_data: Data,
+    parameters: Data,
+    process: Callback,
+    data: Data,
 ) -> OSSL_STORE_CTX: ...
 @prototype
 def OSSL_STORE_load(store: OSSL_STORE_CTX) -> OSSL_STORE_INFO: ...
