@@ -75,7 +75,7 @@ def _parse_url(found: Directive, _: Reading) -> AuthUrl | None:
 url: Value[AuthUrl | None] = Value(_parse_url, "url", parameters=("unix:",))
 
 
-AUTO = Reuse(idle=0.02, parallel_idle=0.1, requests=100)
+AUTO = Reuse(idle=0.02, parallel_idle=0.1, requests=100, yielding=True)
 """Enough to be used again under load, too short to starve the other clients of a server
 that serves one connection at a time."""
 ON = Reuse(idle=MINUTE, requests=1000)
@@ -159,7 +159,8 @@ class AuthHttpSettings(Settings, Source):
     )
     """How long a connection to the auth server is used again: for 20ms between two
     requests (100ms once the server has shown that it serves several connections at once)
-    and 100 requests, or, with "on", for 60s and 1000 if not told otherwise. With "off",
+    and 100 requests, and not at all for a minute if it has shown that it serves one
+    connection at a time, or, with "on", for 60s and 1000 if not told otherwise. With "off",
     each request has a connection of its own, and is nginx's to the byte."""
 
     @classmethod
