@@ -75,7 +75,7 @@ def _parse_url(found: Directive, _: Reading) -> AuthUrl | None:
 url: Value[AuthUrl | None] = Value(_parse_url, "url", parameters=("unix:",))
 
 
-AUTO = Reuse(idle=0.02, parallel_idle=0.1, requests=100)
+AUTO = Reuse(idle=0.02, parallel_idle=0.1, requests=100, yielding=True)
 """Long enough to reuse connections under load, too short to starve the other clients of
 a server that serves one connection at a time."""
 ON = Reuse(idle=MINUTE, requests=1000)
@@ -163,9 +163,9 @@ class AuthHttpSettings(Settings, Source):
     )
     """How long a connection to the auth server is reused: "auto" keeps it for 20ms
     between two requests (100ms once the server has shown that it serves several
-    connections at once) and for 100 requests, "on" by default for 60s and 1000
-    requests. With "off", each request has its own connection, and is the same as
-    nginx's, byte for byte."""
+    connections at once, not at all for a minute once it has shown that it serves one at
+    a time) and for 100 requests, "on" by default for 60s and 1000 requests. With "off",
+    each request has its own connection, and is the same as nginx's, byte for byte."""
 
     @classmethod
     def applies(cls, block: Block, reading: Reading) -> bool:  # noqa: ARG003 # for all alike

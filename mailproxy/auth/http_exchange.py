@@ -2,13 +2,16 @@
 
 The request is a GET, which may be repeated (RFC 9110, section 9.2.2). It is repeated
 once if it was sent on a kept connection that turns out to be closed or dead: in both
-cases not one octet of an answer arrives. On a new connection it is sent only once.
+cases not one octet of an answer arrives. On a new connection it is sent only once, and
+has the whole `auth_http_timeout` again: the time that a dead connection took is not the
+server's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,8 +52,8 @@ MAX_BODY = 64 * 1024
 MAX_BODY_WAIT = 0.1
 """Seconds to wait for the body, which is dropped, so no login should wait longer."""
 MAX_SILENCE = 2.0
-"""Seconds without an octet of the answer after which a kept connection counts as dead,
-and at most half of `auth_http_timeout`."""
+"""Seconds without an octet of the answer after which a kept connection that had been
+idle for a second or more counts as dead, and at most half of `auth_http_timeout`."""
 MAX_WAITS = 100
 """How many times an auth server may postpone its answer (`Auth-Status: WAIT`)."""
 MIN_KEY = 6
@@ -86,10 +89,12 @@ async def check(
             )
         return late.exception()
 
+    def begin() -> None:
+        timer.limit(settings.auth_http_timeout, expired)
+
     try:
         for _ in range(MAX_WAITS):
-            timer.limit(settings.auth_http_timeout, expired)
-            answer = await question.ask(network)
+            answer = await question.ask(network, begin)
             if not answer.puts_off:
                 return decide(answer, request)
             timer.stop()
@@ -157,8 +162,11 @@ class _Question:
     secrets: tuple[bytes, ...] = field(repr=False)
     received: bytes = field(default=b"", repr=False)
 
-    async def ask(self, network: Network) -> Answer:
+    async def ask(self, network: Network, begin: Callable[[], None]) -> Answer:
         """Ask on a kept connection; without one, or if it fails, ask on a new one.
+
+        Args:
+          begin: begins the time for an answer; it is called before each request.
 
         Raises:
           Unusable: the response is not a well-formed answer.
@@ -169,6 +177,7 @@ class _Question:
         self.received = b""
         server = url.family, url.sockaddr
         kept = None
+        begin()
         if self.settings.auth_http_keepalive is not None:
             limit = self.settings.auth_http_timeout / 2
             kept = network.idle.take(server, min(MAX_SILENCE, limit))
@@ -183,6 +192,7 @@ class _Question:
                         "asking again on a new one",
                         url.address,
                     )
+                begin()
         try:
             return await self._ask_on(Connection(_connect(network, url)), network)
         except _NoAnswerError as none:
@@ -198,12 +208,9 @@ class _Question:
         """
         url, reuse = self.settings.auth_http, self.settings.auth_http_keepalive
         assert url is not None
-        wire = connection.wire
+        wire, server = connection.wire, (url.family, url.sockaddr)
         try:
-            try:
-                await self._begin(wire)
-            finally:
-                network.idle.heard(connection)
+            await self._begin(server, connection, network)
             answer = await self._finish(wire)
             if reuse is not None and answer.keep and 0 < answer.body <= MAX_BODY:
                 await _drop_body(wire, answer)
@@ -211,20 +218,26 @@ class _Question:
             wire.close()
             raise
         if reuse is not None and answer.keep and answer.body == 0:
-            network.idle.keep((url.family, url.sockaddr), connection, reuse)
+            network.idle.keep(server, connection, reuse)
         else:
             wire.close()
         return answer
 
-    async def _begin(self, wire: Wire) -> None:
+    async def _begin(
+        self, server: Hashable, connection: Connection, network: Network
+    ) -> None:
         """Send the request, and receive the first octets of the answer."""
         if self.log.level >= DEBUG:
             trace.show(self.log, "to", self.request, self.secrets)
+        wire = connection.wire
         try:
             await wire.send_all(self.request)
+            network.idle.sent(server, connection)
             self.received = await wire.receive_some()
         except OSError as error:
             raise _NoAnswerError(error) from None
+        finally:
+            network.idle.heard(server, connection, answer=bool(self.received))
         if not self.received:
             raise _NoAnswerError
 

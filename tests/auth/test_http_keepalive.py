@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from mailproxy.conf.tree import ConfigError
-from mailproxy.net.idle import Connection, Reuse
+from mailproxy.net.idle import STALE, Connection, Reuse
 from mailproxy.process.configuration import ConfigErrors
 from tests.auth.test_http import ASKED, FAILED, WHERE, imap
 from tests.play import Stage, auth_url, load_server
@@ -172,13 +172,15 @@ def test_a_dead_connection_costs_one_login_and_not_the_next_ones() -> None:
                 Connection(wire),
                 Reuse(idle=60, requests=9),
             )
+        await trio.sleep(STALE)
         await stage.perform(steps)
 
     trio.run(run, clock=MockClock(autojump_threshold=0))
     assert len(wires) == 3 + 2  # the answer on the fourth did not allow to keep it
 
 
-def test_asking_again_does_not_extend_the_time() -> None:
+def test_asking_again_has_the_whole_time() -> None:
+    """The request on the new connection is sent at 3 s."""
     imap(
         f"""
         {ASKED}
@@ -186,11 +188,45 @@ def test_asking_again_does_not_extend_the_time() -> None:
         C: a LOGIN u p
         Q: plain u p #2
         Q: plain u p #2
+        at 3
         {FAILED}
-        at 6
+        at 8
         """,
         f"{KEEPING} auth_http_timeout 5s;",
     )
+
+
+@pytest.mark.parametrize("keepalive", ["auto", "on"])
+def test_a_slow_server_is_asked_once_if_the_connection_was_just_used(
+    keepalive: str,
+) -> None:
+    """Nothing on the way has forgotten it, and it has the whole time for its answer."""
+    stage = Stage(
+        load_server(
+            f"protocol imap; auth_http_keepalive {keepalive}; auth_http_timeout 3s;"
+        )
+    )
+    url = auth_url(stage.server)
+    steps = parse_script(
+        """
+        S: * OK IMAP4 ready
+        C: a LOGIN u p
+        Q: plain u p
+        wait 2.9
+        A: NO no
+        S: a NO no
+        """
+    )
+
+    async def run() -> None:
+        server = url.family, url.sockaddr
+        wire = stage.network.connect(*server)
+        stage.network.idle.keep(server, Connection(wire), Reuse(idle=60, requests=9))
+        await stage.perform(steps)
+
+    trio.run(run, clock=MockClock(autojump_threshold=0))
+    assert len(stage.network.wires["Q"]) == 1
+    assert "silent" not in str(stage.log.events)
 
 
 def test_a_kept_connection_that_has_begun_to_answer_is_waited_for() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 import trio
@@ -14,7 +15,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import (
+    DOUBT,
     IDLE_CONNECTIONS,
+    MAX_TIMES_IDLE,
+    STALE,
+    STALL,
     SWEEP_SLACK,
     Connection,
     IdleConnections,
@@ -109,12 +114,13 @@ async def test_one_that_does_not_answer_in_time_is_given_up(
 ) -> None:
     async with keeping() as idle:
         silent, prompt = kept(idle), kept(idle)
+        await trio.sleep(STALE)
         first, second = idle.take("a", 2), idle.take("a", 3)
         assert first is not None
         assert second is not None
         assert (first.wire, second.wire) == (prompt, silent)
         await trio.sleep(1.9)
-        idle.heard(first)
+        idle.heard("a", first, answer=True)
         assert not second.silent
         assert await silent.receive_some() == b""
         assert second.silent
@@ -129,7 +135,9 @@ async def test_one_that_is_dead_ends_for_a_task_that_waits() -> None:
         idle = IdleConnections()
         ours, far = tcp_pair()
         ours.setblocking(False)
-        idle.keep("a", Connection(Wire(relay.engine, ours)), REUSE)
+        connection = Connection(Wire(relay.engine, ours))
+        idle.keep("a", connection, REUSE)
+        connection.since -= STALE  # as if it had been idle for so long
         taken = idle.take("a", 0.01)
         assert taken is not None
         async with trio.open_nursery() as nursery:
@@ -139,6 +147,159 @@ async def test_one_that_is_dead_ends_for_a_task_that_waits() -> None:
         assert taken.silent
         taken.wire.close()
         far.close()
+
+
+async def test_one_that_was_idle_for_a_moment_cannot_be_dead(
+    autojump_clock: MockClock,
+) -> None:
+    async with keeping() as idle:
+        wire = kept(idle)
+        await trio.sleep(STALE * 0.9)
+        taken = idle.take("a", 2)
+        assert taken is not None
+        await trio.sleep(50)
+        assert not taken.silent
+        assert not wire.ended
+
+
+YIELDING = Reuse(idle=STALL, parallel_idle=0.1, requests=9999, yielding=True)
+
+
+def asked(idle: IdleConnections) -> Connection:
+    """A new connection, on which a request has gone out."""
+    connection = Connection(MemoryWire())
+    idle.sent("a", connection)
+    return connection
+
+
+def answer(idle: IdleConnections, connection: Connection, reuse: Reuse) -> bool:
+    """An answer comes; returns whether the connection is kept after it."""
+    idle.heard("a", connection, answer=True)
+    idle.keep("a", connection, reuse)
+    return not connection.wire.closed
+
+
+def ask_again(idle: IdleConnections) -> Connection:
+    """Ask on the connection that is kept."""
+    connection = idle.take("a")
+    assert connection is not None
+    idle.sent("a", connection)
+    return connection
+
+
+@pytest.mark.parametrize("servers", [1, 3])
+async def test_a_server_that_is_blocked_is_served_by_new_connections_for_a_while(
+    autojump_clock: MockClock, servers: int
+) -> None:
+    """One process, or a few that were forked, each of which serves one at a time."""
+    async with keeping() as idle:
+        first = [asked(idle) for _ in range(servers)]
+        waiting = asked(idle)
+        assert all(answer(idle, each, YIELDING) for each in first)
+        await trio.sleep(STALL - 1.01 * SWEEP_SLACK)
+        assert len(idle) == servers
+        await trio.sleep(1.01 * SWEEP_SLACK)
+        await wait_all_tasks_blocked()
+        assert len(idle) == 0
+        assert not waiting.wire.closed
+        assert not answer(idle, waiting, YIELDING)
+        await trio.sleep(0.9 * DOUBT)
+        assert not answer(idle, asked(idle), YIELDING)
+        wanted = asked(idle)
+        assert answer(idle, wanted, REUSE)  # who said "on" knows it better
+        cast("MemoryWire", wanted.wire).finish()
+        await trio.sleep(0.1 * DOUBT)
+        assert answer(idle, asked(idle), YIELDING)
+        await trio.sleep(STALL)
+        await wait_all_tasks_blocked()
+        assert len(idle) == 0  # whatever it had shown before, it has to show again
+
+
+async def test_a_server_that_answers_anybody_is_not_blocked(
+    autojump_clock: MockClock,
+) -> None:
+    async with keeping() as idle:
+        both = [asked(idle), asked(idle)]
+        slow = asked(idle)
+        assert all(answer(idle, each, YIELDING) for each in both)
+        for _ in range(3):  # the second is idle, and has more time by now
+            await trio.sleep(0.7 * STALL)
+            idle.heard("a", asked(idle), answer=True)
+        await wait_all_tasks_blocked()
+        assert len(idle) == 1
+        idle.heard("a", slow, answer=True)
+        await trio.sleep(1.5 * STALL)
+        assert len(idle) == 1  # nor is it blocked if nobody waits
+
+
+async def test_what_has_not_reached_the_server_says_nothing_about_it(
+    autojump_clock: MockClock,
+) -> None:
+    """connect() may take long: SYNs that the server's queue has no room for are lost."""
+    async with keeping() as idle:
+        both = [asked(idle), asked(idle)]
+        Connection(MemoryWire())  # nothing was sent on it
+        assert all(answer(idle, each, YIELDING) for each in both)
+        await trio.sleep(2 * STALL)
+        assert len(idle) == 1
+        assert answer(idle, asked(idle), YIELDING)
+
+
+async def test_a_request_that_ends_without_answer_does_not_count_any_more(
+    autojump_clock: MockClock,
+) -> None:
+    async with keeping() as idle:
+        both = [asked(idle), asked(idle)]
+        left = asked(idle)
+        assert all(answer(idle, each, YIELDING) for each in both)
+        idle.heard("a", left, answer=False)
+        await trio.sleep(2 * STALL)
+        assert len(idle) == 1
+
+
+async def test_what_the_operator_keeps_does_not_yield(
+    autojump_clock: MockClock,
+) -> None:
+    async with keeping() as idle:
+        first = asked(idle)
+        asked(idle)
+        assert answer(idle, first, REUSE)
+        await trio.sleep(5)
+        assert answer(idle, ask_again(idle), REUSE)
+
+
+async def test_later_requests_do_not_overtake_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    """The only connection is used so often that the server is never silent."""
+    async with keeping() as idle:
+        first = asked(idle)
+        waiting = asked(idle)
+        kept = answer(idle, first, YIELDING)
+        started = trio.current_time()
+        while kept:
+            again = ask_again(idle)
+            await trio.sleep(0.001)
+            kept = answer(idle, again, YIELDING)
+        assert STALL <= trio.current_time() - started <= STALL + 0.002
+        assert answer(idle, waiting, YIELDING)  # nor is it doubted
+
+
+@pytest.mark.parametrize(("connections", "idle_time"), [(1, STALL), (2, 0.1)])
+async def test_other_workers_have_their_turn(
+    autojump_clock: MockClock, connections: int, idle_time: float
+) -> None:
+    """What they ask, and that it waits, nobody sees here."""
+    async with keeping() as idle:
+        for each in [asked(idle) for _ in range(connections)]:
+            assert answer(idle, each, YIELDING)
+        started = trio.current_time()
+        kept = True
+        while kept:
+            await trio.sleep(0.001)
+            kept = answer(idle, ask_again(idle), YIELDING)
+        life = MAX_TIMES_IDLE * idle_time
+        assert life <= trio.current_time() - started <= life + 0.002
 
 
 PARALLEL = Reuse(idle=1, parallel_idle=5, requests=9)

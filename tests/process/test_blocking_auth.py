@@ -12,9 +12,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+from mailproxy.net.idle import STALL
 from tests.fakes import FakeAuth, FakeImap, granted
 from tests.process.site import Client, Site
 from tests.processes import Process, free_port, need, need_program
@@ -61,7 +63,7 @@ while (my $connection = $daemon->accept) {
 
 def interpreter(language: str) -> str:
     """The program that runs a script, with what the script needs."""
-    if language == PYTHON:
+    if language != PERL:
         return sys.executable
     perl = need_program("perl")
     tried = subprocess.run([perl, "-MHTTP::Daemon", "-e", "1"], check=False)
@@ -103,6 +105,50 @@ def test_logins_at_once_are_all_served(
             for client in clients:
                 client.socket.sendall(b"a LOGIN user secret\r\n")
             assert [client.line() for client in clients] == [b"a OK logged in\r\n"] * 8
+    site.no_complaints()
+
+
+MANY = 200
+WITH_ROOM = PYTHON.replace(
+    "class Handler",
+    "HTTPServer.request_queue_size = 1024\n\nclass Handler",
+).replace(
+    "        self.end_headers()\n",
+    """        self.end_headers()
+        self.answered = time.monotonic()
+
+    def finish(self):
+        if hasattr(self, "answered"):
+            with open(sys.argv[0] + ".held", "a") as held:
+                print(time.monotonic() - self.answered, file=held)
+        super().finish()
+
+import time
+""",
+)
+"""With a queue that no burst overflows: the kernel would repeat connect() only after
+1, 3, 7 ... seconds, for whatever proxy. It notes for how many seconds each connection
+stayed open after the last answer."""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_many_logins_at_once_are_all_served(
+    workers: int, site: Site, tmp_path: Path
+) -> None:
+    """Those that wait must not wait for idle connections, each for its 20 ms."""
+    with (
+        FakeImap() as backend,
+        blocking_auth(WITH_ROOM, backend.port, tmp_path / "auth") as auth,
+        ExitStack() as leaving,
+    ):
+        site.configure(main=f"worker_processes {workers};", AUTH=auth)
+        site.start()
+        clients = [leaving.enter_context(Client(site.port)) for _ in range(MANY)]
+        for client in clients:
+            client.socket.sendall(b"a LOGIN user secret\r\n")
+        assert [client.line() for client in clients] == [b"a OK logged in\r\n"] * MANY
+        held = [float(n) for n in (tmp_path / "auth/script.held").read_text().split()]
+        assert median(held) < STALL / 2
     site.no_complaints()
 
 
