@@ -69,7 +69,7 @@ def respond(zone: Zone, query: bytes) -> bytes | None:
 
 @dataclass
 class FakeServers:
-    """Answers out of a zone, at once or never; it stands for `Transport.ask`.
+    """Answers out of a zone, at once or never; it stands for `NameServers.ask`.
 
     Attributes:
       asked: "NAME TYPE" of each question.

@@ -43,14 +43,16 @@ ALLOWED = {
 """Each room (or single file) and what it may import besides itself."""
 
 LIBRARIES = {
+    "_ssl": ("net/openssl/",),
     "ctypes": ("net/openssl/", "process/"),
     "cryptography": ("net/openssl/",),
     "lark": ("conf/syntax.py",),
     "setproctitle": ("process/title.py",),
     "structlog": ("log/",),
+    "threading": ("demo/", "net/engine.py"),
     "trustme": ("demo/",),
 }
-"""Libraries that one room (or file) knows, and which that is."""
+"""Modules that one room (or file) knows, and which that is. No worker has threads."""
 
 NET_SEES_OF_LOG = {"Logger", "SessionInfo"}
 """`net` may write to a log, and keeps the list of live sessions; it looks into none."""
@@ -255,21 +257,16 @@ def test_nothing_asks_for_the_name_of_a_protocol() -> None:
     assert found == []
 
 
-WAITING = {
-    "socket",
-    "SocketStream",
-    "SocketListener",
-    "open_tcp_stream",
-    "open_unix_socket",
-    "open_signal_receiver",
-    "run_process",
-    "to_thread",
-    "lowlevel.FdStream",
-    "lowlevel.open_process",
-    "lowlevel.wait_readable",
-    "lowlevel.wait_writable",
+OF_TRIO = {
+    *("CancelScope", "Event", "Nursery", "Semaphore", "TaskStatus"),
+    *("current_time", "move_on_after", "open_memory_channel", "open_nursery", "run"),
+    *("sleep", "sleep_forever"),
+    *("lowlevel.Abort", "lowlevel.Abort.SUCCEEDED", "lowlevel.Task"),
+    *("lowlevel.add_instrument", "lowlevel.checkpoint", "lowlevel.current_task"),
+    *("lowlevel.remove_instrument", "lowlevel.reschedule"),
+    "lowlevel.wait_task_rescheduled",
 }
-"""What trio waits for by itself, or with threads."""
+"""What a worker uses of trio; the rest waits for descriptors by itself, or with threads."""
 
 
 def used_of_trio(path: Path) -> Iterator[str]:
@@ -278,20 +275,46 @@ def used_of_trio(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trio"):
             above = (node.module or "").removeprefix("trio").lstrip(".")
             yield from (f"{above}.{each.name}".lstrip(".") for each in node.names)
+        elif isinstance(node, ast.Import):
+            # Under another name, nobody would find what is used of it.
+            yield from (
+                f"{each.name} as {each.asname}"
+                for each in node.names
+                if each.name.startswith("trio") and each.name != (each.asname or "trio")
+            )
         elif isinstance(node, ast.Attribute):
             name = ast.unparse(node)
-            if name.startswith("trio."):
+            if name.startswith("trio.") and name != "trio.lowlevel":
                 yield name.removeprefix("trio.")
 
 
 def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
     """Anything else would take the fast path away from all sessions."""
-    waiting = {
-        "/".join(names(path))
-        for path in FILES
-        if names(path)[:1] != ["demo"] and WAITING & set(used_of_trio(path))
-    }
-    assert waiting == {"net/engine"}
+    for path in FILES:
+        if names(path)[:1] != ["demo"] and names(path) != ["net", "engine"]:
+            assert set(used_of_trio(path)) <= OF_TRIO, path
+
+
+def test_what_is_used_of_trio_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    for text in (
+        "from trio import lowlevel",
+        "import trio as t",
+        "import trio.socket",
+        "import trio\nawait_ = trio.to_thread.run_sync(f)",
+        "import trio\nawait_ = trio.open_file(f)",
+    ):
+        path.write_text(text)
+        assert not set(used_of_trio(path)) <= OF_TRIO, text
+
+
+def test_a_class_name_means_one_thing() -> None:
+    places: dict[str, list[Path]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def packages(path: Path) -> set[str]:

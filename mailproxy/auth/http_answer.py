@@ -79,7 +79,7 @@ def first_line(octets: bytes) -> bytes:
 
 
 @dataclass(slots=True)
-class Answer:
+class HttpAnswer:
     """The parts of a response that matter here."""
 
     statuses: list[bytes]
@@ -110,7 +110,7 @@ class Answer:
         return Unusable(text, first_line(self.header), wanted)
 
 
-def parse(header: bytes) -> Answer:
+def parse(header: bytes) -> HttpAnswer:
     """Parse status line and headers, without the empty line that ends them.
 
     Raises:
@@ -137,7 +137,7 @@ def parse(header: bytes) -> Answer:
     # With two lengths, server and proxy may disagree about where the answer ends, and
     # the rest would be read as the answer to the next request (RFC 9112, section 6.3).
     clear = [name for name, _ in pairs].count(b"content-length") <= 1
-    return Answer(
+    return HttpAnswer(
         statuses,
         fields,
         header,
@@ -178,7 +178,7 @@ def _bad_header(lines: bytes) -> Unusable:
     )
 
 
-def decide(answer: Answer, request: AuthRequest) -> Granted | Refused:
+def decide(answer: HttpAnswer, request: AuthRequest) -> Granted | Refused:
     """The decision in an answer that is not WAIT.
 
     Raises:
@@ -201,7 +201,7 @@ def decide(answer: Answer, request: AuthRequest) -> Granted | Refused:
     return _granted(answer, request)
 
 
-def _lets_in(answer: Answer) -> bool:
+def _lets_in(answer: HttpAnswer) -> bool:
     """Whether an answer without Auth-Status lets the client in.
 
     An answer without server or port counts as well; `_granted` reports it, as nginx
@@ -215,7 +215,7 @@ def _lets_in(answer: Answer) -> bool:
     return good is not None and not _MUTE_STATUS.search(answer.header)
 
 
-def _granted(answer: Answer, request: AuthRequest) -> Granted:
+def _granted(answer: HttpAnswer, request: AuthRequest) -> Granted:
     """The user, secret and route in an answer that lets the client in.
 
     Raises:
@@ -242,7 +242,9 @@ def _granted(answer: Answer, request: AuthRequest) -> Granted:
     return Granted(user=user, secret=secret, route=route)
 
 
-def _credentials(answer: Answer, request: AuthRequest) -> tuple[bytes, bytes | None]:
+def _credentials(
+    answer: HttpAnswer, request: AuthRequest
+) -> tuple[bytes, bytes | None]:
     """User and secret for the backend: those of the answer, or else of the client.
 
     Raises:

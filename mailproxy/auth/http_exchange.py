@@ -19,7 +19,7 @@ import trio
 
 from mailproxy.auth import trace
 from mailproxy.auth.http_answer import (
-    Answer,
+    HttpAnswer,
     Unusable,
     decide,
     first_line,
@@ -162,7 +162,7 @@ class _Question:
     secrets: tuple[bytes, ...] = field(repr=False)
     received: bytes = field(default=b"", repr=False)
 
-    async def ask(self, network: Network, begin: Callable[[], None]) -> Answer:
+    async def ask(self, network: Network, begin: Callable[[], None]) -> HttpAnswer:
         """Ask on a kept connection; without one, or if it fails, ask on a new one.
 
         Args:
@@ -200,7 +200,7 @@ class _Question:
                 raise _receiving_failed(none.error) from None
             raise Unusable("closed connection prematurely: ", b"", _WHOLE) from None
 
-    async def _ask_on(self, connection: Connection, network: Network) -> Answer:
+    async def _ask_on(self, connection: Connection, network: Network) -> HttpAnswer:
         """Ask on one connection, then keep it if the server allows that, or close it.
 
         Raises:
@@ -241,7 +241,7 @@ class _Question:
         if not self.received:
             raise _NoAnswerError
 
-    async def _finish(self, wire: Wire) -> Answer:
+    async def _finish(self, wire: Wire) -> HttpAnswer:
         """Receive the rest of the header, and possibly a part of the body."""
         seen = 0
         while True:
@@ -288,7 +288,7 @@ def _connect(network: Network, url: AuthUrl) -> Wire:
         raise _BrokenError(failed) from None
 
 
-async def _drop_body(wire: Wire, answer: Answer) -> None:
+async def _drop_body(wire: Wire, answer: HttpAnswer) -> None:
     """Read and drop the body; the connection is not kept if it does not arrive."""
     with trio.move_on_after(MAX_BODY_WAIT), contextlib.suppress(OSError):
         while answer.body > 0:

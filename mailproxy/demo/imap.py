@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import trio
 
-from mailproxy.demo.mailbox import PASSWORD, USER, Mailbox, Message
+from mailproxy.demo.mailbox import PASSWORD, USER, DemoMessage, Mailbox
 from mailproxy.net.lines import LineStream
 
 CAPABILITIES = b"IMAP4rev1 LITERAL+ IDLE"
@@ -41,7 +41,7 @@ class ImapSession:
     def __init__(self, client: LineStream, mailbox: Mailbox) -> None:
         self.client = client
         self.mailbox = mailbox
-        self.view: list[Message] = []
+        self.view: list[DemoMessage] = []
         self.authenticated = False
         self.selected = False
 
@@ -159,7 +159,7 @@ class ImapSession:
             await self.client.read_line()
             nursery.cancel_scope.cancel()
 
-    def chosen(self, numbers: bytes, by_uid: bool) -> Iterator[tuple[int, Message]]:
+    def chosen(self, numbers: bytes, by_uid: bool) -> Iterator[tuple[int, DemoMessage]]:
         """Yield the letters of a sequence set such as 1:3,7,9:*, with their numbers."""
         last = (
             max((message.uid for message in self.view), default=0)
@@ -223,12 +223,12 @@ class ImapSession:
         return b"* SEARCH%s\r\n" % b"".join(b" %d" % hit for hit in hits)
 
 
-def answer_to_fetch(number: int, message: Message, items: bytes) -> bytes:
+def answer_to_fetch(number: int, message: DemoMessage, items: bytes) -> bytes:
     """Format one untagged FETCH line with its literals."""
     return b"* %d FETCH (%s)\r\n" % (number, b" ".join(fetched(message, items)))
 
 
-def fetched(message: Message, items: bytes) -> Iterator[bytes]:
+def fetched(message: DemoMessage, items: bytes) -> Iterator[bytes]:
     """Yield the items of one FETCH answer."""
     for match in ITEM.finditer(items):
         name, section = match[1], match[2]
@@ -264,7 +264,7 @@ def literal(label: bytes, data: bytes) -> bytes:
     return b"%s {%d}\r\n%s" % (label, len(data), data)
 
 
-def part_of(message: Message, section: bytes) -> bytes:
+def part_of(message: DemoMessage, section: bytes) -> bytes:
     """The part of a letter that BODY[section] names."""
     if section == b"HEADER":
         return message.header

@@ -22,7 +22,7 @@ From: The proxy <proxy@example.com>
 To: Alice <alice@example.com>
 Subject: Welcome
 Date: {date}
-Message-ID: <welcome@example.com>
+DemoMessage-ID: <welcome@example.com>
 
 This letter came to you through mailproxy. Your client talked to the proxy; the
 proxy asked an auth_http server whether your password is good and where your
@@ -34,7 +34,7 @@ From: The proxy <proxy@example.com>
 To: Alice <alice@example.com>
 Subject: Three things to try
 Date: {date}
-Message-ID: <how-to@example.com>
+DemoMessage-ID: <how-to@example.com>
 
 1. Log in with a wrong password, and look at the log.
 2. Send yourself a letter through the SMTP port; it arrives in this mailbox.
@@ -43,7 +43,7 @@ Message-ID: <how-to@example.com>
 
 
 @dataclass(eq=False)
-class Message:
+class DemoMessage:
     """One letter.
 
     Attributes:
@@ -73,7 +73,7 @@ class Mailbox:
     """The letters of the one account, for IMAP, POP3 and SMTP alike."""
 
     def __init__(self) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[DemoMessage] = []
         self.arrival = trio.Condition()
         self._next_uid = 1
         for letter in (WELCOME, HOW_TO):
@@ -81,7 +81,7 @@ class Mailbox:
             self._append(text.replace("\n", "\r\n").encode())
 
     def _append(self, data: bytes) -> None:
-        self.messages.append(Message(self._next_uid, data))
+        self.messages.append(DemoMessage(self._next_uid, data))
         self._next_uid += 1
 
     async def deliver(self, data: bytes) -> None:

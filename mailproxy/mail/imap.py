@@ -15,7 +15,7 @@ from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, size, words
 from mailproxy.mail import imap_backend
 from mailproxy.mail.commands import BadCommand, Command
-from mailproxy.mail.imap_commands import Reader
+from mailproxy.mail.imap_commands import CommandReader
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue, MailProtocol
 from mailproxy.mail.sasl import clients as sasl
@@ -95,7 +95,7 @@ class ImapDialogue(Dialogue):
 
     async def read_login(self) -> Login | None:
         client = self.client
-        reader = Reader(client)
+        reader = CommandReader(client)
         while True:
             try:
                 command = await reader.read_command()
@@ -122,7 +122,7 @@ class ImapDialogue(Dialogue):
             except BadCommand as bad:
                 await client.answer_bad(bad, reader.tag + _INVALID)
 
-    def _answer(self, command: Command, reader: Reader) -> bytes:
+    def _answer(self, command: Command, reader: CommandReader) -> bytes:
         """The answer to a command that does not change what the session is doing.
 
         Raises:
@@ -182,7 +182,7 @@ class ImapDialogue(Dialogue):
             self.client.log.info(f"client id: {event}", *shown.values())
 
     async def challenge(self, text: bytes) -> list[bytes]:
-        return await Reader(self.client).ask(text)
+        return await CommandReader(self.client).ask(text)
 
     def invalid(self, login: Login) -> bytes:
         return login.tag + _INVALID
@@ -197,6 +197,6 @@ class ImapDialogue(Dialogue):
 _INVALID = b"BAD invalid command\r\n"
 
 
-def _completed(reader: Reader) -> bytes:
+def _completed(reader: CommandReader) -> bytes:
     """The line that completes the present command."""
     return reader.tag + b"OK completed\r\n"

@@ -1,4 +1,4 @@
-"""Reader: reads an IMAP client's commands before its login (RFC 3501), with literals."""
+"""CommandReader: reads an IMAP client's commands before its login (RFC 3501), with literals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMMANDS = frozenset(
 )
 
 
-class Reader:
+class CommandReader:
     """Reads commands; all parts of a command share the client's buffer."""
 
     def __init__(self, client: Client) -> None:

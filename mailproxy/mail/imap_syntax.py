@@ -1,6 +1,6 @@
 """The syntax of IMAP commands before the login: bytes in, values out (RFC 3501, RFC 2971).
 
-Arguments are parsed as nginx does it, which accepts more than RFC 3501. nginx does not
+ParsedArguments are parsed as nginx does it, which accepts more than RFC 3501. nginx does not
 know ID, which is parsed by its RFC.
 """
 
@@ -24,7 +24,7 @@ _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class ParsedArguments:
     """The arguments in a part of a command.
 
     Attributes:
@@ -36,7 +36,7 @@ class Arguments:
     literal: Literal | None
 
 
-def split_arguments(text: bytes, room: int) -> Arguments:
+def split_arguments(text: bytes, room: int) -> ParsedArguments:
     """Split a part of a command, which is a line without its end, into arguments.
 
     Args:
@@ -58,8 +58,10 @@ def split_arguments(text: bytes, room: int) -> Arguments:
         elif quoted is not None:
             arguments.append(_ESCAPED.sub(rb"\1", quoted))
         else:
-            return Arguments(arguments, parse_literal(match["size"], match["plus"]))
-    return Arguments(arguments, None)
+            return ParsedArguments(
+                arguments, parse_literal(match["size"], match["plus"])
+            )
+    return ParsedArguments(arguments, None)
 
 
 Field = tuple[bytes, bytes | None]

@@ -61,7 +61,7 @@ class ResolverSettings:
 
 
 Ask = Callable[[Address, Question], Awaitable[Answer]]
-"""Ask one server once; see `Transport.ask`."""
+"""Ask one server once; see `NameServers.ask`."""
 
 
 @dataclass

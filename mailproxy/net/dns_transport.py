@@ -28,7 +28,7 @@ STREAMS = 4
 """TCP connections to one name server; lookups wait for each other."""
 
 
-class Transport:
+class NameServers:
     """Asks name servers, for all resolvers of a worker."""
 
     def __init__(self, engine: Engine) -> None:

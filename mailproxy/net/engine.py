@@ -247,7 +247,7 @@ class Readiness:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
-class Acceptor:
+class ListeningWire:
     """A listening socket on the engine, shared with the other workers."""
 
     def __init__(self, engine: Engine, listening: socket.socket) -> None:

@@ -8,7 +8,7 @@ import itertools
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.log import SessionInfo
 from mailproxy.net.dns import Resolver, ResolverSettings
-from mailproxy.net.dns_transport import Transport
+from mailproxy.net.dns_transport import NameServers
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.relay import Relay
@@ -41,7 +41,7 @@ class Network:
         self.idle = IdleConnections()
         self.sessions: dict[int, SessionInfo] = {}
         self._numbers = itertools.count(1)
-        self._transport = Transport(engine)
+        self._transport = NameServers(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
 
     def next_number(self) -> int:

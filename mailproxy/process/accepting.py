@@ -17,7 +17,7 @@ from mailproxy.log import Logger, Logs, SessionInfo
 from mailproxy.mail import session
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.server import Server
-from mailproxy.net.engine import Acceptor
+from mailproxy.net.engine import ListeningWire
 from mailproxy.net.listening import Listener
 from mailproxy.net.network import Network
 from mailproxy.net.wire import Wire
@@ -129,7 +129,7 @@ class AcceptLoop:
         self._admission = admission
         self._scope = trio.CancelScope()
         self._close_socket = False
-        self._acceptor: Acceptor | None = None
+        self._acceptor: ListeningWire | None = None
 
     def open(self) -> None:
         """Have the engine watch the socket; clients wait until `run`.
@@ -138,7 +138,7 @@ class AcceptLoop:
           StartError: it cannot.
         """
         with needed("epoll_ctl()"):
-            self._acceptor = Acceptor(
+            self._acceptor = ListeningWire(
                 self._admission.network.engine, self._listener.socket
             )
 
@@ -154,26 +154,26 @@ class AcceptLoop:
 
     async def run(self) -> None:
         """Accept, and wait for the last session."""
-        acceptor = self._acceptor
-        assert acceptor is not None, "it is open"
+        listening = self._acceptor
+        assert listening is not None, "it is open"
         async with trio.open_nursery() as sessions:
             try:
                 if not self._scope.cancel_called:
                     with self._scope:
-                        await self._accept(acceptor, sessions)
+                        await self._accept(listening, sessions)
             finally:
-                acceptor.close()
+                listening.close()
             if self._close_socket:
                 self._listener.socket.close()
             self.stopped.set()
         self.finished.set()
 
-    async def _accept(self, acceptor: Acceptor, sessions: trio.Nursery) -> None:
+    async def _accept(self, listening: ListeningWire, sessions: trio.Nursery) -> None:
         admission = self._admission
         in_a_row = 0
         while True:
             try:
-                connection, address = await acceptor.accept()
+                connection, address = await listening.accept()
             except OSError as error:
                 await admission.explain(error)
                 continue

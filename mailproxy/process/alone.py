@@ -27,7 +27,7 @@ from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.master import Origin
 from mailproxy.process.notify import Notify
 from mailproxy.process.options import Options
-from mailproxy.process.reader import MAX_READING, TOO_SLOW, Reader
+from mailproxy.process.reader import MAX_READING, TOO_SLOW, ConfigurationReader
 from mailproxy.process.worker import Worker
 
 
@@ -43,7 +43,7 @@ class Alone:
         self,
         born: Generation,
         load: Callable[[Logger], Configuration],
-        reader: Reader,
+        reader: ConfigurationReader,
         options: Options,
         *,
         children: Children,

@@ -27,7 +27,7 @@ from mailproxy.process import pidfile
 from mailproxy.process.children import End
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.notify import Notify
-from mailproxy.process.reader import MAX_READING, TOO_SLOW, Reader
+from mailproxy.process.reader import MAX_READING, TOO_SLOW, ConfigurationReader
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.workers import MAX_SILENCE, Processes, Work, Workers
 
@@ -105,7 +105,7 @@ class Master:
         load: Load,
         work: Work,
         *,
-        reader: Reader,
+        reader: ConfigurationReader,
         processes: Processes,
         signals: SignalSource,
         upgrade: Upgrade,

@@ -73,7 +73,7 @@ class _Report:
         )
 
 
-class Reader:
+class ConfigurationReader:
     """Has configurations read by another process, one at a time.
 
     Args:

@@ -45,7 +45,7 @@ from mailproxy.process.privileges import (
     environment,
     set_environment,
 )
-from mailproxy.process.reader import Reader
+from mailproxy.process.reader import ConfigurationReader
 from mailproxy.process.title import set_title
 from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
@@ -89,7 +89,7 @@ def run(options: Options, load: Load, startup: Logs) -> int:
         notify,
         foreground,
         children,
-        Reader(partial(_read, options, load), children),
+        ConfigurationReader(partial(_read, options, load), children),
     )
     if born.main.master_process:
         return _lead(born, load, home, origin)
@@ -129,7 +129,7 @@ class _Home:
     notify: Notify
     foreground: Foreground | None
     children: Children
-    reader: Reader
+    reader: ConfigurationReader
     """Reads the configuration at a reload."""
 
     def release(self, code: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mailproxy.mail.commands import BadCommand
 from mailproxy.mail.sasl import clients as sasl
 from mailproxy.mail.sasl.backends import format_plain
-from mailproxy.mail.sasl.clients import Credentials
+from mailproxy.mail.sasl.clients import UserAndSecret
 
 Parse = Callable[[bytes], object]
 
@@ -73,7 +73,7 @@ def test_base64_of_anything_decodes_to_it(data: bytes) -> None:
     ],
 )
 def test_plain(message: bytes, result: tuple[bytes, bytes]) -> None:
-    assert sasl.parse_plain(encoded(message)) == Credentials(*result)
+    assert sasl.parse_plain(encoded(message)) == UserAndSecret(*result)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_plain_that_is_not_well_formed(message: bytes, what: str) -> None:
 def test_cram_md5_is_split_at_the_first_space(
     message: bytes, result: tuple[bytes, bytes]
 ) -> None:
-    assert sasl.split_cram_md5(encoded(message)) == Credentials(*result)
+    assert sasl.split_cram_md5(encoded(message)) == UserAndSecret(*result)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_cram_md5_is_split_at_the_first_space(
     ],
 )
 def test_xoauth2(message: bytes, result: tuple[bytes, bytes]) -> None:
-    assert sasl.parse_xoauth2(encoded(message)) == Credentials(*result)
+    assert sasl.parse_xoauth2(encoded(message)) == UserAndSecret(*result)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_xoauth2_that_is_not_well_formed(message: bytes, what: str) -> None:
     ],
 )
 def test_oauthbearer(message: bytes, result: tuple[bytes, bytes]) -> None:
-    assert sasl.parse_oauthbearer(encoded(message)) == Credentials(*result)
+    assert sasl.parse_oauthbearer(encoded(message)) == UserAndSecret(*result)
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ NAMES = st.binary(min_size=1).filter(lambda name: b"\x01" not in name)
 def test_oauthbearer_of_any_user_and_token(user: bytes, token: bytes) -> None:
     name = user.replace(b"=", b"=3D").replace(b",", b"=2C")
     message = b"n,a=%s,\x01host=h\x01auth=Bearer %s\x01\x01" % (name, token)
-    assert sasl.parse_oauthbearer(encoded(message)) == Credentials(user, token)
+    assert sasl.parse_oauthbearer(encoded(message)) == UserAndSecret(user, token)
     message = b"user=%s\x01auth=Bearer %s\x01\x01" % (user, token)
-    assert sasl.parse_xoauth2(encoded(message)) == Credentials(user, token)
+    assert sasl.parse_xoauth2(encoded(message)) == UserAndSecret(user, token)
 
 
 PLAIN = st.binary().filter(lambda text: b"\0" not in text)
@@ -210,7 +210,9 @@ PLAIN = st.binary().filter(lambda text: b"\0" not in text)
 
 @given(PLAIN, PLAIN)
 def test_what_is_said_to_backends_is_plain(user: bytes, password: bytes) -> None:
-    assert sasl.parse_plain(format_plain(user, password)) == Credentials(user, password)
+    assert sasl.parse_plain(format_plain(user, password)) == UserAndSecret(
+        user, password
+    )
 
 
 @pytest.mark.parametrize("octet", [b"\r", b"\n", b"\0"])

@@ -31,7 +31,7 @@ from mailproxy.net.dns_port import (
     MAX_PORT_QUERIES,
     MAX_STRAYS,
 )
-from mailproxy.net.dns_transport import MAX_PORTS, PORTS, STREAMS, Transport
+from mailproxy.net.dns_transport import MAX_PORTS, PORTS, STREAMS, NameServers
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
 from tests.name_servers import Zone, resolver_settings, respond, server_address
@@ -73,7 +73,7 @@ class Served:
       streams, most_streams: TCP connections at the server, now and ever.
     """
 
-    def __init__(self, udp: trio.socket.SocketType, transport: Transport) -> None:
+    def __init__(self, udp: trio.socket.SocketType, transport: NameServers) -> None:
         self.address = server_address(*udp.getsockname())
         self.transport = transport
         self.udp = udp
@@ -136,7 +136,7 @@ async def served(
         await tcp.bind(("127.0.0.1", 0))
         await udp.bind(tcp.getsockname())
         tcp.listen()
-        here = Served(udp, Transport(engine))
+        here = Served(udp, NameServers(engine))
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(engine.run)
@@ -158,7 +158,7 @@ async def test_over_ipv6() -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp:
         udp.bind(("::1", 0))
         address = Address(socket.AF_INET6, udp.getsockname(), "[::1]")
-        transport = Transport(engine)
+        transport = NameServers(engine)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.run)
             nursery.start_soon(transport.ask, address, QUESTION)
@@ -224,7 +224,7 @@ async def test_server_that_is_not_there_is_an_error_for_all_who_wait() -> None:
 
 async def test_server_without_tcp() -> None:
     engine = Engine()
-    transport = Transport(engine)
+    transport = NameServers(engine)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
         address = server_address(*udp.getsockname())
@@ -376,7 +376,7 @@ async def test_questions_at_a_port_are_bounded_and_differ_in_number() -> None:
 async def test_flood_has_to_wait_for_others() -> None:
     """So many messages of a round, and no more, are taken from a socket."""
     engine = Engine()
-    transport = Transport(engine)
+    transport = NameServers(engine)
     answers = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 import trustme
 
-from mailproxy.net.engine import Acceptor, Engine
+from mailproxy.net.engine import Engine, ListeningWire
 from mailproxy.net.idle import Connection, Reuse
 from mailproxy.net.network import Network
 from mailproxy.net.relay import MAX_PIPES, Ended, Relay
@@ -440,16 +440,14 @@ async def test_an_idle_connection_is_thrown_away_when_its_server_closes() -> Non
 
 async def test_accepting() -> None:
     async with running() as relay:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            listening.setblocking(False)
-            acceptor = Acceptor(relay.engine, listening)
-            peers = [
-                socket.create_connection(listening.getsockname()) for _ in range(3)
-            ]
+        with socket.create_server(("127.0.0.1", 0)) as bound:
+            bound.setblocking(False)
+            listening = ListeningWire(relay.engine, bound)
+            peers = [socket.create_connection(bound.getsockname()) for _ in range(3)]
             for peer in peers:
-                connection, address = await acceptor.accept()
+                connection, address = await listening.accept()
                 assert address == peer.getsockname()
                 assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 connection.close()
                 peer.close()
-            acceptor.close()
+            listening.close()

@@ -29,7 +29,7 @@ from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.master import Master, Origin, Pause
 from mailproxy.process.messages import Order
 from mailproxy.process.notify import Notify
-from mailproxy.process.reader import Reader
+from mailproxy.process.reader import ConfigurationReader
 from mailproxy.process.settings import EventsSettings, MainSettings
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.upgrade import Successor
@@ -114,7 +114,7 @@ class World:
             self.generation(self.main),
             self._load,
             lambda *_: 0,
-            reader=Reader(self._read, self),
+            reader=ConfigurationReader(self._read, self),
             processes=self,
             signals=self,
             upgrade=Successor((PROGRAM, "-q"), {}, {}, self),

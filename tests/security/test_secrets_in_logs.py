@@ -21,7 +21,7 @@ from mailproxy.log import DEBUG, Logger
 from mailproxy.mail.commands import Command, redacted, too_long_command
 from mailproxy.mail.imap_syntax import split_arguments
 from mailproxy.mail.login import Login
-from mailproxy.mail.sasl.clients import Credentials
+from mailproxy.mail.sasl.clients import UserAndSecret
 from mailproxy.net.lines import TooLong
 from mailproxy.net.network import Network
 from mailproxy.net.timer import Timer
@@ -204,7 +204,7 @@ class Careless(AuthHttpSettings):
 def test_reprs() -> None:
     shown = [
         Login(method="plain", user=b"u", secret=b"SECRET"),
-        Credentials(b"u", b"SECRET"),
+        UserAndSecret(b"u", b"SECRET"),
         Command(b"PASS", [b"SECRET"]),
         split_arguments(b" u SECRET", 2),
         AuthRequest(

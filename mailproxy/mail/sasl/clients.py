@@ -41,7 +41,7 @@ Ask = Callable[[bytes], Awaitable[list[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class UserAndSecret:
     """A user name and its proof, from a SASL message.
 
     Attributes:
@@ -77,19 +77,19 @@ class _Exchange:
         return (await self._ask(challenge))[0]
 
 
-async def _plain(exchange: _Exchange) -> Credentials:
+async def _plain(exchange: _Exchange) -> UserAndSecret:
     return parse_plain(await exchange.respond(b""))
 
 
-async def _login(exchange: _Exchange) -> Credentials:
+async def _login(exchange: _Exchange) -> UserAndSecret:
     user = decode(await exchange.respond(USER_CHALLENGE), exchange.name)
     exchange.client.info.login = user
-    return Credentials(
+    return UserAndSecret(
         user, decode(await exchange.ask(PASSWORD_CHALLENGE), exchange.name)
     )
 
 
-async def _cram_md5(exchange: _Exchange) -> Credentials:
+async def _cram_md5(exchange: _Exchange) -> UserAndSecret:
     challenge = base64.b64encode(exchange.client.salt)
     credentials = split_cram_md5(await exchange.respond(challenge))
     if len(credentials.secret or b"") != CRAM_MD5_DIGITS:
@@ -98,20 +98,20 @@ async def _cram_md5(exchange: _Exchange) -> Credentials:
     return credentials
 
 
-async def _external(exchange: _Exchange) -> Credentials:
+async def _external(exchange: _Exchange) -> UserAndSecret:
     user = decode(await exchange.respond(USER_CHALLENGE), exchange.name)
-    return Credentials(user, None)
+    return UserAndSecret(user, None)
 
 
-async def _xoauth2(exchange: _Exchange) -> Credentials:
+async def _xoauth2(exchange: _Exchange) -> UserAndSecret:
     return parse_xoauth2(await exchange.respond(b""))
 
 
-async def _oauthbearer(exchange: _Exchange) -> Credentials:
+async def _oauthbearer(exchange: _Exchange) -> UserAndSecret:
     return parse_oauthbearer(await exchange.respond(b""))
 
 
-_MECHANISMS: dict[str, Callable[[_Exchange], Awaitable[Credentials]]] = {
+_MECHANISMS: dict[str, Callable[[_Exchange], Awaitable[UserAndSecret]]] = {
     "plain": _plain,
     "login": _login,
     "cram-md5": _cram_md5,
@@ -207,7 +207,7 @@ def decode(text: bytes, mechanism: str) -> bytes:
         raise _invalid("base64 encoding", f"AUTH {mechanism}") from error
 
 
-def parse_plain(response: bytes) -> Credentials:
+def parse_plain(response: bytes) -> UserAndSecret:
     """Parse user and password of PLAIN (RFC 4616); the authorization identity is dropped.
 
     Raises:
@@ -220,20 +220,20 @@ def parse_plain(response: bytes) -> Credentials:
     user, nul, password = rest.partition(b"\0")
     if not nul:
         raise _invalid("password", "AUTH PLAIN")
-    return Credentials(user, password)
+    return UserAndSecret(user, password)
 
 
-def split_cram_md5(response: bytes) -> Credentials:
+def split_cram_md5(response: bytes) -> UserAndSecret:
     """Parse user and digest of CRAM-MD5 (RFC 2195); both are empty without a space.
 
     Raises:
       BadCommand: it is not base64.
     """
     user, space, digest = decode(response, "CRAM-MD5").partition(b" ")
-    return Credentials(user, digest) if space else Credentials(b"", b"")
+    return UserAndSecret(user, digest) if space else UserAndSecret(b"", b"")
 
 
-def parse_xoauth2(response: bytes) -> Credentials:
+def parse_xoauth2(response: bytes) -> UserAndSecret:
     """Parse user and token of XOAUTH2, in the only order that Google documents.
 
     Raises:
@@ -245,10 +245,10 @@ def parse_xoauth2(response: bytes) -> Credentials:
     match = _XOAUTH2.fullmatch(message)
     if match is None:
         raise _invalid("token", "AUTH XOAUTH2")
-    return Credentials(match[1], match[2])
+    return UserAndSecret(match[1], match[2])
 
 
-def parse_oauthbearer(response: bytes) -> Credentials:
+def parse_oauthbearer(response: bytes) -> UserAndSecret:
     """Parse user and token of OAUTHBEARER (RFC 7628, section 3.1).
 
     Raises:
@@ -261,7 +261,7 @@ def parse_oauthbearer(response: bytes) -> Credentials:
         raise _invalid("login", "AUTH OAUTHBEARER")
     for each in fields[:-1]:
         if each[:12].lower() == b"auth=bearer " and each[12:]:
-            return Credentials(user, each[12:])
+            return UserAndSecret(user, each[12:])
     raise _invalid("token", "AUTH OAUTHBEARER")
 
 
