@@ -341,3 +341,11 @@ def test_product_needs_no_more_than_its_dependencies() -> None:
 def test_every_room_is_in_the_table() -> None:
     rooms = {names(path)[0] for path in FILES if names(path)}
     assert rooms <= ALLOWED.keys()
+
+
+def test_functions_of_mail_can_be_seen_whole() -> None:
+    for path in (ROOT / "mail").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 30, f"{path}: {node.name}"

@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from mailproxy.errors import ClientError
-from mailproxy.log import DEBUG, Phase
+from mailproxy.log import Phase
 from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
-from mailproxy.mail.trace import Secrets, Trace, client_lines
+from mailproxy.mail.trace import Secrets, client_lines, make_trace
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import TooLong
 from mailproxy.net.timer import Timer
@@ -46,11 +46,7 @@ class Client:
     ) -> None:
         self.wire = wire
         self.secrets = Secrets()
-        self.trace = (
-            Trace(log, info, server.protocol, self.secrets)
-            if log.level >= DEBUG
-            else None
-        )
+        self.trace = make_trace(log, info, server.protocol, self.secrets)
         self.lines = client_lines(
             self.trace,
             wire,

@@ -44,16 +44,14 @@ _TEXTS = {
 
 
 async def find_client_host(resolver: Resolver, info: SessionInfo, log: Logger) -> bytes:
-    """Look up the name of a client; returns it in lower case.
-
-    Each of the two lookups may take `resolver_timeout`.
+    """Look up the name of a client, in two lookups of `resolver_timeout` each.
 
     Args:
       info: has the client's address; its action is kept up to date.
       log: the logger of the session, bound to `info`.
 
     Returns:
-      The name, or `UNAVAILABLE` or `TEMPUNAVAIL`.
+      The name in lower case, or `UNAVAILABLE` or `TEMPUNAVAIL`.
     """
     client = info.client
     if client == "unix:":

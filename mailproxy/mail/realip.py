@@ -70,9 +70,7 @@ class RealipSettings(Settings):
 
 
 async def read_header(client: Client) -> None:
-    """Read the PROXY header of a new connection, and not an octet more.
-
-    A TLS handshake may follow, which OpenSSL reads from the socket.
+    """Read the PROXY header of a new connection, and no octet of the TLS behind it.
 
     Raises:
       ClientError: the client left, or sent something else.

@@ -62,18 +62,13 @@ async def run(
     log: Logger,
     info: SessionInfo,
 ) -> None:
-    """Serve one client until its session ends; raises nothing except cancellation.
+    """Serve one client, close its wire; raises nothing except cancellation.
 
-    Args:
-      wire: the accepted connection; it is closed here.
-      log: the server's log.
-      info: the facts of the session; it is kept up to date, and is among the live
-        sessions of `network` until the end.
+    Until then, `info` is among the live sessions of `network`.
     """
     log = log.bind(context=info)
     notify = True
-    info.client_wire = wire
-    network.sessions[info.connection] = info
+    info.client_wire, network.sessions[info.connection] = wire, info
     client = Client(wire, server, listen, network, info, log)
     try:
         log.client_connected()
@@ -88,12 +83,13 @@ async def run(
     finally:
         wire.close(notify=notify)
         del network.sessions[info.connection]
-        if log.level >= DEBUG:
-            _log_octets(info, log)
+        _log_octets(info, log)
 
 
 def _log_octets(info: SessionInfo, log: Logger) -> None:
     """Log at level debug how many octets were sent, as relayed data is not shown."""
+    if log.level < DEBUG:
+        return
     log.debug("client sent %s and got %s octets", info.received, info.sent)
     if info.upstream_wire is not None:
         log.debug(
@@ -227,8 +223,7 @@ async def _enter(
     """Phases 6 and 7: connect to the backend and log in there.
 
     Raises:
-      BackendError: the backend cannot be reached, or does not answer as it should.
-      LoginRefused: the backend refuses the login.
+      UpstreamError: the backend cannot be reached, fails, or refuses the login.
     """
     route = granted.route
     assert route is not None, "the chain has looked"

@@ -18,6 +18,7 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING
 
+from mailproxy.log import DEBUG
 from mailproxy.log.secrets import HIDDEN, repeats, spellings
 from mailproxy.net.lines import LineStream, TooLong
 
@@ -125,6 +126,13 @@ class Trace:
         self.note(
             'client speaks "%s", "%s"', tls.version(), cipher[0] if cipher else "-"
         )
+
+
+def make_trace(
+    log: Logger, info: SessionInfo, protocol: MailProtocol, secrets: Secrets
+) -> Trace | None:
+    """Make the trace of a session if its log is at level debug."""
+    return Trace(log, info, protocol, secrets) if log.level >= DEBUG else None
 
 
 class TracedLines(LineStream):

@@ -134,8 +134,7 @@ async def authenticate(
     Args:
       arguments: those of the command: the mechanism, possibly an initial response.
       enabled: mechanisms of the `*_auth` directive.
-      ask: sends a challenge (base64, or empty) and returns the words of the answer;
-        the first one counts.
+      ask: sends a challenge and returns the words of the answer; the first one counts.
       tag: IMAP: the tag of the command.
 
     Raises:
