@@ -19,7 +19,7 @@ from mailproxy.net.dns_messages import Answer
 from tests.differential.notation import line_bytes
 from tests.play import load_server
 from tests.security.acts import DIALOGUES, Act, Dialogue, act_out
-from tests.security.world import TLS, Peer, World, world
+from tests.security.world import TLS, Peer, World, passing, world
 
 EVERY = pytest.mark.parametrize("dialogue", DIALOGUES, ids=lambda each: each.name)
 
@@ -127,8 +127,8 @@ async def test_while_a_connect_is_pending(
             await settled()
             leave(client, how)
             await settled()
-            mock_clock.jump(9)
-            await here.over()
+            async with passing(mock_clock, 9):
+                await here.over()
             assert any("timed out (110" in text for text in here.texts)
 
 

@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mailproxy.log import INFO, SessionInfo
 from mailproxy.mail import session
@@ -275,6 +276,24 @@ class World:
 async def _hang_up(listener: trio.SocketListener) -> None:
     while True:
         (await listener.accept()).socket.close()
+
+
+@asynccontextmanager
+async def passing(clock: MockClock, seconds: float) -> AsyncIterator[None]:
+    """Let time pass for the length of the block: `seconds` whenever nothing else happens.
+
+    To jump once is not enough: on a busy machine the limit may begin only afterwards.
+    """
+
+    async def tick() -> None:
+        while True:
+            await wait_all_tasks_blocked(0.01)
+            clock.jump(seconds)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
