@@ -73,9 +73,9 @@ async def check(
     """Ask the server until it decides; see `Source.check`."""
     url = settings.auth_http
     assert url is not None, "every server has one"
-    question = _Question(
-        format_request(settings, request), settings, log, _secrets(settings, request)
-    )
+    # To list the spellings of a secret takes as long as to write the request.
+    secrets = _secrets(settings, request) if log.level >= DEBUG else ()
+    question = _Question(format_request(settings, request), settings, log, secrets)
 
     def expired() -> AuthError:
         if question.received:
