@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from signal import (
     SIGHUP,
     SIGKILL,
@@ -88,8 +89,20 @@ def pause(site: Site) -> None:
     _end(site, SIGTERM, workers=0)
 
 
+EPOLL_WAIT = {"232", "22", "281"}
+"""epoll_wait(2) of x86-64, and epoll_pwait(2) of it and of most others."""
+
+
+def _waits(pid: int) -> bool:
+    """Whether a process is in its event loop; before, nginx may miss a signal."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] in EPOLL_WAIT
+
+
 def end_of_a_worker(site: Site) -> None:
-    site.signal(SIGTERM, children(site.pid)[0])
+    site.wait_for(lambda: bool(children(site.pid)), "the worker")
+    worker = children(site.pid)[0]
+    site.wait_for(lambda: _waits(worker), "its event loop")
+    site.signal(SIGTERM, worker)
     site.wait_for_line("start worker process ", 2)
     _end(site, SIGTERM)
 
