@@ -30,7 +30,7 @@ from mailproxy.demo.mailbox import Mailbox, Session
 from mailproxy.demo.site import free_port, make_certificates
 from mailproxy.errors import BackendError
 from mailproxy.net.lines import LineStream, Stream
-from tests.processes import PATIENCE, Process
+from tests.processes import PATIENCE, Process, need_python_for_all
 
 MemoryStream = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
 
@@ -348,7 +348,10 @@ def test_errors_of_the_system_come_with_a_remedy(
 def limited(kind: int, limit: int, *words: str) -> tuple[int, str, str]:
     """Run `mailproxy demo` with a limit of the system: exit status, output, errors."""
     # Limits of processes are not for root, and count all those of a user.
-    nobody = 64321 if os.geteuid() == 0 else None
+    nobody = None
+    if kind == resource.RLIMIT_NPROC and os.geteuid() == 0:
+        need_python_for_all()
+        nobody = 64321
     done = subprocess.run(
         [sys.executable, "-m", "mailproxy", "demo", *words],
         capture_output=True,

@@ -36,7 +36,7 @@ _TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNO
 3206)."""
 
 _UNKNOWN_COMMAND = re.compile(
-    rb"""^-ERR\ +(?!\[)[^\r\n]*?\b(?:
+    rb"""^-ERR\ (?!\ *\[)[^\r\n]*?\b(?:
          (?:unknown|unrecogni[sz]ed|invalid|illegal|bad|unsupported|unimplemented)\ commands?
        | command\ (?:is\ )?(?:unknown|unrecogni[sz]ed|invalid|unsupported|unimplemented
            | not\ (?:known|recogni[sz]ed|valid|supported|implemented)) )\b""",
