@@ -69,9 +69,9 @@ async def run(
     log = log.bind(context=info)
     notify = True
     info.client_wire, network.sessions[info.connection] = wire, info
-    client = Client(wire, server, listen, network, info, log)
     try:
         log.client_connected()
+        client = Client(wire, server, listen, network, info, log)
         entered = await _log_in(client)
         if entered is not None:
             notify = await _relay(client, entered)
