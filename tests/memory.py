@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import trio
 
 from mailproxy.conf.addresses import SocketAddress
+from mailproxy.errors import SessionError
 from mailproxy.net.dns import Resolver, ResolverSettings
 from mailproxy.net.engine import READABLE, Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.network import Network
 from mailproxy.net.relay import Ended, Relay, Side
+from mailproxy.net.timer import Timer, client_timed_out
 from mailproxy.net.wire import Wire
 
 if TYPE_CHECKING:
     import socket
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class MemoryTls:
@@ -52,7 +61,7 @@ class MemoryWire(Wire):
     """
 
     def __init__(self, news: Callable[[], None] = lambda: None) -> None:
-        self.socket = cast("socket.socket", MemorySocket())
+        self._socket = cast("socket.socket", MemorySocket())
         self.tls = None
         self.closed = False
         self.incoming = bytearray()
@@ -81,7 +90,7 @@ class MemoryWire(Wire):
 
     def _changed(self) -> None:
         if self._watcher is not None:
-            self._watcher(READABLE)
+            self._watcher.ready(READABLE)
         else:
             self._parking.unpark_all()
 
@@ -90,11 +99,20 @@ class MemoryWire(Wire):
         self.shaken = True
         self._parking.unpark_all()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        data = await self.peek(max_bytes or 16384, 0)
+    def receive_now(self, size: int) -> bytes | None:
+        assert not self.closed
+        if not self.incoming:
+            if not self.ended:
+                return None
+            if self.fault:
+                raise OSError(self.fault, os.strerror(self.fault))
+        data = bytes(self.incoming[:size])
         self.drop(len(data))
         self.received += len(data)
         return data
+
+    async def wait_to_retry(self) -> None:
+        await self._parking.park()
 
     async def peek(self, size: int, seen: int) -> bytes:
         assert not self.closed
@@ -107,10 +125,10 @@ class MemoryWire(Wire):
     def drop(self, size: int) -> None:
         del self.incoming[:size]
 
-    async def send_all(self, data: bytes | memoryview) -> None:
+    def send_now(self, data: bytes | memoryview) -> int:
         assert not self.closed
-        while len(self.outgoing) + len(data) > self.room and not self.ended:
-            await self._parking.park()
+        if len(self.outgoing) + len(data) > self.room and not self.ended:
+            return -1
         if self.fault:
             raise OSError(self.fault, os.strerror(self.fault))
         self.sent += len(data)
@@ -119,6 +137,7 @@ class MemoryWire(Wire):
         else:
             self.outgoing += data
             self._news()
+        return len(data)
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         while not self.shaken and not self.ended and not self.incoming:
@@ -195,6 +214,47 @@ class MemoryRelay(Relay):
         pass
 
 
+class ScopeTimer(Timer):
+    """The timer of a session that is an ordinary task, with a clock of any kind."""
+
+    def __init__(self) -> None:
+        self._scope = trio.CancelScope()
+        self._expired: Callable[[], SessionError] = client_timed_out
+
+    def limit(
+        self, seconds: float, expired: Callable[[], SessionError] | None = None
+    ) -> None:
+        self._expired = expired or client_timed_out
+        self._scope.deadline = trio.current_time() + seconds
+
+    def stop(self) -> None:
+        self._scope.deadline = math.inf
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    def at_most(self, seconds: float) -> AbstractContextManager[None]:
+        return cast("AbstractContextManager[None]", trio.move_on_after(seconds))
+
+    async def in_trio(
+        self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await work(*args, **kwargs)
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._scope.__exit__(kind, error, traceback)
+        if self._scope.cancelled_caught:
+            raise self._expired()
+
+
 class MemoryNetwork(Network):
     """Connects to nobody; a test finds the other ends here.
 
@@ -213,6 +273,9 @@ class MemoryNetwork(Network):
         self.known: Resolver | None = None
         self._auth = auth
         self._news = news
+
+    def timer(self) -> Timer:
+        return ScopeTimer()
 
     def next_number(self) -> int:
         return 1

@@ -261,12 +261,16 @@ OF_TRIO = {
     *("CancelScope", "Event", "Nursery", "Semaphore", "TaskStatus"),
     *("current_time", "move_on_after", "open_memory_channel", "open_nursery", "run"),
     *("sleep", "sleep_forever"),
-    *("lowlevel.Abort", "lowlevel.Abort.SUCCEEDED", "lowlevel.Task"),
-    *("lowlevel.add_instrument", "lowlevel.checkpoint", "lowlevel.current_task"),
-    *("lowlevel.remove_instrument", "lowlevel.reschedule"),
-    "lowlevel.wait_task_rescheduled",
+    "lowlevel.checkpoint",
 }
 """What a worker uses of trio; the rest waits for descriptors by itself, or with threads."""
+
+AMONG_THE_TASKS = (["net", "engine"], ["net", "driven"])
+"""The files that may do more: they know whose turn it is."""
+
+USED_BY_SESSIONS = ("auth", "mail")
+"""Rooms whose code runs in driven tasks, where "the current task" of trio is another one:
+they do not know trio, and wait through `Wire`, `Timer` and `Relay` only."""
 
 
 def used_of_trio(path: Path) -> Iterator[str]:
@@ -291,8 +295,15 @@ def used_of_trio(path: Path) -> Iterator[str]:
 def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
     """Anything else would take the fast path away from all sessions."""
     for path in FILES:
-        if names(path)[:1] != ["demo"] and names(path) != ["net", "engine"]:
+        if names(path)[:1] != ["demo"] and names(path) not in AMONG_THE_TASKS:
             assert set(used_of_trio(path)) <= OF_TRIO, path
+
+
+def test_sessions_do_not_wait_as_trio_s_tasks_do() -> None:
+    """A sleep, a scope or an event would take another task for the session."""
+    for path in FILES:
+        if names(path)[0:1] and names(path)[0] in USED_BY_SESSIONS:
+            assert "trio" not in packages(path), path
 
 
 def test_what_is_used_of_trio_is_found(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import trio
-
 from mailproxy.auth import trace
 from mailproxy.auth.http_answer import (
     HttpAnswer,
@@ -75,7 +73,9 @@ async def check(
     assert url is not None, "every server has one"
     # To list the spellings of a secret takes as long as to write the request.
     secrets = _secrets(settings, request) if log.level >= DEBUG else ()
-    question = _Question(format_request(settings, request), settings, log, secrets)
+    question = _Question(
+        format_request(settings, request), settings, timer, log, secrets
+    )
 
     def expired() -> AuthError:
         if question.received:
@@ -98,7 +98,7 @@ async def check(
             if not answer.puts_off:
                 return decide(answer, request)
             timer.stop()
-            await trio.sleep(max(answer.wait, 1))
+            await timer.sleep(max(answer.wait, 1))
         raise answer.unusable(
             "put off its answer too often: ",
             f"a decision after Auth-Status: WAIT, {MAX_WAITS} times at most",
@@ -158,6 +158,7 @@ class _Question:
 
     request: bytes = field(repr=False)
     settings: AuthHttpSettings
+    timer: Timer
     log: Logger
     secrets: tuple[bytes, ...] = field(repr=False)
     received: bytes = field(default=b"", repr=False)
@@ -213,7 +214,7 @@ class _Question:
             await self._begin(server, connection, network)
             answer = await self._finish(wire)
             if reuse is not None and answer.keep and 0 < answer.body <= MAX_BODY:
-                await _drop_body(wire, answer)
+                await _drop_body(wire, answer, self.timer)
         except BaseException:
             wire.close()
             raise
@@ -288,9 +289,9 @@ def _connect(network: Network, url: AuthUrl) -> Wire:
         raise _BrokenError(failed) from None
 
 
-async def _drop_body(wire: Wire, answer: HttpAnswer) -> None:
+async def _drop_body(wire: Wire, answer: HttpAnswer, timer: Timer) -> None:
     """Read and drop the body; the connection is not kept if it does not arrive."""
-    with trio.move_on_after(MAX_BODY_WAIT), contextlib.suppress(OSError):
+    with timer.at_most(MAX_BODY_WAIT), contextlib.suppress(OSError):
         while answer.body > 0:
             data = await wire.receive_some()
             if not data:

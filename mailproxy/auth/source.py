@@ -49,6 +49,9 @@ class Source(ABC):
         timer expires, the session ends with the error that `Unavailable.exception`
         makes. A check that is cancelled closes everything it has opened.
 
+        It waits for connections of `network` and through `timer`, and uses trio only in
+        ``timer.in_trio(…)``: a session is no ordinary task (see `net/engine.py`).
+
         Args:
           network: makes connections.
           timer: limits the session; other sources and the backend use it afterwards.

@@ -97,6 +97,29 @@ class Mailbox:
         ]
 
 
+class _TrioStream:
+    """A stream of trio's as `LineStream` wants it."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._size = 0
+        self._received: bytes | None = None
+
+    def receive_now(self, size: int) -> bytes | None:
+        self._size = size
+        received, self._received = self._received, None
+        return received
+
+    async def wait_to_retry(self) -> None:
+        self._received = bytes(await self._stream.receive_some(self._size))
+
+    def send_now(self, _data: bytes) -> int:
+        return -1
+
+    async def send_all(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
+
 Session = Callable[[LineStream], Awaitable[None]]
 """What a server does with one connection."""
 
@@ -122,7 +145,7 @@ async def serve(
 
 async def _one(session: Session, stream: trio.SocketStream) -> None:
     try:
-        await session(LineStream(stream, MAX_LINE, BackendError))
+        await session(LineStream(_TrioStream(stream), MAX_LINE, BackendError))
     except* (SessionError, TooLong, trio.BrokenResourceError, IndexError, ValueError):
         pass  # the peer left, or sent nonsense: this session ends, no other
     finally:

@@ -12,7 +12,6 @@ from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_
 from mailproxy.mail.trace import Secrets, client_lines, make_trace
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import TooLong
-from mailproxy.net.timer import Timer
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger, SessionInfo
@@ -28,6 +27,7 @@ class Client:
     Attributes:
       wire: its connection.
       lines: the same, line by line.
+      send: sends octets, as `LineStream.send` does.
       secrets: of its logins, which the log must not show.
       trace: logs the dialogue, if the log is at level debug.
       server, listen: the server, and the address that the client connected to.
@@ -54,12 +54,13 @@ class Client:
             ClientError,
             "client closed connection",
         )
+        self.send = self.lines.send
         self.server = server
         self.listen = listen
         self.network = network
         self.info = info
         self.log = log
-        self.timer = Timer()
+        self.timer = network.timer()
         self._errors = 0
         self._commands = 0
         self._salt = b""
@@ -89,14 +90,6 @@ class Client:
                 self.server.core.server_name,
             )
         return self._salt
-
-    async def send(self, data: bytes) -> None:
-        """Send `data`.
-
-        Raises:
-          ClientError: the connection broke.
-        """
-        await self.lines.send(data)
 
     async def read_text(self, *, secret: bool = False) -> bytes:
         """Read the next line of POP3 or SMTP, without its end.

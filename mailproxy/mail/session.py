@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import trio
-
 from mailproxy.auth.verdict import Granted, Refused, Unavailable
 from mailproxy.errors import (
     AuthError,
@@ -184,7 +182,7 @@ async def _refuse(
     _log_refusal(verdict, client)
     # As in nginx, nothing is read from the client during that time.
     client.timer.stop()
-    await trio.sleep(verdict.wait)
+    await client.timer.sleep(verdict.wait)
     timeout = client.server.core.timeout
     client.timer.limit(timeout)
     answer = dialogue.refusal(login, verdict.text, verdict.code)
@@ -298,7 +296,7 @@ async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> Non
             answer, level = error.reply, "info"
     _log_error(error, client, level)
     try:
-        with trio.move_on_after(client.server.core.timeout):
+        with client.timer.at_most(client.server.core.timeout):
             await client.send(answer)
     except ClientError as left:
         _log_error(left, client)

@@ -12,8 +12,6 @@ import resource
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-import trio
-
 from mailproxy.auth.request import Envelope
 from mailproxy.conf.directive import directive
 from mailproxy.conf.values import choices, duration, size, words
@@ -160,7 +158,9 @@ class SmtpDialogue(Dialogue):
         if core.resolver is not None:
             client.timer.stop()  # lookups have their own limits
             resolver = client.network.resolver(core.resolver, core.resolver_timeout)
-            self.host = await find_client_host(resolver, client.info, client.log)
+            self.host = await client.timer.in_trio(
+                find_client_host, resolver, client.info, client.log
+            )
         if self._settings.smtp_greeting_delay:
             client.timer.stop()
             await self._delay()
@@ -176,7 +176,7 @@ class SmtpDialogue(Dialogue):
         client = self.client
         client.info.action = "in delay pipelining state"
         early = b""
-        with trio.move_on_after(self._settings.smtp_greeting_delay):
+        with client.timer.at_most(self._settings.smtp_greeting_delay):
             early = await client.lines.read_some()
         if early:
             client.log.info(

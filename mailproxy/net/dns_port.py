@@ -25,7 +25,7 @@ from mailproxy.net.dns_messages import (
     read_answer,
     write_query,
 )
-from mailproxy.net.engine import READABLE, Engine
+from mailproxy.net.engine import READABLE, Engine, Handler
 
 MAX_PORT_QUERIES = 1024
 """Questions after which a port is worn out."""
@@ -58,7 +58,7 @@ class _Pending:
         self.done = trio.Event()
 
 
-class Port:
+class Port(Handler):
     """A UDP socket, connected to a name server.
 
     Attributes:
@@ -81,7 +81,7 @@ class Port:
         )
         try:
             self._socket.connect(address.sockaddr)
-            engine.register(self._socket.fileno(), self._ready)
+            engine.register(self._socket.fileno(), self)
         except BaseException:
             self._socket.close()
             raise
@@ -132,8 +132,8 @@ class Port:
             self._give_up(error.errno)
             raise
 
-    def _ready(self, events: int) -> None:
-        """Receive datagrams: the handler that the engine calls."""
+    def ready(self, events: int) -> None:
+        """Receive datagrams: called by the engine."""
         if events & READABLE and not self._has_more:
             self._receive()
 

@@ -1,70 +1,124 @@
-"""One edge-triggered epoll per worker, nested into trio.
+"""One edge-triggered epoll per worker, beside trio's, and tasks that it drives.
 
-The theory, because a mistake here is a hang and not a slowdown:
+The theory, because a mistake here is a hang and not a slowdown.
+
+**Descriptors**
 
 - A descriptor is registered **once**, for reading and writing, edge-triggered.
   The kernel then reports each *change* once. A caller that wants to read or write tries
   first, and waits only after the try has failed with "would block" (EAGAIN). A change
-  between the try and the wait cannot be lost: only `run` hands out changes, and there
-  is no await between a try and its wait. A caller that knows that a socket is empty,
-  and that nothing was handed out since, may wait without a try.
+  between the try and the wait cannot be lost: only a round hands out changes, and
+  there is no await between a try and its wait. A caller that knows that a socket is
+  empty, and that nothing was handed out since, may wait without a try.
 - A report is only a hint. A handler that is called for nothing tries, gets EAGAIN, and
-  no harm is done.
-- trio waits for one descriptor, that of this epoll. The cost of its own machinery
-  (about 10 us for each wait) is paid once for all sockets that are ready by then.
-- When trio is about to wait, no task is ready to run, and the last round woke none, the
-  engine waits in its place (`Engine.before_io_wait`). So trio does no work for relayed
-  sessions: only a woken task, or a deadline, leads back to it. That more than halves
-  the CPU time of a single command in an idle session.
-- Meanwhile trio's loop stands still: a handler that gives a task something to do, by
-  whatever means (waking it, cancelling its scope, bringing its deadline forward), must
-  set `Engine.woke`.
-- Nothing else is noticed meanwhile, either. So the engine leaves the wait to trio as
-  long as anything else could end it: a task that waits for a descriptor through trio,
-  another thread, whose result reaches trio through such a descriptor, or a pending call
-  in `TrioToken.run_sync_soon`. All three make relaying slower, but none is missed.
+  no harm is done. So a report about a descriptor that was closed in the same round, and
+  whose number is in use again, does no harm either.
+- To `rearm` a descriptor makes the kernel look at it anew: what is there by now is
+  reported in the next round, as if it had just come.
 
-Tasks wait through `Wire` or `Watched`; the engine calls the handlers of the relay
-directly.
+**Whose turn it is**
+
+trio's loop costs some 10 us for each wait of a task, and it turns for all tasks if it
+turns for one. The engine is quicker, and a worker has mostly work for the engine. So it
+waits in trio's place. trio asks its clock how long it may wait once no task can run:
+that is the moment. `Engine.clock` does not answer before a task can run again or a
+deadline of trio's has come, and then says "do not wait". Meanwhile trio stands still:
+whatever gives one of its tasks something to do (waking it, cancelling its scope,
+bringing its deadline forward, starting it) must set `Engine.woke`.
+
+Nothing else is noticed meanwhile, either. So the engine leaves the wait to trio as long
+as anything but a descriptor of its own could end it: a task that waits for a descriptor
+as trio does, another thread, whose result reaches trio through such a descriptor, or a
+pending call in `TrioToken.run_sync_soon`. The same holds under any other clock, such as
+that of a test. Then `Engine.run` waits as an ordinary task, for the descriptor of the
+engine's epoll, which is readable while the engine has something to hand out. Sessions
+are slower so, but nothing is missed.
+
+**Driven tasks**
+
+A session waits some ten times before its login is done, and each time trio would spend
+more on it than the session itself. So a session is a task of trio, in the nursery of its
+listener, whose coroutine the engine resumes (`DrivenTask` in `driven`): a handler calls
+`coroutine.send`, and the code of the session runs at once, up to its next wait. For trio
+such a task is parked. It goes back to trio when it ends, when it is cancelled, and for
+what needs trio.
+
+The trap: while a driven task runs, "the current task" of trio is another one, or none.
+`trio.sleep`, a cancel scope or an event would take that for its own. So what a session
+calls waits through a `Readiness` (as `Wire` is), a `Timer`, the relay, or in
+`Timer.in_trio`, and the rooms `mail` and `auth` do not import trio
+(`tests/test_imports.py`). A driven task that waits for trio all the same gets a
+`RuntimeError` for it.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import socket
 import threading
+import time
+import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
 
 import trio
 
 from mailproxy.errors import needed
 
+if TYPE_CHECKING:
+    from mailproxy.net.driven import DrivenTask
+
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
-_ALL = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+BOTH_WAYS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+"""What a descriptor is registered for."""
+READING = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+"""The same without writing, for `Engine.rearm`."""
 _LISTENING = select.EPOLLIN | select.EPOLLET
 _MAX_CHANGES = 256
-_OWN_WAITS = 2
-"""Tasks that always wait to read: `Engine.run`, and a task of trio that receives calls
-from threads and signal handlers."""
+_MAX_WAIT = 24 * 60 * 60.0
+"""Seconds that one system call waits, at most."""
+_OWN_WAITS = 1
+"""Tasks that always wait to read: one of trio's, which receives calls from threads and
+signal handlers. `Engine.run` does not wait when it is asked."""
+MAX_IN_A_ROW = 16
+"""Connections that one listener accepts before others have their turn."""
+SWEEP_PAUSE = 0.02
+"""Seconds between two looks at the limits of driven tasks, at least."""
+SWEEP_PAUSE_EACH = 20e-6
+"""The same for each of them: to look at one takes a fiftieth of it."""
 
-Handler = Callable[[int], None]
-"""Called with the epoll events of its descriptor. It must not raise and must do
-bounded work; it passes the remaining work to `Engine.again`."""
+
+class Handler:
+    """Is told of the changes of a descriptor."""
+
+    __slots__ = ()
+
+    def ready(self, events: int) -> None:
+        """Take note of epoll `events`.
+
+        It must not raise and must do bounded work; it passes the remaining work to
+        `Engine.again`.
+        """
+        raise NotImplementedError
 
 
-class Engine(trio.abc.Instrument):
+class Engine:
     """Calls handlers when their descriptors can be read or written; see the module.
 
     Attributes:
       limit: how many descriptors may be registered (`worker_connections`).
       now: trio's time at the start of the current round.
-      woke: a handler sets it when it gives a task something to do.
+      woke: is set by whatever gives a task of trio something to do.
+      current: the driven task that is running; None while trio's own run.
+      clock: the clock for `trio.run`, with which the engine waits in trio's place.
+      time: trio's time.
     """
 
     def __init__(self, limit: int = 1 << 30) -> None:
@@ -79,11 +133,22 @@ class Engine(trio.abc.Instrument):
             self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         with needed("epoll_ctl()"):
             self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
-        self._waiting = False
         self._fault: Exception | None = None
-        self.woke = True
+        self._parked: trio.lowlevel.Task | None = None
+        """The task in `run`, while the engine may wait in trio's place."""
+        self._waiting: trio.CancelScope | None = None
+        """The scope of the task in `run`, while trio waits."""
+        self._stopped: trio.lowlevel.TrioToken | None = None
+        self._limited: set[DrivenTask] = set()
+        self._due = math.inf
         self.limit = limit
         self.now = 0.0
+        self.woke = True
+        self.current: DrivenTask | None = None
+        self.clock = _Clock(self)
+        self.time: Callable[[], float] = trio.current_time
+
+    # Descriptors
 
     @property
     def full(self) -> bool:
@@ -91,7 +156,7 @@ class Engine(trio.abc.Instrument):
         return len(self._handlers) >= self.limit
 
     def register(self, fd: int, handler: Handler, *, listening: bool = False) -> None:
-        """Have `handler` called when `fd` changes; once in the life of `fd`.
+        """Have `handler` told when `fd` changes; once in the life of `fd`.
 
         Args:
           listening: it is a listening socket, which counts, but is never refused: a
@@ -100,90 +165,190 @@ class Engine(trio.abc.Instrument):
         Raises:
           OSError: ENOBUFS when `limit` descriptors are registered already.
         """
-        if self.full and not listening:
+        if len(self._handlers) >= self.limit and not listening:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-        self._epoll.register(fd, _LISTENING if listening else _ALL)
+        self._epoll.register(fd, _LISTENING if listening else BOTH_WAYS)
         self._handlers[fd] = handler
 
     def hand_over(self, fd: int, handler: Handler) -> None:
-        """Call another handler for the registered `fd` from now on."""
+        """Tell another handler of the registered `fd` from now on."""
         self._handlers[fd] = handler
 
+    def rearm(self, fd: int, events: int) -> None:
+        """Report anew what `fd` is ready for: `READING` or `BOTH_WAYS`."""
+        self._epoll.modify(fd, events)
+
     def unregister(self, fd: int) -> None:
-        """Stop watching `fd`, which must still be open."""
+        """Stop watching `fd`, which stays open."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def forget(self, fd: int) -> None:
-        """Stop watching `fd`, which may be closed already."""
+        """Stop watching `fd`, which is closed already, or at once."""
         self._handlers.pop(fd, None)
 
+    # Rounds
+
     def again(self, work: Callable[[], None]) -> None:
-        """Call `work` in the next round, after all tasks that are ready have run."""
+        """Call `work` in the next round, after all tasks of trio that are ready have run.
+
+        When `run` has ended, trio calls it.
+        """
+        if self._stopped is not None:
+            self._stopped.run_sync_soon(work)
+            return
         self._again.append(work)
-        if self._waiting:
-            self._waiting = False
+        if self._waiting is not None:
             os.eventfd_write(self._bell, 1)
 
     async def run(self) -> None:
         """Hand out changes until cancelled, or until a handler raises."""
-        descriptor = self._epoll.fileno()
-        wait_readable = trio.lowlevel.wait_readable
+        self._stopped = None
+        self.now = self.time()
         try:
             while True:
-                if self._again:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    self._waiting = True
-                    await wait_readable(descriptor)
-                    self._waiting = False
+                if self.clock.in_use:
+                    await self._wait_in_place()
                 if self._fault is not None:
                     raise self._fault
-                self.woke = False
-                self._round(0)
+                await self._wait_as_trio_does()
+                self.hand_out()
         finally:
-            self._waiting = False  # nothing would wake a task any more
+            # Sessions may still have to be cancelled.
+            self._stopped = trio.lowlevel.current_trio_token()
+            while self._again:
+                self._stopped.run_sync_soon(self._again.popleft())
+
+    def waiter(self) -> DrivenTask | TrioTask:
+        """Return the task that calls, which may `park` until another one resumes it."""
+        return self.current or TrioTask(self)
+
+    def hand_out(self) -> None:
+        """Hand out what has changed by now; tasks of trio may call it."""
+        self._round(0)
 
     def _round(self, patience: float) -> None:
         """Wait at most `patience` seconds for changes, and hand them out."""
         changes = self._epoll.poll(patience, _MAX_CHANGES)
-        self.now = trio.current_time()
-        for _ in range(len(self._again)):
-            self._again.popleft()()
+        self.now = now = self.time()
+        again = self._again
+        if again:
+            for _ in range(len(again)):
+                again.popleft()()
         handlers = self._handlers
         for fd, events in changes:
             handler = handlers.get(fd)
             if handler is not None:
-                handler(events)
+                handler.ready(events)
+        if now >= self._due:
+            self._end_late(now)
 
-    def before_io_wait(self, timeout: float) -> None:
-        """Wait in trio's place, as long as only handlers have work.
+    async def _wait_as_trio_does(self) -> None:
+        """Wait until there is something to hand out."""
+        if self._again or self._due <= self.time():
+            await trio.lowlevel.checkpoint()
+            return
+        with trio.CancelScope(deadline=self._due) as self._waiting:
+            try:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+            finally:
+                self._waiting = None
 
-        trio calls this if the engine is one of its instruments, which works only with
-        real clocks. Signals and orders have to come through the engine.
+    async def _wait_in_place(self) -> None:
+        """Park as long as `wait_in_place` does the work."""
+        if _others_may_call():
+            return
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._parked = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._parked = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wait_in_place(self, deadline: float) -> float:
+        """Wait in trio's place until a task of trio can run; for the clock.
 
         Args:
-          timeout: seconds until trio's next deadline; 0 if a task is ready to run.
+          deadline: the first of trio's deadlines.
+
+        Returns:
+          How many seconds trio itself has to wait.
         """
-        if self.woke or timeout <= 0 or not self._waiting or _others_may_call():
-            return
-        deadline = trio.current_time() + timeout
-        self._waiting = False
-        patience = timeout
+        now = time.monotonic()
+        if self._parked is None:
+            return deadline - now
+        if _others_may_call():
+            self._unpark()
+            return 0
+        self.woke = False
         try:
-            while not self.woke and patience > 0:
-                self._round(0 if self._again else patience)
-                patience = deadline - self.now
-        except Exception as error:  # noqa: BLE001 # trio would only drop the engine
+            while not self.woke and now < deadline:
+                patience = 0.0
+                if not self._again:
+                    patience = max(min(deadline, self._due) - now, 0.0)
+                self._round(min(patience, _MAX_WAIT))
+                now = self.now
+        except Exception as error:  # noqa: BLE001 # trio would end the whole process
             self._fault = error  # `run` raises it
-        self._waiting = True
-        # trio is going to wait now: make its wait end at once.
-        os.eventfd_write(self._bell, 1)
+            self._unpark()
+        return 0
+
+    def _unpark(self) -> None:
+        """Let the task in `run` go on."""
+        parked, self._parked = self._parked, None
+        assert parked is not None
+        trio.lowlevel.reschedule(parked)
 
     def close(self) -> None:
         """Close the epoll; no task may wait on it any more."""
         self._epoll.close()
         os.close(self._bell)
+
+    # Limits of driven tasks
+
+    def watch_limit(self, task: DrivenTask, deadline: float) -> None:
+        """Have `DrivenTask.end_phase` called once its deadline, at present this one, is over."""
+        self._limited.add(task)
+        if deadline < self._due:
+            self._due = deadline
+            if self._waiting is not None and deadline < self._waiting.deadline:
+                self._waiting.deadline = deadline
+
+    def drop_limit(self, task: DrivenTask) -> None:
+        """The task has no deadline any more."""
+        self._limited.discard(task)
+
+    def _end_late(self, now: float) -> None:
+        """End the phases of tasks that are late, and see when the next may be."""
+        limited = self._limited
+        for task in [each for each in limited if each.deadline <= now]:
+            if task.deadline <= now:  # it may have gone on meanwhile
+                task.end_phase()
+        first = min((each.deadline for each in limited), default=math.inf)
+        self._due = max(first, now + SWEEP_PAUSE + len(limited) * SWEEP_PAUSE_EACH)
+
+
+class _Clock(trio.abc.Clock):
+    """The system's clock. trio asks it when no task can run: see `Engine.wait_in_place`.
+
+    Attributes:
+      in_use: whether trio runs with it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.in_use = False
+        self._engine = engine
+
+    def start_clock(self) -> None:
+        self.in_use = True
+        self._engine.time = time.monotonic
+
+    def current_time(self) -> float:
+        return time.monotonic()
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return self._engine.wait_in_place(deadline)
 
 
 def _others_may_call() -> bool:
@@ -201,8 +366,35 @@ def _others_may_call() -> bool:
     )
 
 
-class Readiness:
-    """Lets one task at a time wait for a registered descriptor.
+class TrioTask:
+    """The current task of trio, as one that waits to be resumed; see `DrivenTask`."""
+
+    __slots__ = ("_engine", "_parked", "_task")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._task = trio.lowlevel.current_task()
+        self._parked = False
+
+    async def park(self) -> None:
+        """Wait until `resume` is called."""
+        self._parked = True
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._parked = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def resume(self) -> None:
+        """Go on, unless it is being cancelled."""
+        if self._parked:
+            self._parked = False
+            self._engine.woke = True
+            trio.lowlevel.reschedule(self._task)
+
+
+class Readiness(Handler):
+    """Lets one task at a time wait for a registered descriptor, driven or not.
 
     Attributes:
       readable: whether a try to read may find something. The engine sets it, a caller
@@ -211,70 +403,118 @@ class Readiness:
       hung_up: whether the peer will send no more than what has arrived.
     """
 
-    __slots__ = ("_engine", "_mask", "_task", "hung_up", "readable")
+    __slots__ = ("_mask", "_waiter", "engine", "hung_up", "readable")
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self.readable = False
         self.hung_up = False
-        self._task: trio.lowlevel.Task | None = None
+        self._waiter: DrivenTask | TrioTask | None = None
         self._mask = 0
 
     def ready(self, events: int) -> None:
-        """Wake the waiting task; the handler to register."""
+        """Wake the waiting task."""
         if events & READABLE:
             self.readable = True
             if events & HUNG_UP:
                 self.hung_up = True
-        task = self._task
-        if task is not None and events & self._mask:
-            self._task = None
-            self._engine.woke = True
-            trio.lowlevel.reschedule(task)
+        waiter = self._waiter
+        if waiter is not None and events & self._mask:
+            self._waiter = None
+            waiter.resume()
 
-    async def wait(self, mask: int) -> None:
+    @types.coroutine
+    def wait(self, mask: int) -> Generator[None, None, None]:
         """Wait for one of the events in `mask`.
 
         Call it only after EAGAIN, or for READABLE while `readable` is false.
         """
-        assert self._task is None, "one task at a time"
-        self._task = trio.lowlevel.current_task()
+        assert self._waiter is None, "one task at a time"
         self._mask = mask
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
+        task = self.engine.current
+        if task is None:
+            yield from self._wait_in_trio().__await__()  # trio's own message
+            return
+        if not task.interrupted:
+            self._waiter = task
+            yield
+        if task.interrupted:
+            self._waiter = None
+            yield from task.interrupt().__await__()
 
-    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
+    async def _wait_in_trio(self) -> None:
+        waiter = self._waiter = TrioTask(self.engine)
+        try:
+            await waiter.park()
+        finally:
+            self._waiter = None
 
 
-class ListeningWire:
+class ListeningWire(Handler):
     """A listening socket on the engine, shared with the other workers."""
 
     def __init__(self, engine: Engine, listening: socket.socket) -> None:
         self._engine = engine
         self._socket = listening
-        self._readiness = Readiness(engine)
+        self._begin: Callable[[int, object], None] | None = None
+        self._serving: trio.lowlevel.Task | None = None
+        self._fault: OSError | None = None
         if listening.family != socket.AF_UNIX:
             # Connections inherit it: in a dialogue of short lines, a line must not
             # wait for the acknowledgement of the previous one.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        engine.register(listening.fileno(), self._readiness.ready, listening=True)
+        engine.register(listening.fileno(), self, listening=True)
 
-    async def accept(self) -> tuple[socket.socket, object]:
-        """Return the next connection, non-blocking, and the peer's address.
+    async def serve(self, begin: Callable[[int, object], None]) -> OSError:
+        """Accept connections until accept() fails; returns its error.
 
-        Raises:
-          OSError: of accept(), except EAGAIN (e.g. EMFILE, ECONNABORTED).
+        Args:
+          begin: is called with the descriptor of each new connection, non-blocking,
+            which is its to close, and the peer's address. It may start tasks in a
+            nursery, and must not raise.
         """
-        while True:
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._begin = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._begin = begin
+        self._serving = trio.lowlevel.current_task()
+        self._engine.again(self._accept)  # what has come before
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        assert self._fault is not None
+        return self._fault
+
+    def ready(self, _events: int) -> None:
+        """Accept connections: called by the engine."""
+        self._accept()
+
+    def _accept(self) -> None:
+        begin = self._begin
+        if begin is None:
+            return
+        for _ in range(MAX_IN_A_ROW):
             try:
-                connection, address = self._socket.accept()
+                # What socket.accept() itself calls, without an object for the socket.
+                fd, address = self._socket._accept()  # type: ignore[attr-defined] # noqa: SLF001
             except BlockingIOError:
-                await self._readiness.wait(READABLE)
-            else:
-                connection.setblocking(False)
-                return connection, address
+                return
+            except OSError as error:
+                self._fail(error)
+                return
+            os.set_blocking(fd, False)
+            self._engine.woke = True
+            begin(fd, address)
+        self._engine.again(self._accept)
+
+    def _fail(self, error: OSError) -> None:
+        self._begin = None
+        self._fault = error
+        self._engine.woke = True
+        assert self._serving is not None
+        trio.lowlevel.reschedule(self._serving)
 
     def close(self) -> None:
         """Stop watching the listening socket; it stays open."""
+        self._begin = None
         self._engine.unregister(self._socket.fileno())

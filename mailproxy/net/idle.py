@@ -41,7 +41,7 @@ from dataclasses import dataclass
 
 import trio
 
-from mailproxy.net.engine import READABLE
+from mailproxy.net.engine import READABLE, Engine, Handler
 from mailproxy.net.wire import Wire
 
 STALL = 0.02
@@ -60,9 +60,9 @@ SWEEP_SLACK = 0.002
 """Seconds by which an idle time may be cut short, so that connections that are due one
 after another are closed together."""
 LAST_CHANCES = 2
-"""Rounds of tasks before connections that are due are closed: in the first the engine
-hands out what has arrived, in the second sessions ask. A worker that had to wait for a
-CPU would else close connections at the moment when it needs them."""
+"""Rounds of tasks before connections that are due are closed; before them the engine
+hands out what has arrived, and sessions ask. A worker that had to wait for a CPU would
+else close connections at the moment when it needs them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +79,10 @@ class Reuse:
     """Whether it is given up for the other requests of a server that seems blocked."""
 
 
-class Connection:
+class Connection(Handler):
     """A connection to a server that answers one request after another.
+
+    While it is idle, it is told of what its peer sends unasked, and then closes.
 
     Attributes:
       wire: the connection itself; whoever has taken it closes or keeps it.
@@ -95,6 +97,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_idle",
         "answered",
         "first",
         "sent",
@@ -114,6 +117,19 @@ class Connection:
         self.until = -math.inf
         self.silent = False
         self.yielding = False
+        self._idle: list[Connection] = []
+
+    def ready(self, events: int) -> None:
+        """Close, as the peer has closed or has sent something unasked."""
+        if events & READABLE:
+            self._idle.remove(self)
+            self.wire.close()
+
+    def wait_among(self, idle: list[Connection]) -> None:
+        """Be one of the `idle` connections until it is taken from them."""
+        self._idle = idle
+        idle.append(self)
+        self.wire.watch(self)
 
 
 class _Server:
@@ -179,17 +195,27 @@ class _Server:
 
 
 class IdleConnections:
-    """The connections of a worker that nobody uses at the moment, by server."""
+    """The connections of a worker that nobody uses at the moment, by server.
 
-    def __init__(self) -> None:
+    Args:
+      engine: that of the connections; None in memory.
+    """
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self._engine = engine
         self._servers: defaultdict[Hashable, _Server] = defaultdict(_Server)
         self._asked: set[Connection] = set()
         """Those that were taken, have not answered yet, and may be dead."""
         self._sweep = trio.CancelScope()
+        self._next = math.inf
+        """When the sweep looks."""
         self._keeping = True
 
     def __len__(self) -> int:
         return sum(len(server.idle) for server in self._servers.values())
+
+    def _now(self) -> float:
+        return trio.current_time() if self._engine is None else self._engine.now
 
     def take(self, server: Hashable, patience: float = math.inf) -> Connection | None:
         """A connection that `keep` was given for `server` and that is still open.
@@ -207,7 +233,7 @@ class IdleConnections:
             wire = connection.wire
             if wire.is_quiet():
                 wire.resume()
-                now = trio.current_time()
+                now = self._now()
                 if now - connection.since >= STALE:
                     connection.until = now + patience
                     self._asked.add(connection)
@@ -218,7 +244,7 @@ class IdleConnections:
 
     def sent(self, server: Hashable, connection: Connection) -> None:
         """A request has gone out on it, taken or new; `heard` has to follow."""
-        now = connection.sent = trio.current_time()
+        now = connection.sent = self._now()
         if not connection.answered:
             known = self._servers[server]
             known.waiting[connection] = None
@@ -235,7 +261,7 @@ class IdleConnections:
         self._asked.discard(connection)
         known.waiting.pop(connection, None)
         if answer:
-            known.heard = trio.current_time()
+            known.heard = self._now()
 
     def keep(self, server: Hashable, connection: Connection, reuse: Reuse) -> None:
         """Keep an open connection for later, after a request on it was answered.
@@ -247,26 +273,20 @@ class IdleConnections:
         wire = connection.wire
         known = self._servers[server]
         idle = known.idle
-        now = trio.current_time()
+        now = self._now()
         connection.answered += 1
         spent = connection.answered >= reuse.requests or len(idle) >= IDLE_CONNECTIONS
         if spent or not self._keeping or known.refuses(connection, reuse, now):
             wire.close()
             return
 
-        def changed(events: int) -> None:
-            if events & READABLE:
-                idle.remove(connection)
-                wire.close()
-
         if connection.answered == 1:
             connection.first = now
             if reuse.idle >= STALE:
                 wire.probe_peer()
-        wire.watch(changed)
         if idle:  # and it has answered all the same: it serves several at once
             known.parallel = True
-        idle.append(connection)
+        connection.wait_among(idle)
         connection.yielding = reuse.yielding
         connection.since = now
         connection.until = now + known.limit(reuse)
@@ -274,8 +294,10 @@ class IdleConnections:
 
     def _wake(self, when: float) -> None:
         """Have the sweep look at `when`, or before."""
-        if when < self._sweep.deadline:
-            self._sweep.deadline = when
+        if when < self._next:
+            self._next = self._sweep.deadline = when
+            if self._engine is not None:
+                self._engine.woke = True
 
     def drop_suspects(self, server: Hashable, since: float) -> None:
         """Close what has been idle since `since` or longer.
@@ -313,10 +335,12 @@ class IdleConnections:
         while True:
             with trio.CancelScope() as self._sweep:
                 now = trio.current_time()
-                self._sweep.deadline = min(
+                self._next = self._sweep.deadline = min(
                     self._end_silent(now), self._end_blocking(now), self._end_idle(now)
                 )
                 await trio.sleep_forever()
+            if self._engine is not None:
+                self._engine.hand_out()
             for _ in range(LAST_CHANCES):
                 await trio.lowlevel.checkpoint()
 

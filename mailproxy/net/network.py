@@ -12,6 +12,7 @@ from mailproxy.net.dns_transport import NameServers
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.relay import Relay
+from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
 
 _NOT_REACHED = frozenset(
@@ -38,11 +39,17 @@ class Network:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.relay = Relay(engine)
-        self.idle = IdleConnections()
+        self.idle = IdleConnections(engine)
         self.sessions: dict[int, SessionInfo] = {}
         self._numbers = itertools.count(1)
         self._transport = NameServers(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
+
+    def timer(self) -> Timer:
+        """Return the timer of the session that runs (see `driven`)."""
+        task = self.engine.current
+        assert task is not None, "sessions are driven tasks"
+        return task
 
     def next_number(self) -> int:
         """Return a connection number for the log, unique in this worker.

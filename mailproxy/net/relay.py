@@ -13,28 +13,41 @@ Large transfers in clear text do not pass through the process at all: a read tha
 fills the buffer switches its direction to splice(2) through a pipe, until the
 socket is empty. Pipes are few (`MAX_PIPES`), and copying is the fallback.
 
-Edge triggering reports nothing twice, so the relay starts with a try at both ends. A
-read that returns less than asked for has emptied the socket, and later data is a new
+Edge triggering reports nothing twice, so the relay starts with a try at each end that the
+dialogue has not emptied (`Wire.readable`). A read that returns less than asked for has emptied the socket, and later data is a new
 event (epoll(7)). Only a peer's FIN that arrived before the read may have been reported
-already, perhaps to the dialogue before the relay (`hung_up`). TLS has no such rule: it
-is read until OpenSSL would block, because data inside OpenSSL is never reported.
+already, perhaps to the dialogue before the relay (`hung_up`). TLS has no such rule: data
+inside OpenSSL is never reported. So it is read until OpenSSL would block. Behind a short
+record there is rarely another one, and a read that fails is costly: if OpenSSL holds
+nothing more (without read-ahead, that is the record which it is decrypting), the
+descriptor is armed anew instead, and the kernel reports what is there by then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import ssl
 from collections.abc import Iterable
 from typing import Final, Literal
 
-import outcome
 import trio
 
 from mailproxy.conf.values import KIB
 from mailproxy.net import faults
-from mailproxy.net.engine import HUNG_UP, READABLE, WRITABLE, Engine
+from mailproxy.net.driven import DrivenTask
+from mailproxy.net.engine import (
+    BOTH_WAYS,
+    HUNG_UP,
+    READABLE,
+    READING,
+    WRITABLE,
+    Engine,
+    Handler,
+    TrioTask,
+)
 from mailproxy.net.wire import Wire
 
 BUFFER: Final = 128 * KIB
@@ -47,6 +60,8 @@ MAX_READS: Final = 4
 """Reads of one end before others have their turn."""
 SWEEP_PAUSE: Final = 20e-6
 """Seconds per session between two sweeps; sweeping a session takes a fiftieth of it."""
+SHORT_RECORD: Final = 8 * KIB
+"""Octets of a TLS record; behind a shorter one there is rarely another one."""
 MAX_TLS_RECORDS: Final = 128
 """TLS records of one read; each may carry just one octet."""
 
@@ -93,7 +108,7 @@ class Pipe:
         os.close(self.write_end)
 
 
-class _End:
+class _End(Handler):
     """One of the two connections of a relayed session."""
 
     __slots__ = (
@@ -108,7 +123,6 @@ class _End:
         "queued",
         "session",
         "side",
-        "socket",
         "tls",
         "wire",
     )
@@ -119,9 +133,8 @@ class _End:
         self.session = session
         self.wire = wire
         """It counts the octets of this end."""
-        self.socket = wire.socket
-        self.fd = wire.socket.fileno()
-        self.tls = wire.tls is not None
+        self.fd = wire.fd
+        self.tls = wire.tls
         self.side = side
         self.pending = pending
         """Bytes to write to this end before anything else."""
@@ -129,7 +142,7 @@ class _End:
         """The pipe through which the bytes of this end go while splicing."""
         self.in_pipe = 0
         """Octets read from this end that are still in the pipe."""
-        self.hung_up = True
+        self.hung_up = wire.hung_up
         """Whether the peer's FIN may have been reported already; only reading tells."""
         self.queued = False
         """Whether `work` will be called in the next round."""
@@ -140,7 +153,7 @@ class _End:
         only once."""
 
     def ready(self, events: int) -> None:
-        """Flush and pump: the handler that the engine calls."""
+        """Flush and pump: called by the engine."""
         session = self.session
         if not session.alive:
             return
@@ -154,11 +167,11 @@ class _End:
                         self.peer.pump()
                 elif self.peer.in_pipe:
                     self.peer.pump()
-            if events & READABLE or self.tls:
+            if events & READABLE or self.tls is not None:
                 # In TLS, a read may have been waiting for room to write.
                 self.pump()
         except Exception as error:  # noqa: BLE001 - a bug ends its session, not the worker
-            session.finish(outcome.Error(error))
+            session.finish(error)
 
     def work(self) -> None:
         """Go on with an end that had more to do than one turn allows."""
@@ -168,11 +181,11 @@ class _End:
     def flush(self) -> bool:
         """Write `pending`; return whether all of it is gone."""
         try:
-            sent = self.socket.send(self.pending)
-        except _WOULD_BLOCK:
-            return False
+            sent = self._send(self.pending)
         except OSError as error:
             self.session.broken(self, error)
+            return False
+        if sent < 0:
             return False
         self.wire.sent += sent
         self.pending = self.pending[sent:]
@@ -193,16 +206,17 @@ class _End:
         peer = self.peer
         bound = self.session.bound
         view = relay.buffer[:bound]
+        tls = self.tls
         for _ in range(MAX_READS):
             if peer.pending:
                 return
             error = None
             size = 0
             try:
-                if self.tls:
-                    size = self._receive_tls(view)
+                if tls is None:
+                    size = os.readv(self.fd, (view,))
                 else:
-                    size = self.socket.recv_into(view)
+                    size = self._receive_tls(tls, view)
             except _WOULD_BLOCK:
                 self.hung_up = False
                 return
@@ -213,32 +227,52 @@ class _End:
                 return
             self.wire.received += size
             try:
-                sent = peer.socket.send(view[:size])
-            except _WOULD_BLOCK:
-                sent = 0
+                sent = peer.send(view[:size])
             except OSError as raised:
                 self.session.broken(peer, raised)
                 return
-            peer.wire.sent += sent
             if sent < size:
-                peer.pending = bytes(view[sent:size])
                 return
-            if self.dry if self.tls else size < bound and not self.hung_up:
+            if self.dry if tls is not None else size < bound and not self.hung_up:
                 return
-            if size == BUFFER and not (self.tls or peer.tls) and relay.lend(self):
+            if size == BUFFER and tls is None and peer.tls is None and relay.lend(self):
                 self._splice()
                 return
         self._later()
 
-    def _receive_tls(self, view: memoryview) -> int:
-        """Read many records, until the buffer is full or OpenSSL has no more."""
+    def send(self, data: memoryview) -> int:
+        """Send to this end what there is room for, and keep the rest as `pending`.
+
+        Returns:
+          How many octets were sent.
+
+        Raises:
+          OSError: of send().
+        """
+        sent = max(self._send(data), 0)
+        self.wire.sent += sent
+        if sent < len(data):
+            self.pending = bytes(data[sent:])
+            if self.tls is not None:
+                self.session.relay.engine.rearm(self.fd, BOTH_WAYS)
+        return sent
+
+    def _send(self, data: bytes | memoryview) -> int:
+        """Send what there is room for; -1 if there is none."""
+        try:
+            return os.write(self.fd, data) if self.tls is None else self.tls.send(data)
+        except _WOULD_BLOCK:
+            return -1
+
+    def _receive_tls(self, tls: ssl.SSLSocket, view: memoryview) -> int:
+        """Read many records, until the buffer is full or there is no more."""
         if self.failed is not None:
             raise self.failed
         size = 0
         self.dry = False
         for _ in range(MAX_TLS_RECORDS):
             try:
-                got = self.socket.recv_into(view[size:])
+                got = tls.recv_into(view[size:])
             except _WOULD_BLOCK:
                 self.dry = True
                 if size:
@@ -251,6 +285,12 @@ class _End:
                 return size
             size += got
             if not got or size == len(view):
+                break
+            if got < SHORT_RECORD and not tls.pending():
+                # What cannot be written yet must still be reported as well.
+                events = BOTH_WAYS if self.pending else READING
+                self.session.relay.engine.rearm(self.fd, events)
+                self.dry = True
                 break
         return size
 
@@ -297,7 +337,7 @@ _SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 class _Session:
     """A parked session and its two ends."""
 
-    __slots__ = ("alive", "bound", "ends", "last", "relay", "result", "task", "timeout")
+    __slots__ = ("alive", "bound", "ended", "ends", "last", "relay", "task", "timeout")
 
     def __init__(
         self,
@@ -311,49 +351,49 @@ class _Session:
     ) -> None:
         self.relay = relay
         self.alive = True
-        self.result: outcome.Outcome[Ended] | None = None
-        self.task: trio.lowlevel.Task | None = None
+        self.ended: Ended | Exception | None = None
+        self.task: DrivenTask | TrioTask | None = None
         self.timeout = timeout
         self.bound = bound
-        self.last = trio.current_time()
+        self.last = relay.engine.time()
         one = _End(self, client, "client", to_client)
         two = _End(self, backend, "backend", to_backend)
         one.peer, two.peer = two, one
         self.ends: tuple[_End, ...] = (one, two)
 
     def start(self) -> None:
-        """Try everything once, as earlier events are not reported again."""
-        for end in self.ends:
-            if end.pending and self.alive:
-                end.flush()
-        for end in self.ends:
-            end.pump()
+        """Try what may succeed, as earlier events are not reported again."""
+        ends = self.ends
+        for end in ends:
+            if end.pending and self.alive and not end.flush() and end.tls is not None:
+                self.relay.engine.rearm(end.fd, BOTH_WAYS)
+        for end in ends:
+            if end.wire.readable or end.hung_up:
+                end.pump()
 
     def end_of(self, end: _End, error: OSError | None) -> None:
         """Finish, as no more bytes come from `end`.
 
         A broken connection counts as closed, as in nginx.
         """
-        if error is not None and end.tls and faults.is_end(error):
+        if error is not None and end.tls is not None and faults.is_end(error):
             error = None
-        self.finish(outcome.Value(Ended("done", error, end.side)))
+        self.finish(Ended("done", error, end.side))
 
     def broken(self, end: _End, error: OSError) -> None:
         """Finish, as bytes cannot be written to `end`."""
-        if end.tls:
+        if end.tls is not None:
             error = faults.under_tls(error)
-        self.finish(outcome.Value(Ended("broken", error, end.side)))
+        self.finish(Ended("broken", error, end.side))
 
-    def finish(self, result: outcome.Outcome[Ended]) -> None:
-        """Stop moving bytes, and wake the task if it is parked already."""
+    def finish(self, ended: Ended | Exception) -> None:
+        """Stop moving bytes, and let the task go on if it is parked already."""
         if not self.alive:
             return
+        self.ended = ended
         self.leave()
         if self.task is not None:
-            self.relay.engine.woke = True
-            trio.lowlevel.reschedule(self.task, result)
-        else:
-            self.result = result
+            self.task.resume()
 
     def leave(self) -> None:
         """Return borrowed pipes, and break the reference cycles."""
@@ -380,6 +420,8 @@ class Relay:
         self._pipes: list[Pipe] = []
         self._opened = 0
         self._sweep = trio.CancelScope()
+        self._next = math.inf
+        """When the next sweep is."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -416,21 +458,27 @@ class Relay:
         )
         self._sessions.add(session)
         for end in session.ends:
-            self.engine.hand_over(end.fd, end.ready)
-        expiry = session.last + idle_limit
-        if expiry < self._sweep.deadline:
-            self._sweep.deadline = expiry
-        session.start()
-        if session.result is not None:
-            return session.result.unwrap()
-        session.task = trio.lowlevel.current_task()
-
-        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            session.leave()
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        ended: Ended = await trio.lowlevel.wait_task_rescheduled(abort)
+            self.engine.hand_over(end.fd, end)
+        self._look_at(session.last + idle_limit)
+        try:
+            session.start()
+            if session.ended is None:
+                session.task = self.engine.waiter()
+                await session.task.park()
+        finally:
+            if session.alive:
+                session.leave()
+        ended = session.ended
+        assert ended is not None
+        if isinstance(ended, Exception):
+            raise ended
         return ended
+
+    def _look_at(self, when: float) -> None:
+        """Sweep at that time, or before."""
+        if when < self._next:
+            self._next = self._sweep.deadline = when
+            self.engine.woke = True
 
     def forget(self, session: _Session) -> None:
         """Drop a session that has ended."""
@@ -475,16 +523,15 @@ class Relay:
                 due = [s for s in self._sessions if now - s.last >= s.timeout]
                 self._end(due, "timeout")
                 left = min(
-                    (s.last + s.timeout - now for s in self._sessions), default=None
+                    (s.last + s.timeout - now for s in self._sessions), default=math.inf
                 )
-                if left is not None:
-                    pause = 0.05 + len(self._sessions) * SWEEP_PAUSE
-                    self._sweep.deadline = now + max(left, pause)
+                pause = 0.05 + len(self._sessions) * SWEEP_PAUSE
+                self._next = self._sweep.deadline = now + max(left, pause)
                 await trio.sleep_forever()
 
     def _end(self, sessions: Iterable[_Session], reason: Reason) -> None:
         for session in sessions:
-            session.finish(outcome.Value(Ended(reason)))
+            session.finish(Ended(reason))
 
     def close(self) -> None:
         """Close the pipes; all sessions must have ended."""

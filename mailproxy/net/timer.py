@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
-
-import trio
+from typing import ParamSpec, TypeVar
 
 from mailproxy.errors import ClientError, ClientTimeoutError, SessionError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-class Timer:
+
+class PhaseOver(BaseException):
+    """Ends what a session waits for, as its time is over; only timers catch it."""
+
+
+class Timer(ABC):
     """The one timer of a session until its login, and the error that it raises.
 
-    `limit` begins a phase and ends the previous one. All phases share one cancel
-    scope: three scopes would be a tenth of the cost of a login.
+    `limit` begins a phase and ends the previous one. All phases share one timer: three
+    cancel scopes would be a tenth of the cost of a login. The timer of a session is the
+    `DrivenTask` that it runs in.
+
+    Whatever a session waits for besides its connections, it waits for here, because a
+    driven task must not wait as tasks of trio do.
     """
 
-    __slots__ = ("_expired", "_scope")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self._scope = trio.CancelScope()
-        self._expired: Callable[[], SessionError] = client_timed_out
-
+    @abstractmethod
     def limit(
         self, seconds: float, expired: Callable[[], SessionError] | None = None
     ) -> None:
@@ -34,25 +42,38 @@ class Timer:
         When they are over, the `with` statement of this timer raises the error that
         `expired` returns. Without `expired`, the error says that the client timed out.
         """
-        self._expired = expired or client_timed_out
-        self._scope.deadline = trio.current_time() + seconds
 
+    @abstractmethod
     def stop(self) -> None:
         """Begin a phase that has no limit, or sets its own."""
-        self._scope.deadline = math.inf
 
-    def __enter__(self) -> None:
-        self._scope.__enter__()
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Wait for a time, which may be 0."""
 
+    @abstractmethod
+    def at_most(self, seconds: float) -> AbstractContextManager[None]:
+        """Leave the `with` statement of the result without an error after `seconds`."""
+
+    @abstractmethod
+    async def in_trio(
+        self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Await ``work(*args, **kwargs)``, which may use anything of trio.
+
+        That costs some 20 us. The limit of the present phase holds.
+        """
+
+    def __enter__(self) -> None:  # noqa: B027 # most have nothing to do
+        """Begin; the first phase has no limit."""
+
+    @abstractmethod
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        self._scope.__exit__(kind, error, traceback)
-        if self._scope.cancelled_caught:
-            raise self._expired()
+    ) -> None: ...
 
 
 def timed_out() -> OSError:

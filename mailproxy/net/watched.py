@@ -36,7 +36,7 @@ class Watched:
         self._readiness = Readiness(engine)
         engine.limit += self._extra
         try:
-            engine.register(fd, self._readiness.ready)
+            engine.register(fd, self._readiness)
         except BaseException:
             engine.limit -= self._extra
             raise

@@ -13,12 +13,22 @@ import os
 import select
 import socket
 import ssl
+from collections.abc import Awaitable
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.net import faults, openssl
-from mailproxy.net.engine import READABLE, WRITABLE, Engine, Handler, Readiness
+from mailproxy.net.engine import (
+    BOTH_WAYS,
+    READABLE,
+    READING,
+    WRITABLE,
+    Engine,
+    Handler,
+    Readiness,
+)
 
 _CHUNK = 16 * 1024
+_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 
 PROBE_IDLE = 15
 """Seconds of silence after which the kernel probes for an idle peer."""
@@ -28,37 +38,36 @@ PROBES = 3
 """Probes without an answer that end the connection."""
 
 
-class Wire:
+class Wire(Readiness):
     """One connected (or connecting) socket.
 
     Attributes:
-      socket: the socket, an `ssl.SSLSocket` after `start_tls`.
-      tls: the same `ssl.SSLSocket`, or None while in clear text.
+      fd: its descriptor, non-blocking.
+      tls: TLS on it, or None while in clear text.
       received: octets that were read from it. Octets that were only peeked at and
         dropped do not count, nor does the overhead of TLS.
       sent: octets that the kernel, or OpenSSL, has taken, without the overhead of TLS.
       closed: whether `close` was called.
     """
 
-    __slots__ = (
-        "_readiness",
-        "closed",
-        "engine",
-        "received",
-        "sent",
-        "socket",
-        "tls",
-    )
+    __slots__ = ("_needs", "_socket", "closed", "fd", "received", "sent", "tls")
 
-    def __init__(self, engine: Engine, connection: socket.socket) -> None:
-        self.engine = engine
-        self.socket = connection
+    def __init__(self, engine: Engine, fd: int) -> None:
+        """Take over a descriptor, which `close` closes.
+
+        Raises:
+          OSError: `worker_connections` are in use; `fd` is still the caller's.
+        """
+        super().__init__(engine)
+        self.fd = fd
         self.tls: ssl.SSLSocket | None = None
         self.closed = False
         self.received = 0
         self.sent = 0
-        self._readiness = Readiness(engine)
-        engine.register(connection.fileno(), self._readiness.ready)
+        self._needs = READABLE
+        """What the last try that did nothing has to wait for."""
+        self._socket: socket.socket | None = None
+        engine.register(fd, self)
 
     @classmethod
     def connect(cls, engine: Engine, family: int, address: SocketAddress) -> Wire:
@@ -69,47 +78,134 @@ class Wire:
         Raises:
           OSError: connect() failed at once, or `worker_connections` are in use.
         """
-        connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # The class below socket.socket: an object of that costs three times as much.
+        connection = socket.SocketType(family, _STREAM)
         try:
             failed = connection.connect_ex(address)
             if failed not in (0, errno.EINPROGRESS):
                 raise OSError(failed, os.strerror(failed))
             if family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return cls(engine, connection)
+            wire = cls(engine, connection.fileno())
         except BaseException:
             connection.close()
             raise
+        connection.detach()
+        return wire
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive at most `max_bytes` (16 KiB if None); b"" once the peer is done.
+    @property
+    def socket(self) -> socket.socket:
+        """The socket as an object of Python's, made when it is first wanted."""
+        if self._socket is None:
+            self._socket = socket.socket(fileno=self.fd)
+            self._socket.setblocking(False)
+        return self._socket
+
+    def receive_now(self, size: int) -> bytes | None:
+        """Receive what has arrived, at most `size` octets.
+
+        Returns:
+          b"" once the peer is done; None if there is nothing yet: `wait_to_retry`.
 
         Raises:
           OSError: of recv(), including `ssl.SSLError`. In TLS, a broken connection
             counts as ended.
         """
-        size = max_bytes or _CHUNK
-        readiness = self._readiness
+        # A try that is bound to fail is costly, as it raises an exception.
+        if not self.readable:
+            self._needs = READABLE
+            return None
+        if self.tls is not None:
+            return self._receive_tls(self.tls, size)
+        try:
+            data = os.read(self.fd, size)
+        except BlockingIOError:
+            self.readable = False
+            self._needs = READABLE
+            return None
+        self.received += len(data)
+        if len(data) < size and not self.hung_up:
+            self.readable = False  # a short read empties it (epoll(7))
+        return data
+
+    def _receive_tls(self, tls: ssl.SSLSocket, size: int) -> bytes | None:
+        try:
+            data = tls.recv(size)
+        except ssl.SSLWantReadError:
+            self.readable = False
+            self._needs = READABLE
+            return None
+        except ssl.SSLWantWriteError:
+            self._needs = WRITABLE
+            return None
+        except OSError as error:
+            if faults.is_end(error):
+                return b""
+            raise
+        self.received += len(data)
+        if data and not tls.pending():
+            # OpenSSL holds nothing behind this record. To have the kernel look for the
+            # next one costs less than a read that fails.
+            self.readable = False
+            self.engine.rearm(self.fd, READING)
+        return data
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send as much as there is room for.
+
+        Returns:
+          How many octets that were; -1 if there is no room: `wait_to_retry`.
+
+        Raises:
+          OSError: of send(), including `ssl.SSLError` and `UnderTlsError`.
+        """
+        try:
+            sent = os.write(self.fd, data) if self.tls is None else self.tls.send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            self._needs = WRITABLE
+            return -1
+        except ssl.SSLWantReadError:
+            self._needs = READABLE
+            return -1
+        except OSError as error:
+            if self.tls is not None:
+                raise faults.under_tls(error) from error
+            raise
+        self.sent += sent
+        return sent
+
+    def wait_to_retry(self) -> Awaitable[None]:
+        """Wait until `receive_now` or `send_now`, which has just done nothing, may do more."""
+        if self._needs == WRITABLE and self.tls is not None:
+            self.engine.rearm(self.fd, BOTH_WAYS)
+        return self.wait(self._needs)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive at most `max_bytes` (16 KiB if None); b"" once the peer is done.
+
+        Raises:
+          OSError: see `receive_now`.
+        """
         while True:
-            # A try that is bound to fail is costly, as it raises an exception.
-            if not readiness.readable:
-                await readiness.wait(READABLE)
-            try:
-                data = self.socket.recv(size)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                readiness.readable = False
-                continue
-            except ssl.SSLWantWriteError:
-                await readiness.wait(WRITABLE)
-                continue
-            except OSError as error:
-                if self.tls is not None and faults.is_end(error):
-                    return b""
-                raise
-            self.received += len(data)
-            if len(data) < size and self.tls is None and not readiness.hung_up:
-                readiness.readable = False  # a short read empties it (epoll(7))
-            return data
+            data = self.receive_now(max_bytes or _CHUNK)
+            if data is not None:
+                return data
+            await self.wait_to_retry()
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send all of `data`, waiting for room as needed.
+
+        Raises:
+          OSError: see `send_now`.
+        """
+        while data:
+            sent = self.send_now(data)
+            if sent == len(data):
+                return
+            if sent < 0:
+                await self.wait_to_retry()
+            else:
+                data = memoryview(data)[sent:]
 
     async def peek(self, size: int, seen: int) -> bytes:
         """Return at most `size` octets that have arrived, without removing them.
@@ -130,53 +226,28 @@ class Wire:
             else:
                 if len(data) > seen or not data or self._hung_up():
                     return data
-            await self._readiness.wait(READABLE)
+            await self.wait(READABLE)
 
     def _hung_up(self) -> bool:
         """Return whether no more octets will come than `peek` shows.
 
         The engine may have reported that before the task waited, and reports it once.
         """
+        return self._polls(select.POLLRDHUP)
+
+    def _polls(self, events: int) -> bool:
+        """Return whether the kernel reports one of poll(2)'s events, or an error."""
         poll = select.poll()
-        poll.register(self.socket, select.POLLRDHUP)
+        poll.register(self.fd, events)
         return bool(poll.poll(0))
 
     def is_quiet(self) -> bool:
         """Return whether the connection is open, and nothing waits to be received."""
-        try:
-            self.socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        return not self._polls(select.POLLIN | select.POLLRDHUP)
 
     def drop(self, size: int) -> None:
         """Remove octets that `peek` has shown."""
         self.socket.recv(size)
-
-    async def send_all(self, data: bytes | memoryview) -> None:
-        """Send all of `data`, waiting for room as needed.
-
-        Raises:
-          OSError: of send(), including `ssl.SSLError` and `UnderTlsError`.
-        """
-        while data:
-            try:
-                sent = self.socket.send(data)
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                await self._readiness.wait(WRITABLE)
-            except ssl.SSLWantReadError:
-                await self._readiness.wait(READABLE)
-            except OSError as error:
-                if self.tls is not None:
-                    raise faults.under_tls(error) from error
-                raise
-            else:
-                self.sent += sent
-                if sent == len(data):
-                    return
-                data = memoryview(data)[sent:]
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Do the server's side of a TLS handshake on this connection.
@@ -228,7 +299,7 @@ class Wire:
             except OSError as error:
                 if error.errno != errno.ENOTCONN:
                     raise
-                await self._readiness.wait(WRITABLE)
+                await self.wait(WRITABLE)
             else:
                 return
 
@@ -250,20 +321,21 @@ class Wire:
         Raises:
           ConnectionResetError: the connection broke just now.
         """
-        fd = self.socket.fileno()
+        plain, self._socket = self.socket, None
         try:
             self.tls = context.wrap_socket(
-                self.socket,
+                plain,
                 server_side=server_side,
                 do_handshake_on_connect=False,
                 server_hostname=server_name,
             )
         except OSError as error:
             # It broke just now; `ssl` has taken the descriptor and closes it.
-            self.engine.forget(fd)
+            self.engine.forget(self.fd)
+            self.fd = -1
             reset = errno.ECONNRESET
             raise ConnectionResetError(reset, os.strerror(reset)) from error
-        self.socket = self.tls
+        self._socket = self.tls
         return self.tls
 
     async def _shake_hands(self, tls: ssl.SSLSocket) -> None:
@@ -272,12 +344,12 @@ class Wire:
             try:
                 tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._readiness.wait(READABLE)
+                await self.wait(READABLE)
             except ssl.SSLWantWriteError:
-                await self._readiness.wait(WRITABLE)
+                await self.wait(WRITABLE)
             else:
                 # Data that came right after the handshake may be inside OpenSSL by now.
-                self._readiness.readable = True
+                self.readable = True
                 return
 
     def probe_peer(self) -> None:
@@ -299,8 +371,8 @@ class Wire:
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def watch(self, handler: Handler) -> None:
-        """Let the engine call `handler` instead of waking this wire; see `resume`."""
-        self.engine.hand_over(self.socket.fileno(), handler)
+        """Let the engine tell `handler` instead of waking a task; see `resume`."""
+        self.engine.hand_over(self.fd, handler)
 
     async def _see_hello(self, context: ssl.SSLContext) -> openssl.Hello:
         """Peek at the client's hello, before OpenSSL reads it.
@@ -328,8 +400,8 @@ class Wire:
         return hello
 
     def resume(self) -> None:
-        """Let the engine wake this wire again, after `watch`."""
-        self.engine.hand_over(self.socket.fileno(), self._readiness.ready)
+        """Let the engine wake tasks again, after `watch`."""
+        self.engine.hand_over(self.fd, self)
 
     def close(self, *, notify: bool = True) -> None:
         """Close the connection; a second call does nothing.
@@ -341,9 +413,13 @@ class Wire:
         if self.closed:
             return
         self.closed = True
-        self.engine.unregister(self.socket.fileno())
+        self.engine.forget(self.fd)  # the kernel does so, too, as it is closed
+        if self._socket is None:
+            if self.fd >= 0:
+                os.close(self.fd)
+            return
         if self.tls is not None and notify:
             # The peer may be gone or slow: close_notify is only a courtesy.
             with contextlib.suppress(OSError, ValueError):
                 self.tls.unwrap()
-        self.socket.close()
+        self._socket.close()

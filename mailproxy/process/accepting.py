@@ -7,24 +7,24 @@ Admission    turns connections into sessions of one configuration
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from ipaddress import ip_address
 
 import trio
 
+from mailproxy.conf.addresses import SocketAddress
 from mailproxy.errors import needed
 from mailproxy.log import Logger, Logs, SessionInfo
 from mailproxy.mail import session
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.server import Server
+from mailproxy.net import driven
 from mailproxy.net.engine import ListeningWire
 from mailproxy.net.listening import Listener
 from mailproxy.net.network import Network
 from mailproxy.net.wire import Wire
 from mailproxy.process.configuration import Configuration
-
-MAX_CONNECTIONS_IN_A_ROW = 16
-"""Connections that one listener accepts before others have their turn."""
 
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -52,25 +52,26 @@ class Admission:
     def begin(
         self,
         listener: Listener[Listen],
-        connection: socket.socket,
+        fd: int,
         address: object,
         sessions: trio.Nursery,
     ) -> None:
         """Start the session of a new connection, if there is room for it.
 
         Args:
+          fd: the connection, which is closed if there is none.
           address: of the peer, as accept() gives it.
         """
         network = self.network
         if not network.make_room():
-            connection.close()
+            os.close(fd)
             self.log.alert(
                 "%s worker_connections are not enough", self._events.worker_connections
             )
             return
         listen = listener.listen
         if listener.specific:
-            listen = listener.choose(connection.getsockname())
+            listen = listener.choose(_own_address(fd))
         server, log = self._served[id(listen)]
         info = SessionInfo(
             network.next_number(),
@@ -78,7 +79,7 @@ class Admission:
             server=listen.address,
             tags=server.core.error_log_user_tag,
             protocol=server.protocol.name,
-            accepted=trio.current_time(),
+            accepted=network.engine.now,
         )
         if isinstance(address, tuple):
             info.client, info.client_port = address[:2]
@@ -86,12 +87,22 @@ class Admission:
         if self._events.debug_connection and self._is_debugged(info.client):
             log = log.at_debug()
         try:
-            wire = Wire(network.engine, connection)
+            wire = Wire(network.engine, fd)
         except OSError as error:
-            connection.close()
+            os.close(fd)
             self.log.alert("epoll_ctl() failed", error=error)
             return
-        sessions.start_soon(session.run, wire, server, listen, network, log, info)
+        sessions.start_soon(
+            driven.run,
+            network.engine,
+            session.run,
+            wire,
+            server,
+            listen,
+            network,
+            log,
+            info,
+        )
 
     def _is_debugged(self, client: str) -> bool:
         networks = self._events.debug_connection
@@ -110,6 +121,16 @@ class Admission:
         else:
             self.log.alert("accept4() failed", error=error)
             await trio.sleep(self._events.accept_mutex_delay)
+
+
+def _own_address(fd: int) -> SocketAddress:
+    """Return the address that the client of a connection has connected to."""
+    connection = socket.socket(fileno=fd)
+    try:
+        local: SocketAddress = connection.getsockname()
+        return local
+    finally:
+        connection.detach()
 
 
 class AcceptLoop:
@@ -170,15 +191,9 @@ class AcceptLoop:
 
     async def _accept(self, listening: ListeningWire, sessions: trio.Nursery) -> None:
         admission = self._admission
-        in_a_row = 0
+
+        def begin(fd: int, address: object) -> None:
+            admission.begin(self._listener, fd, address, sessions)
+
         while True:
-            try:
-                connection, address = await listening.accept()
-            except OSError as error:
-                await admission.explain(error)
-                continue
-            admission.begin(self._listener, connection, address, sessions)
-            in_a_row += 1
-            if in_a_row == MAX_CONNECTIONS_IN_A_ROW:
-                in_a_row = 0
-                await trio.lowlevel.checkpoint()
+            await admission.explain(await listening.serve(begin))

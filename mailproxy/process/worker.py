@@ -105,7 +105,7 @@ class Worker:
         gc.set_threshold(GARBAGE_THRESHOLD)
         gc.freeze()
         try:
-            code = trio.run(self.serve)
+            code = trio.run(self.serve, clock=self.network.engine.clock)
         except OSError as error:
             if self._begun:
                 raise
@@ -141,14 +141,11 @@ class Worker:
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
-        engine = self.network.engine
-        trio.lowlevel.add_instrument(engine)
         try:
             yield
         finally:
-            trio.lowlevel.remove_instrument(engine)
             self.network.close()
-            engine.close()
+            self.network.engine.close()
 
     # What it is told
 

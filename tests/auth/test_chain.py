@@ -21,10 +21,9 @@ from mailproxy.auth.verdict import (
 )
 from mailproxy.mail.modules import SOURCES
 from mailproxy.net.proxy_protocol import Endpoint
-from mailproxy.net.timer import Timer
 from tests.auth.fake import FakeSource
 from tests.captured_log import CapturedLog
-from tests.memory import MemoryNetwork
+from tests.memory import MemoryNetwork, ScopeTimer
 from tests.play import Stage, load_server, parse
 
 ROUTE = Route(server="127.0.0.1", port=9143)
@@ -40,7 +39,7 @@ REQUEST = AuthRequest(
 
 async def ask(*sources: Source) -> Verdict:
     """What a chain of these sources says."""
-    timer = Timer()
+    timer = ScopeTimer()
     with timer:
         return await Chain(sources).check(
             REQUEST, MemoryNetwork(None), timer, CapturedLog().log

@@ -25,10 +25,9 @@ from mailproxy.auth.verdict import (
 )
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.errors import AuthError
-from mailproxy.net.timer import Timer
 from tests.auth.fake import LIMIT, FakeSource
 from tests.captured_log import CapturedLog
-from tests.memory import MemoryNetwork, MemoryWire
+from tests.memory import MemoryNetwork, MemoryWire, ScopeTimer
 from tests.play import auth_http, load_server
 
 ROUTE = Route(server="192.0.2.1", port=143)
@@ -52,7 +51,7 @@ class Trial:
 
     async def check(self) -> Verdict:
         """Ask it, as a session does."""
-        timer = Timer()
+        timer = ScopeTimer()
         with timer:
             timer.limit(IMPATIENCE)
             return await self.source.check(REQUEST, self.network, timer, self.log.log)

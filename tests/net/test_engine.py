@@ -23,7 +23,7 @@ from typing import ParamSpec
 import pytest
 import trio
 
-from mailproxy.net.engine import Engine
+from mailproxy.net.engine import READABLE, Engine, Handler, Readiness
 from mailproxy.net.relay import Relay
 from mailproxy.net.wire import Wire
 
@@ -45,7 +45,9 @@ def in_a_process(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
             status = 1
             try:
                 assert threading.active_count() == 1
-                trio.run(functools.partial(test, *args, **kwargs))
+                engine = kwargs["engine"]
+                assert isinstance(engine, Engine)
+                trio.run(functools.partial(test, *args, **kwargs), clock=engine.clock)
                 status = 0
             except BaseException:  # noqa: BLE001 # pytest is the other process
                 traceback.print_exc()
@@ -70,18 +72,23 @@ def once_asleep(action: Callable[[], object]) -> Iterator[None]:
     os.waitpid(child, 0)
 
 
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
 def relayed(engine: Engine) -> tuple[Wire, socket.socket]:
     ours, far = socket.socketpair()
     ours.setblocking(False)
-    return Wire(engine, ours), far
+    return Wire(engine, ours.detach()), far
 
 
 @asynccontextmanager
-async def worker() -> AsyncIterator[tuple[socket.socket, socket.socket]]:
-    """An engine in trio's place, and the far ends of a session that only relays."""
-    engine = Engine()
+async def worker(engine: Engine) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
+    """The engine in trio's place, and the far ends of a session that only relays."""
     relay = Relay(engine)
-    trio.lowlevel.add_instrument(engine)
     client, far_client = relayed(engine)
     backend, far_backend = relayed(engine)
 
@@ -93,29 +100,24 @@ async def worker() -> AsyncIterator[tuple[socket.socket, socket.socket]]:
             nursery.start_soon(engine.run)
             nursery.start_soon(session)
             with trio.fail_after(PATIENCE) as limit:
-                # After a round that woke no task, the engine waits in trio's place.
-                far_client.send(b"x")
-                while engine.woke:
+                for _ in range(3):  # both have begun
                     await trio.lowlevel.checkpoint()
-                assert far_backend.recv(1) == b"x"
                 yield far_client, far_backend
                 # A deaf engine hears of everything at its deadline.
                 assert trio.current_time() < limit.deadline
             nursery.cancel_scope.cancel()
     finally:
-        trio.lowlevel.remove_instrument(engine)
         for each in (client, backend):
             each.close()
         for end in (far_client, far_backend):
             end.close()
         relay.close()
-        engine.close()
 
 
 @in_a_process
-async def test_relaying_goes_on_while_the_engine_waits() -> None:
+async def test_relaying_goes_on_while_the_engine_waits(engine: Engine) -> None:
     read_end, write_end = os.pipe()
-    async with worker() as (client, backend):
+    async with worker(engine) as (client, backend):
 
         def talk() -> None:
             client.send(b"a1 NOOP\r\n")
@@ -129,9 +131,9 @@ async def test_relaying_goes_on_while_the_engine_waits() -> None:
 
 
 @in_a_process
-async def test_the_result_of_a_thread_wakes_the_worker() -> None:
+async def test_the_result_of_a_thread_wakes_the_worker(engine: Engine) -> None:
     read_end, write_end = os.pipe()
-    async with worker():
+    async with worker(engine):
         with once_asleep(lambda: os.write(write_end, b"x")):
             assert await trio.to_thread.run_sync(os.read, read_end, 1) == b"x"
     os.close(read_end)
@@ -139,9 +141,9 @@ async def test_the_result_of_a_thread_wakes_the_worker() -> None:
 
 
 @in_a_process
-async def test_a_readable_socket_of_trio_s_wakes_the_worker() -> None:
+async def test_a_readable_socket_of_trio_s_wakes_the_worker(engine: Engine) -> None:
     ours, theirs = trio.socket.socketpair()
-    async with worker():
+    async with worker(engine):
         with once_asleep(lambda: os.write(theirs.fileno(), b"x")):
             assert await ours.recv(1) == b"x"
     ours.close()
@@ -149,7 +151,7 @@ async def test_a_readable_socket_of_trio_s_wakes_the_worker() -> None:
 
 
 @in_a_process
-async def test_a_writable_socket_of_trio_s_wakes_the_worker() -> None:
+async def test_a_writable_socket_of_trio_s_wakes_the_worker(engine: Engine) -> None:
     ours, theirs = trio.socket.socketpair()
     sent = 0
     with contextlib.suppress(BlockingIOError):
@@ -161,7 +163,7 @@ async def test_a_writable_socket_of_trio_s_wakes_the_worker() -> None:
         while left:
             left -= len(os.read(theirs.fileno(), left))
 
-    async with worker():
+    async with worker(engine):
         with once_asleep(drain):
             assert await ours.send(b"x") == 1
     ours.close()
@@ -169,15 +171,15 @@ async def test_a_writable_socket_of_trio_s_wakes_the_worker() -> None:
 
 
 @in_a_process
-async def test_a_deadline_wakes_the_worker() -> None:
-    async with worker():
+async def test_a_deadline_wakes_the_worker(engine: Engine) -> None:
+    async with worker(engine):
         began = trio.current_time()
         await trio.sleep(0.01)
         assert trio.current_time() - began < PATIENCE
 
 
 @in_a_process
-async def test_a_call_from_another_thread_wakes_the_worker() -> None:
+async def test_a_call_from_another_thread_wakes_the_worker(engine: Engine) -> None:
     token = trio.lowlevel.current_trio_token()
     read_end, write_end = os.pipe()
     called = trio.Event()
@@ -186,7 +188,7 @@ async def test_a_call_from_another_thread_wakes_the_worker() -> None:
         os.read(read_end, 1)
         token.run_sync_soon(called.set)
 
-    async with worker():
+    async with worker(engine):
         thread = threading.Thread(target=call)
         thread.start()
         with once_asleep(lambda: os.write(write_end, b"x")):
@@ -198,7 +200,7 @@ async def test_a_call_from_another_thread_wakes_the_worker() -> None:
 
 @in_a_process
 async def test_a_thread_that_ends_as_the_engine_looks_wakes_the_worker(
-    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread may leave a call and be gone while the engine asks who else there is."""
     token = trio.lowlevel.current_trio_token()
@@ -219,54 +221,86 @@ async def test_a_thread_that_ends_as_the_engine_looks_wakes_the_worker(
         thread.join(PATIENCE)
         return count()
 
-    async with worker():
+    async with worker(engine):
         thread.start()
         monkeypatch.setattr(threading, "active_count", count_after_its_end)
         await called.wait()
 
 
-@pytest.mark.parametrize("asleep", [False, True], ids=["in trio", "in its place"])
-@in_a_process
-async def test_a_handler_that_fails_ends_the_engine(*, asleep: bool) -> None:
-    """trio would drop an instrument that raises, and the worker would go on without."""
-    engine = Engine()
-    ours, theirs = socket.socketpair()
+class Broken(Handler):
+    """Fails when there is something to read."""
 
-    def fail(events: int) -> None:
+    def ready(self, events: int) -> None:
         if events & select.EPOLLIN:
-            raise LookupError(ours)
+            raise LookupError
 
-    engine.register(ours.fileno(), fail)
-    if asleep:
-        trio.lowlevel.add_instrument(engine)
+
+@pytest.mark.parametrize("alone", [False, True], ids=["in trio", "in its place"])
+@in_a_process
+async def test_a_handler_that_fails_ends_the_engine(
+    engine: Engine, *, alone: bool
+) -> None:
+    """A clock that raises would end the whole process."""
+    ours, theirs = socket.socketpair()
+    engine.register(ours.fileno(), Broken())
     with trio.fail_after(PATIENCE) as limit:
-        with once_asleep(lambda: theirs.send(b"x")), pytest.raises(LookupError):
-            await engine.run()
-        # The engine has no task any more, so it does not wait in trio's place.
-        await trio.sleep(0.01)
-        assert trio.current_time() < limit.deadline
-    if asleep:
-        trio.lowlevel.remove_instrument(engine)  # it is still there
-    engine.close()
+        async with trio.open_nursery() as nursery:
+            if not alone:
+                nursery.start_soon(trio.lowlevel.wait_readable, theirs.fileno())
+            with once_asleep(lambda: theirs.send(b"x")), pytest.raises(LookupError):
+                await engine.run()
+            # The engine has no task any more, so it does not wait in trio's place.
+            await trio.sleep(0.01)
+            assert trio.current_time() < limit.deadline
+            nursery.cancel_scope.cancel()
     ours.close()
     theirs.close()
 
 
 @in_a_process
-async def test_a_cancelled_engine_leaves_the_waiting_to_trio() -> None:
-    engine = Engine()
-    trio.lowlevel.add_instrument(engine)
+async def test_a_cancelled_engine_leaves_the_waiting_to_trio(engine: Engine) -> None:
     read_end, write_end = os.pipe()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run)
         await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     with trio.fail_after(PATIENCE) as limit:
-        engine.woke = False  # as after a round in which only handlers had work
         with once_asleep(lambda: os.write(write_end, b"x")):
             await trio.lowlevel.wait_readable(read_end)
         assert trio.current_time() < limit.deadline
-    trio.lowlevel.remove_instrument(engine)
-    engine.close()
+    os.close(read_end)
+    os.close(write_end)
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns of trio's loop."""
+
+    count = 0
+
+    def before_io_wait(self, _timeout: float) -> None:
+        self.count += 1
+
+
+@in_a_process
+async def test_trio_s_loop_does_not_turn_while_sessions_relay(engine: Engine) -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    end = Readiness(engine)
+    turns = Turns()
+    async with worker(engine) as (client, backend):
+        engine.register(read_end, end)
+
+        def talk() -> None:
+            for _ in range(100):
+                client.send(b"a1 NOOP\r\n")
+                backend.recv(64)
+            os.write(write_end, b"x")
+
+        trio.lowlevel.add_instrument(turns)
+        with once_asleep(talk):
+            await end.wait(READABLE)
+        trio.lowlevel.remove_instrument(turns)
+        assert turns.count < 5
+        engine.unregister(read_end)
     os.close(read_end)
     os.close(write_end)

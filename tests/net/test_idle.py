@@ -135,7 +135,7 @@ async def test_one_that_is_dead_ends_for_a_task_that_waits() -> None:
         idle = IdleConnections()
         ours, far = tcp_pair()
         ours.setblocking(False)
-        connection = Connection(Wire(relay.engine, ours))
+        connection = Connection(Wire(relay.engine, ours.detach()))
         idle.keep("a", connection, REUSE)
         connection.since -= STALE  # as if it had been idle for so long
         taken = idle.take("a", 0.01)
@@ -452,7 +452,9 @@ async def test_the_kernel_looks_for_dead_peers(time: float, probed: int) -> None
     idle = IdleConnections()
     ours, far = tcp_pair()
     ours.setblocking(False)
-    idle.keep("a", Connection(Wire(engine, ours)), Reuse(idle=time, requests=9))
+    wire = Wire(engine, ours.detach())
+    idle.keep("a", Connection(wire), Reuse(idle=time, requests=9))
+    ours = wire.socket
     assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == probed
     if probed:
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)

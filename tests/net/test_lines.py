@@ -24,18 +24,27 @@ class _Segments:
     def __init__(self, segments: tuple[bytes, ...]) -> None:
         self._segments = list(filter(None, segments))
         self.largest = 0
+        self._waited = False
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        assert max_bytes is not None
-        self.largest = max(self.largest, max_bytes)
+    def receive_now(self, size: int) -> bytes | None:
+        self.largest = max(self.largest, size)
         if not self._segments:
             return b""
-        data, rest = self._segments[0][:max_bytes], self._segments[0][max_bytes:]
+        self._waited = not self._waited
+        if self._waited:
+            return None
+        data, rest = self._segments[0][:size], self._segments[0][size:]
         self._segments[:1] = [rest] if rest else []
         return data
 
-    async def send_all(self, data: bytes) -> None:
+    async def wait_to_retry(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def send_now(self, data: bytes) -> int:
         raise ConnectionResetError(104, "Connection reset by peer")
+
+    async def send_all(self, data: bytes) -> None:
+        raise AssertionError("send_now() has failed")
 
 
 async def test_lines_come_one_by_one() -> None:
@@ -92,7 +101,7 @@ async def test_a_failed_send_is_a_fault_of_the_peer() -> None:
 
 
 class _BadRecord(_Segments):
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+    def receive_now(self, size: int) -> bytes | None:
         raise ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
 
 

@@ -45,7 +45,7 @@ def ends(engine: Engine) -> tuple[Wire, trio.socket.SocketType]:
     """Our end of a connection, and the client's."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    return Wire(engine, ours), trio.socket.from_stdlib_socket(theirs)
+    return Wire(engine, ours.detach()), trio.socket.from_stdlib_socket(theirs)
 
 
 async def be_client(

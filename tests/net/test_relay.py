@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import ssl
 import threading
@@ -83,7 +84,10 @@ class Session:
         ours, client = tcp_pair()
         theirs, backend = tcp_pair()
         self.tls = tls
-        self.wires = (Wire(relay.engine, ours), Wire(relay.engine, theirs))
+        self.wires = (
+            Wire(relay.engine, ours.detach()),
+            Wire(relay.engine, theirs.detach()),
+        )
         self.sockets = (client, backend)
         self.ended: Ended | None = None
 
@@ -226,7 +230,7 @@ async def test_a_wire_sends_more_than_the_kernel_takes_at_a_time() -> None:
     data = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(MIB // 4))
     async with running() as relay, trio.open_nursery() as nursery:
         ours, peer = tcp_pair()
-        wire = Wire(relay.engine, ours)
+        wire = Wire(relay.engine, ours.detach())
         nursery.start_soon(wire.send_all, data)
         assert await receive_exactly(stream(peer), len(data)) == data
         wire.close()
@@ -236,7 +240,7 @@ async def test_a_wire_sends_more_than_the_kernel_takes_at_a_time() -> None:
 async def test_a_broken_connection_is_not_quiet() -> None:
     async with running() as relay:
         ours, peer = tcp_pair()
-        wire = Wire(relay.engine, ours)
+        wire = Wire(relay.engine, ours.detach())
         assert wire.is_quiet()
         reset(peer)
         assert not wire.is_quiet()
@@ -383,7 +387,7 @@ async def test_connecting_to_nobody_shows_at_the_first_receive() -> None:
 async def test_peek_waits_for_more_and_reads_nothing_away() -> None:
     async with running() as relay:
         ours, peer = tcp_pair()
-        wire = Wire(relay.engine, ours)
+        wire = Wire(relay.engine, ours.detach())
         peer.sendall(b"PRO")
         assert await wire.peek(100, 0) == b"PRO"
         async with trio.open_nursery() as nursery:
@@ -406,11 +410,11 @@ async def test_the_engine_takes_no_more_than_its_limit() -> None:
     engine = Engine(limit=1)
     network = Network(engine)
     ours, peer = tcp_pair()
-    wire = Wire(engine, ours)
+    wire = Wire(engine, ours.detach())
     assert not network.make_room()
     other, far = tcp_pair()
     with pytest.raises(OSError, match="No buffer space"):
-        Wire(engine, other)
+        Wire(engine, other.detach())
     wire.close()
     assert network.make_room()
     for each in (other, far, peer):
@@ -422,15 +426,16 @@ async def test_an_idle_connection_is_thrown_away_when_its_server_closes() -> Non
     async with running() as relay:
         network = Network(relay.engine)
         (ours, peer), (second, far) = tcp_pair(), tcp_pair()
+        number = ours.fileno()
         for each in (ours, second):
-            connection = Connection(Wire(relay.engine, each))
+            connection = Connection(Wire(relay.engine, each.detach()))
             network.idle.keep("auth", connection, Reuse(idle=60, requests=2))
         far.close()
         await trio.testing.wait_all_tasks_blocked()
         taken = network.idle.take("auth")
         assert taken is not None
         wire = taken.wire
-        assert wire.socket is ours
+        assert wire.fd == number
         assert network.idle.take("auth") is None
         peer.sendall(b"answer")
         assert await wire.receive_some() == b"answer"
@@ -444,10 +449,23 @@ async def test_accepting() -> None:
             bound.setblocking(False)
             listening = ListeningWire(relay.engine, bound)
             peers = [socket.create_connection(bound.getsockname()) for _ in range(3)]
-            for peer in peers:
-                connection, address = await listening.accept()
+            accepted: list[tuple[socket.socket, object]] = []
+
+            def begin(fd: int, address: object) -> None:
+                accepted.append((socket.socket(fileno=fd), address))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listening.serve, begin)
+                await trio.testing.wait_all_tasks_blocked()
+                late = socket.create_connection(bound.getsockname())
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            for peer, (connection, address) in zip(
+                [*peers, late], accepted, strict=True
+            ):
                 assert address == peer.getsockname()
                 assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert not os.get_blocking(connection.fileno())
                 connection.close()
                 peer.close()
             listening.close()

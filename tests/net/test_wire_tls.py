@@ -202,14 +202,14 @@ async def test_handshake_waits_for_the_connection(
     connection = socket.socket(
         socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     )
-    wire = Wire(engine, connection)
+    wire = Wire(engine, connection.detach())
     async with trio.open_nursery() as nursery, listening:
         nursery.start_soon(serve, listening, echo(context))
         async with trio.open_nursery() as shaking:
             shaking.start_soon(wire.connect_tls, files.client(), "localhost")
             await trio.testing.wait_all_tasks_blocked()
             assert wire.tls is None
-            assert connection.connect_ex(address) in (0, errno.EINPROGRESS)
+            assert wire.socket.connect_ex(address) in (0, errno.EINPROGRESS)
         await wire.send_all(b"hello")
         assert await wire.receive_some() == b"you said hello"
     wire.close()
@@ -223,7 +223,10 @@ async def test_octets_are_counted_inside_tls(
     relay = Relay(engine)
     ours, far = socket.socketpair()
     ours.setblocking(False)
-    client, backend = Wire(engine, ours), Wire.connect(engine, socket.AF_INET, address)
+    client, backend = (
+        Wire(engine, ours.detach()),
+        Wire.connect(engine, socket.AF_INET, address),
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve, listening, echo(context))
         await backend.connect_tls(files.client(), "localhost")

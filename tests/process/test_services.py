@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from mailproxy.net.engine import Handler
 from mailproxy.process.messages import Order, write_order
 from mailproxy.process.services import MAX_RESTART_PAUSE, RESTART_PAUSE, Service
 from mailproxy.process.worker import Worker
@@ -142,14 +143,15 @@ async def test_worker_ends_with_its_engine(
     """Nothing could move then; a master starts another worker."""
     ours, theirs = socket.socketpair()
 
-    def fail(events: int) -> None:
-        if events & select.EPOLLIN:
-            raise LookupError("the engine is broken")
+    class Broken(Handler):
+        def ready(self, events: int) -> None:
+            if events & select.EPOLLIN:
+                raise LookupError("the engine is broken")
 
     with ours, theirs:
         async with worker(tmp_path) as served, served.connect() as client:
             assert await client.receive_some() == GREETING
-            served.worker.network.engine.register(ours.fileno(), fail)
+            served.worker.network.engine.register(ours.fileno(), Broken())
             theirs.send(b"x")
             assert await client.receive_some() == b""
             await served.ended.wait()

@@ -88,7 +88,7 @@ async def test_by_what_the_engine_has_not_seen_yet() -> None:
     network = Network(engine)
     ours, auth = socket.socketpair()
     ours.setblocking(False)
-    connection = Connection(Wire(engine, ours))
+    connection = Connection(Wire(engine, ours.detach()))
     network.idle.keep("auth", connection, Reuse(idle=60, requests=2))
     with auth:
         auth.send(EVIL + KEPT)

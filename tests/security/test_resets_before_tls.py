@@ -47,7 +47,7 @@ async def test_in_the_very_moment() -> None:
             peer.close()
             return super().wrap_socket(*args, **options)  # type: ignore[arg-type] # its own
 
-    wire = Wire(engine, ours)
+    wire = Wire(engine, ours.detach())
     with pytest.raises(ConnectionResetError):
         await wire.start_tls(Late(ssl.PROTOCOL_TLS_SERVER))
     wire.close()

@@ -22,7 +22,7 @@ async def test_work_of_one_turn_is_bounded() -> None:
     (ours, client), (theirs, backend) = socket.socketpair(), socket.socketpair()
     for each in (ours, theirs, client, backend):
         each.setblocking(False)
-    wires = Wire(engine, ours), Wire(engine, theirs)
+    wires = Wire(engine, ours.detach()), Wire(engine, theirs.detach())
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = _client_context().wrap_bio(incoming, outgoing, server_hostname="mx.test")
 

@@ -25,6 +25,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mailproxy.log import INFO, SessionInfo
 from mailproxy.mail import session
+from mailproxy.net import driven
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
 from mailproxy.net.wire import Wire
@@ -197,14 +198,21 @@ class World:
         info = SessionInfo(self.network.next_number(), *address)
         info.server = listen.address
         self.running += 1
-        self._nursery.start_soon(self._run, Wire(self.engine, ours), info)
+        self._nursery.start_soon(self._run, Wire(self.engine, ours.detach()), info)
         return far
 
     async def _run(self, wire: Wire, info: SessionInfo) -> None:
         listen = self.server.core.listen[0]
         try:
-            await session.run(
-                wire, self.server, listen, self.network, self.log.log, info
+            await driven.run(
+                self.engine,
+                session.run,
+                wire,
+                self.server,
+                listen,
+                self.network,
+                self.log.log,
+                info,
             )
         finally:
             self.running -= 1
