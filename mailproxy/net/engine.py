@@ -115,6 +115,7 @@ class Engine:
     Attributes:
       limit: how many descriptors may be registered (`worker_connections`).
       now: trio's time at the start of the current round.
+      turn: the number of the current round.
       woke: is set by whatever gives a task of trio something to do.
       current: the driven task that is running; None while trio's own run.
       clock: the clock for `trio.run`, with which the engine waits in trio's place.
@@ -143,6 +144,7 @@ class Engine:
         self._due = math.inf
         self.limit = limit
         self.now = 0.0
+        self.turn = 0
         self.woke = True
         self.current: DrivenTask | None = None
         self.clock = _Clock(self)
@@ -231,6 +233,7 @@ class Engine:
         """Wait at most `patience` seconds for changes, and hand them out."""
         changes = self._epoll.poll(patience, _MAX_CHANGES)
         self.now = now = self.time()
+        self.turn += 1
         again = self._again
         if again:
             for _ in range(len(again)):

@@ -20,7 +20,8 @@ already, perhaps to the dialogue before the relay (`hung_up`). TLS has no such r
 inside OpenSSL is never reported. So it is read until OpenSSL would block. Behind a short
 record there is rarely another one, and a read that fails is costly: if OpenSSL holds
 nothing more (without read-ahead, that is the record which it is decrypting), the
-descriptor is armed anew instead, and the kernel reports what is there by then.
+descriptor is armed anew instead, and the kernel reports what is there by then. If that
+is in the very next round, the peer sends a burst, which is read as usual.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ class _End(Handler):
     """One of the two connections of a relayed session."""
 
     __slots__ = (
+        "armed",
         "dry",
         "failed",
         "fd",
@@ -148,6 +150,8 @@ class _End(Handler):
         """Whether `work` will be called in the next round."""
         self.dry = False
         """Whether the last read of TLS went on until OpenSSL would block."""
+        self.armed = 0
+        """The engine's turn in which it was armed anew."""
         self.failed: OSError | None = None
         """An error of TLS after bytes that must be delivered first; OpenSSL reports it
         only once."""
@@ -268,6 +272,8 @@ class _End(Handler):
         """Read many records, until the buffer is full or there is no more."""
         if self.failed is not None:
             raise self.failed
+        engine = self.session.relay.engine
+        burst = engine.turn == self.armed + 1
         size = 0
         self.dry = False
         for _ in range(MAX_TLS_RECORDS):
@@ -286,10 +292,10 @@ class _End(Handler):
             size += got
             if not got or size == len(view):
                 break
-            if got < SHORT_RECORD and not tls.pending():
+            if got < SHORT_RECORD and not burst and not tls.pending():
                 # What cannot be written yet must still be reported as well.
-                events = BOTH_WAYS if self.pending else READING
-                self.session.relay.engine.rearm(self.fd, events)
+                engine.rearm(self.fd, BOTH_WAYS if self.pending else READING)
+                self.armed = engine.turn
                 self.dry = True
                 break
         return size

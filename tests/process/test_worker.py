@@ -60,6 +60,8 @@ async def test_sessions_go_on_while_no_connections_are_to_be_had(
         served.socket.errors = [errno.ENFILE]
         began = trio.current_time()
         async with served.connect() as waiting:
+            while not served.complaints():
+                await trio.lowlevel.checkpoint()
             await client.send_all(b"a NOOP\r\n")
             assert await client.receive_some() == b"a OK completed\r\n"
             assert trio.current_time() == began
