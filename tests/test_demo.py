@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import pytest
 import trio
@@ -26,10 +25,10 @@ from trio.testing import (
 from mailproxy.demo import mail_servers, main
 from mailproxy.demo.auth import auth_session
 from mailproxy.demo.faults import failed, refusal
-from mailproxy.demo.mailbox import Mailbox, Session
+from mailproxy.demo.mailbox import Mailbox, Session, TrioStream
 from mailproxy.demo.site import free_port, make_certificates
 from mailproxy.errors import BackendError
-from mailproxy.net.lines import LineStream, Stream
+from mailproxy.net.lines import LineStream
 from tests.processes import PATIENCE, Process, need_python_for_all
 
 MemoryStream = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
@@ -37,8 +36,7 @@ MemoryStream = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
 
 def line_stream(stream: MemoryStream) -> LineStream:
     """What the demo's servers read from."""
-    # The type of memory streams allows a bytearray; what they give is bytes.
-    return LineStream(cast(Stream, stream), 65536, BackendError)
+    return LineStream(TrioStream(stream), 65536, BackendError)
 
 
 async def talk(session: Session, said: bytes) -> bytes:

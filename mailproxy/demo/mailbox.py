@@ -97,10 +97,10 @@ class Mailbox:
         ]
 
 
-class _TrioStream:
+class TrioStream:
     """A stream of trio's as `LineStream` wants it."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._size = 0
         self._received: bytes | None = None
@@ -145,7 +145,7 @@ async def serve(
 
 async def _one(session: Session, stream: trio.SocketStream) -> None:
     try:
-        await session(LineStream(_TrioStream(stream), MAX_LINE, BackendError))
+        await session(LineStream(TrioStream(stream), MAX_LINE, BackendError))
     except* (SessionError, TooLong, trio.BrokenResourceError, IndexError, ValueError):
         pass  # the peer left, or sent nonsense: this session ends, no other
     finally:

@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from mailproxy.errors import ClientError, ClientTimeoutError, SessionError
+from mailproxy.frozen import Frozen
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class PhaseOver(BaseException):
+class PhaseOver(Frozen, BaseException):
     """Ends what a session waits for, as its time is over; only timers catch it."""
 
 

@@ -70,8 +70,9 @@ class ContextBuilder:
         self.context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         self.context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
         mode = ssl_h.SSL_MODE_RELEASE_BUFFERS | ssl_h.SSL_MODE_NO_AUTO_CHAIN
+        # nginx reads ahead. Here, octets that OpenSSL holds undecrypted would be waited
+        # for in vain: see `relay` about short records.
         self._control(ssl_h.SSL_CTRL_MODE, mode)
-        self._control(ssl_h.SSL_CTRL_SET_READ_AHEAD, 1)
         self._identity = b""
         self._zone: SessionZone | None = None
         self._certificates: list[bytes] = []
