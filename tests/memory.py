@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack, cast
 
 import trio
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import socket
 
 
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
 
@@ -237,9 +237,9 @@ class ScopeTimer(Timer):
         return cast("AbstractContextManager[None]", trio.move_on_after(seconds))
 
     async def in_trio(
-        self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+        self, work: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args
     ) -> T:
-        return await work(*args, **kwargs)
+        return await work(*args)
 
     def __enter__(self) -> None:
         self._scope.__enter__()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
+import secrets as random
 import time
 from typing import TYPE_CHECKING
 
 from mailproxy.errors import ClientError
 from mailproxy.log import Phase
 from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
-from mailproxy.mail.trace import Secrets, client_lines, make_trace
+from mailproxy.mail.trace import client_lines, make_trace
 from mailproxy.net import faults, openssl
 from mailproxy.net.lines import TooLong
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mailproxy.log import Logger, SessionInfo
     from mailproxy.mail.listen import Listen
     from mailproxy.mail.server import Server
+    from mailproxy.mail.trace import Secrets
     from mailproxy.net.network import Network
     from mailproxy.net.wire import Wire
 
@@ -43,9 +44,10 @@ class Client:
         network: Network,
         info: SessionInfo,
         log: Logger,
+        secrets: Secrets,
     ) -> None:
         self.wire = wire
-        self.secrets = Secrets()
+        self.secrets = secrets
         self.trace = make_trace(log, info, server.protocol, self.secrets)
         self.lines = client_lines(
             self.trace,
@@ -85,7 +87,7 @@ class Client:
         """``<random.time@server_name>``, the same for the whole connection."""
         if not self._salt:
             self._salt = b"<%d.%d@%s>" % (
-                secrets.randbelow(1 << 31),
+                random.randbelow(1 << 31),
                 int(time.time()),
                 self.server.core.server_name,
             )

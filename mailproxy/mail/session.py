@@ -21,6 +21,7 @@ from mailproxy.mail.candidates import candidates
 from mailproxy.mail.client import Client
 from mailproxy.mail.commands import BadCommand
 from mailproxy.mail.sasl import clients as sasl
+from mailproxy.mail.trace import Secrets
 from mailproxy.net import faults
 from mailproxy.net.timer import timed_out
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mailproxy.mail.listen import Listen
     from mailproxy.mail.login import Login
     from mailproxy.mail.protocol import Dialogue
+    from mailproxy.mail.proxy import ProxySettings
     from mailproxy.mail.server import Server
     from mailproxy.net.network import Network
     from mailproxy.net.relay import Ended
@@ -41,13 +43,13 @@ class Entered:
     """A client that is logged in at its backend.
 
     Attributes:
-      backend: the connection to it.
+      wire: the connection to it.
       to_client: octets that the client gets first: the backend's answer to the login,
         and what the backend sent after it.
       to_backend: octets that the client sent after its login.
     """
 
-    backend: Backend
+    wire: Wire
     to_client: bytes
     to_backend: bytes
 
@@ -65,17 +67,16 @@ async def run(
     Until then, `info` is among the live sessions of `network`.
     """
     log = log.bind(context=info)
-    notify = True
+    secrets, notify = Secrets(), True
     info.client_wire, network.sessions[info.connection] = wire, info
     try:
         log.client_connected()
-        client = Client(wire, server, listen, network, info, log)
-        entered = await _log_in(client)
+        entered = await _log_in(wire, server, listen, network, info, log, secrets)
         if entered is not None:
-            notify = await _relay(client, entered)
+            notify = await _relay(wire, entered, server.proxy, network, info, log)
     except SessionError as error:
         notify = not isinstance(error, ClientTimeoutError)
-        _log_error(error, client)
+        _log_error(error, log, secrets)
     except Exception as error:  # a bug ends its session, not the worker
         log.exception("session failed, this is a bug", exception=error)
     finally:
@@ -97,12 +98,23 @@ def _log_octets(info: SessionInfo, log: Logger) -> None:
         )
 
 
-async def _log_in(client: Client) -> Entered | None:
+async def _log_in(
+    wire: Wire,
+    server: Server,
+    listen: Listen,
+    network: Network,
+    info: SessionInfo,
+    log: Logger,
+    secrets: Secrets,
+) -> Entered | None:
     """Log a new client in at its backend.
+
+    What only a login needs ends here: thousands of sessions are relayed.
 
     Returns:
       None if the client quit, was refused, or was told of a failure.
     """
+    client = Client(wire, server, listen, network, info, log, secrets)
     try:
         with client.timer:
             return await _serve(client)
@@ -241,7 +253,7 @@ async def _enter(
         backend.close()
         raise
     return Entered(
-        backend=backend,
+        wire=backend.wire,
         to_client=answer + backend.lines.take_rest(),
         to_backend=client.lines.take_rest(),
     )
@@ -258,29 +270,35 @@ def _connect(client: Client, route: Route) -> Backend:
     return Backend.connect(client.network, candidate, limit, client.info, client.trace)
 
 
-async def _relay(client: Client, entered: Entered) -> bool:
+async def _relay(
+    wire: Wire,
+    entered: Entered,
+    settings: ProxySettings,
+    network: Network,
+    info: SessionInfo,
+    log: Logger,
+) -> bool:
     """Phase 8: relay both directions, and close the backend.
 
     Returns:
       Whether to send the client a TLS closure alert.
     """
-    client.info.action = None
-    client.info.phase = Phase.RELAYED
-    client.log.info("client logged in")
-    settings = client.server.proxy
+    info.action = None
+    info.phase = Phase.RELAYED
+    log.info("client logged in")
     try:
-        ended = await client.network.relay.carry(
-            client.wire,
-            entered.backend.wire,
+        ended = await network.relay.carry(
+            wire,
+            entered.wire,
             to_client=entered.to_client,
             to_backend=entered.to_backend,
             idle_limit=settings.proxy_timeout,
             bound=settings.proxy_buffer,
         )
-        _log_end(ended, client.info, client.log)
+        _log_end(ended, info, log)
         return ended.reason == "done"
     finally:
-        entered.backend.close()
+        entered.wire.close()
 
 
 async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> None:
@@ -294,21 +312,23 @@ async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> Non
             client.info.action = error.action
         if error.reply and client.server.proxy.proxy_pass_error_message:
             answer, level = error.reply, "info"
-    _log_error(error, client, level)
+    _log_error(error, client.log, client.secrets, level)
     try:
         with client.timer.at_most(client.server.core.timeout):
             await client.send(answer)
     except ClientError as left:
-        _log_error(left, client)
+        _log_error(left, client.log, client.secrets)
 
 
-def _log_error(error: SessionError, client: Client, level: str | None = None) -> None:
+def _log_error(
+    error: SessionError, log: Logger, secrets: Secrets, level: str | None = None
+) -> None:
     """Log why a session ends, at the error's own level if none is given."""
     if error.event:
         event = error.event + error.advice
-        hidden = client.secrets.hidden
+        hidden = secrets.hidden
         values = [hidden(v) if isinstance(v, bytes) else v for v in error.values]
-        client.log.log(level or error.level, event, *values, error=error.error)
+        log.log(level or error.level, event, *values, error=error.error)
 
 
 def _log_end(ended: Ended, info: SessionInfo, log: Logger) -> None:

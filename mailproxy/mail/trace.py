@@ -15,7 +15,6 @@ the secret of the login.
 from __future__ import annotations
 
 import re
-from collections import deque
 from typing import TYPE_CHECKING
 
 from mailproxy.log import DEBUG
@@ -73,11 +72,11 @@ class Secrets:
     """The secrets of the last logins of a session, which no log line may show."""
 
     def __init__(self) -> None:
-        self._logins: deque[Login] = deque(maxlen=MAX_LOGINS)
+        self._logins: tuple[Login, ...] = ()
 
     def remember(self, login: Login) -> None:
         """From now on, hide texts that contain the secret of `login`."""
-        self._logins.append(login)
+        self._logins = (*self._logins[1 - MAX_LOGINS :], login)
 
     def hidden(self, text: bytes) -> bytes:
         """Return a text that a peer has sent as the log may show it."""

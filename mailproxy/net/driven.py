@@ -18,7 +18,7 @@ import types
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import ParamSpec, TypeVar, cast
+from typing import TypeVar, TypeVarTuple, Unpack, cast
 
 import trio
 
@@ -26,7 +26,7 @@ from mailproxy.errors import SessionError
 from mailproxy.net.engine import Engine
 from mailproxy.net.timer import PhaseOver, Timer, client_timed_out
 
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
 _LATE = 1
@@ -34,16 +34,13 @@ _CANCELLED = 2
 
 
 async def run(
-    engine: Engine,
-    work: Callable[P, Awaitable[None]],
-    *args: P.args,
-    **kwargs: P.kwargs,
+    engine: Engine, work: Callable[[Unpack[Args]], Awaitable[None]], *args: *Args
 ) -> None:
     """Run `work` as a driven task, which the current task of trio becomes."""
     task = DrivenTask(engine)
     await task.detach()
     try:
-        await work(*args, **kwargs)
+        await work(*args)
     finally:
         await task.end()
 
@@ -185,14 +182,14 @@ class DrivenTask(Timer):
         return _AtMost(self, self._engine, seconds)
 
     async def in_trio(
-        self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+        self, work: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args
     ) -> T:
         deadline = self.deadline
         self.stop()
         await self._go_back()
         try:
             with trio.CancelScope(deadline=deadline) as scope:
-                result = await work(*args, **kwargs)
+                result = await work(*args)
         except trio.Cancelled:
             raise
         except BaseException:

@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple, Unpack
 
 from mailproxy.errors import ClientError, ClientTimeoutError, SessionError
 from mailproxy.frozen import Frozen
 
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
 
@@ -58,9 +58,9 @@ class Timer(ABC):
 
     @abstractmethod
     async def in_trio(
-        self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+        self, work: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args
     ) -> T:
-        """Await ``work(*args, **kwargs)``, which may use anything of trio.
+        """Await ``work(*args)``, which may use anything of trio.
 
         That costs some 20 us. The limit of the present phase holds.
         """

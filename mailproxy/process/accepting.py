@@ -102,6 +102,7 @@ class Admission:
             network,
             log,
             info,
+            name="session",
         )
 
     def _is_debugged(self, client: str) -> bool:

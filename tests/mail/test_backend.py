@@ -16,6 +16,7 @@ from mailproxy.mail.backend import Backend
 from mailproxy.mail.candidates import Candidate
 from mailproxy.mail.client import Client
 from mailproxy.mail.login import Login
+from mailproxy.mail.trace import Secrets
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
 from tests.captured_log import CapturedLog
@@ -228,6 +229,7 @@ async def enter(protocol: str, replies: list[str]) -> UpstreamError:
         MemoryNetwork(None),
         SessionInfo(1, "127.0.0.1"),
         CapturedLog().log,
+        Secrets(),
     )
     backend = Backend(answering(replies), 4096, client.info)
     login = Login(method="plain", user=b"u", secret=b"p", tag=b"a1 ")

@@ -7,7 +7,7 @@ import pytest
 from mailproxy.errors import BackendError
 from mailproxy.log import DEBUG, INFO, SessionInfo
 from mailproxy.mail.client import Client
-from mailproxy.mail.trace import MAX_SHOWN, TracedLines, backend_lines, shown
+from mailproxy.mail.trace import MAX_SHOWN, Secrets, TracedLines, backend_lines, shown
 from mailproxy.net.lines import LineStream
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemoryWire
@@ -276,6 +276,7 @@ def test_other_levels_cost_nothing(level: int) -> None:
         MemoryNetwork(None),
         info,
         log,
+        Secrets(),
     )
     lines = [
         client.lines,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -123,8 +123,9 @@ class Peer:
         self.socket.close()
 
     def finish(self) -> None:
-        """Send no more: the other side gets a FIN."""
-        self.socket.shutdown(socket.SHUT_WR)
+        """Send no more: the other side gets a FIN, unless it has left already."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Break the connection: the other side gets an RST."""
