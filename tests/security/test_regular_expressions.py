@@ -44,6 +44,7 @@ PEERS = {
     "mail.commands._REVEALING": "client_buffer",
     "mail.imap_backend._BYE": "proxy_buffer",
     "mail.imap_backend._CAPABILITIES": "proxy_buffer",
+    "mail.imap_backend._QUOTABLE": "MAX_COMMAND",
     "mail.imap_backend._REFUSAL": "proxy_buffer",
     "mail.imap_backend.HEADER_REFUSAL": "proxy_buffer",
     "mail.imap_commands._COMMAND": "imap_client_buffer",
