@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-from mailproxy.auth import http_exchange
+from mailproxy.auth import http_exchange, http_request
 from mailproxy.auth.source import Source
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
@@ -171,6 +172,11 @@ class AuthHttpSettings(Settings, Source):
     def applies(cls, block: Block, reading: Reading) -> bool:  # noqa: ARG003 # for all alike
         """Whether the server asks an auth server."""
         return block.written("auth_http")
+
+    @cached_property
+    def request_template(self) -> bytes:
+        """What all requests have in common; see `http_request.make_template`."""
+        return http_request.make_template(self)
 
     async def check(
         self, request: AuthRequest, network: Network, timer: Timer, log: Logger

@@ -6,6 +6,9 @@ names a backend, whatever the code. Here the code must be a success as well, so 
 proxy's error page does not authenticate anyone.
 
 An unusable answer raises `Unusable`, which says what came and what was wanted.
+
+A login asks for one answer, so the usual one is read in one pass, with as few calls as
+possible: what only others need is found out when they come.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from mailproxy.auth.verdict import FORBIDDEN, Granted, Refused, Route
+from mailproxy.auth.verdict import Granted, Refused, Route, is_clean
 from mailproxy.frozen import Frozen
 from mailproxy.log.secrets import HIDDEN, repeats
 
@@ -27,9 +31,21 @@ if TYPE_CHECKING:
 MAX_SHOWN = 256
 """Octets of an answer that a log line shows."""
 
+MAX_ROUTES = 256
+"""Routes that a worker remembers, because the same ones come again and again."""
+
 _HEADERS = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
-"""Header lines as nginx reads them; a line without a colon is skipped."""
-_HEADER = re.compile(rb"^([A-Za-z0-9-]+):([^\r\n]*)", re.MULTILINE)
+"""Header lines as nginx reads them."""
+_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
+_USUAL_NAMES = {
+    spelling: name
+    for name in (
+        b"auth-status auth-server auth-port auth-user auth-pass auth-wait auth-smtp "
+        b"connection keep-alive content-length content-type date server"
+    ).split()
+    for spelling in (name, name.title())
+}
+"""Names in lower case, by the spellings in which they usually come."""
 _SUCCESS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? 2[0-9][0-9](?: |\Z)")
 _MUTE_STATUS = re.compile(rb"^auth-status\r?$", re.IGNORECASE | re.MULTILINE)
 """``Auth-Status`` without a colon: the decision is missing."""
@@ -85,7 +101,7 @@ class HttpAnswer:
     statuses: list[bytes]
     """Every value of Auth-Status."""
     fields: dict[bytes, bytes] = field(repr=False)
-    """The other headers by lower-case name; of several, the last."""
+    """The headers by lower-case name; of several, the last."""
     header: bytes = field(repr=False)
     """Status line and headers, as received."""
     keep: bool
@@ -124,26 +140,44 @@ def parse(header: bytes) -> HttpAnswer:
             raise Unusable(
                 "sent invalid response: ", framing, "a status line without CR in it"
             )
-    if not _HEADERS.fullmatch(lines):
-        raise _bad_header(lines)
-    pairs = [
-        (name.lower(), value.strip(b" ")) for name, value in _HEADER.findall(lines)
-    ]
-    statuses = [value for name, value in pairs if name == b"auth-status"]
-    fields = dict(pairs)
+    statuses: list[bytes] = []
+    fields: dict[bytes, bytes] = {}
+    lengths = 0
+    for line in _split_lines(lines):
+        name, colon, value = line.partition(b":")
+        known = _USUAL_NAMES.get(name)
+        if known is None:
+            if not _NAME.fullmatch(name):
+                raise _bad_header(lines)
+            known = name.lower()
+        if colon:  # nginx skips lines without
+            fields[known] = value = value.strip(b" ")
+            if known == b"auth-status":
+                statuses.append(value)
+            elif known == b"content-length":
+                lengths += 1
     length = fields.get(b"content-length", b"")
     bodyless = framing[9:13] in (b"204 ", b"204", b"304 ", b"304")
-    known = length.isdigit() and b"transfer-encoding" not in fields
+    sized = length.isdigit() and b"transfer-encoding" not in fields
     # With two lengths, server and proxy may disagree about where the answer ends, and
     # the rest would be read as the answer to the next request (RFC 9112, section 6.3).
-    clear = [name for name, _ in pairs].count(b"content-length") <= 1
-    return HttpAnswer(
-        statuses,
-        fields,
-        header,
-        keep=_stays_open(framing, fields) and clear and (known or bodyless),
-        body=int(length[:18]) if known and not bodyless else 0,
-    )
+    keep = lengths <= 1 and (sized or bodyless) and _stays_open(framing, fields)
+    body = int(length[:18]) if sized and not bodyless else 0
+    return HttpAnswer(statuses, fields, header, keep, body)
+
+
+def _split_lines(text: bytes) -> list[bytes]:
+    """Split header lines, which end in LF or CR LF; the last one may have no LF.
+
+    Raises:
+      Unusable: there is a CR anywhere else.
+    """
+    if not text:
+        return []
+    lines = text.replace(b"\r\n", b"\n").removesuffix(b"\r")
+    if b"\r" in lines or text[-2:] in (b"\r", b"\n\r"):
+        raise _bad_header(text)
+    return lines.removesuffix(b"\n").split(b"\n")
 
 
 def _stays_open(framing: bytes, fields: dict[bytes, bytes]) -> bool:
@@ -153,12 +187,13 @@ def _stays_open(framing: bytes, fields: dict[bytes, bytes]) -> bool:
       framing: the status line. Another response to the same request follows one with
         1xx.
     """
+    version, status = framing[:9], framing[9:10]
+    if status == b"1" or version not in (b"HTTP/1.0 ", b"HTTP/1.1 "):
+        return False
     words = fields.get(b"connection", b"").lower().replace(b",", b" ").split()
-    if framing.startswith(b"HTTP/1.1 "):
-        lasting = b"close" not in words
-    else:
-        lasting = framing.startswith(b"HTTP/1.0 ") and b"keep-alive" in words
-    return lasting and framing[9:10] != b"1"
+    if version == b"HTTP/1.1 ":
+        return b"close" not in words
+    return b"keep-alive" in words
 
 
 def _bad_header(lines: bytes) -> Unusable:
@@ -184,6 +219,8 @@ def decide(answer: HttpAnswer, request: AuthRequest) -> Granted | Refused:
     Raises:
       Unusable: the answer contains no usable decision.
     """
+    if answer.statuses == [b"OK"]:
+        return _granted(answer, request)
     failures = [s for s in answer.statuses if s not in (b"OK", b"WAIT")]
     if b"" in failures or (not answer.statuses and not _lets_in(answer)):
         # nginx lets clients in if no decision is sent; here one is required.
@@ -232,14 +269,27 @@ def _granted(answer: HttpAnswer, request: AuthRequest) -> Granted:
             "did not send server or port: ", f"{' and '.join(missing)} as well"
         )
     user, secret = _credentials(answer, request)
+    smtp = b"" if request.needs_password else fields.get(b"auth-smtp", b"")
+    return Granted(user=user, secret=secret, route=_route(host, port, smtp))
+
+
+@lru_cache(MAX_ROUTES)
+def _route(host: bytes, port: bytes, smtp: bytes) -> Route:
+    """The route that an answer names.
+
+    Args:
+      host, port, smtp: the values of `Auth-Server`, `Auth-Port`, `Auth-SMTP`.
+
+    Raises:
+      Unusable: one of them is invalid.
+    """
     address, number = _address(host), _port(port)
-    route = Route(
+    return Route(
         server=address,
         port=number,
         text=f"{address}:{port.decode()}",
-        smtp_auth=None if request.needs_password else _smtp_auth(fields),
+        smtp_auth=_smtp_auth(smtp),
     )
-    return Granted(user=user, secret=secret, route=route)
 
 
 def _credentials(
@@ -258,12 +308,16 @@ def _credentials(
         raise answer.unusable(
             "did not send password: ", "Auth-Pass, as the client sent no password"
         )
-    for name, value in ((b"Auth-User", user), (b"Auth-Pass", secret or b"")):
-        if not FORBIDDEN.isdisjoint(value):
-            raise Unusable(
-                "sent invalid user or password: ", name, "no CR, LF or NUL in it"
-            )
+    if not is_clean(user):
+        raise _unclean(b"Auth-User")
+    if secret and not is_clean(secret):
+        raise _unclean(b"Auth-Pass")
     return user, secret
+
+
+def _unclean(name: bytes) -> Unusable:
+    """The error for a header whose value must not be sent to a backend."""
+    return Unusable("sent invalid user or password: ", name, "no CR, LF or NUL in it")
 
 
 def _address(host: bytes) -> str:
@@ -295,13 +349,12 @@ def _port(port: bytes) -> int:
     return number
 
 
-def _smtp_auth(fields: dict[bytes, bytes]) -> bool | None:
+def _smtp_auth(value: bytes) -> bool | None:
     """Whether the SMTP backend requires AUTH (`Auth-SMTP`); None: the answer is silent.
 
     Raises:
       Unusable: the value is neither yes nor no.
     """
-    value = fields.get(b"auth-smtp", b"")
     if not value:
         return None
     if value.lower() not in (b"yes", b"no"):

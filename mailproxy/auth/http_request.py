@@ -27,48 +27,64 @@ def escape(text: bytes) -> bytes:
     return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text)
 
 
-def format_request(settings: AuthHttpSettings, request: AuthRequest) -> bytes:
-    """Format the whole request about a login, from GET to the empty line."""
-    return b"".join(_lines(settings, request))
+_VALUES = (
+    b"Auth-Method: %s\r\nAuth-User: %s\r\nAuth-Pass: %s\r\n%s"
+    b"Auth-Protocol: %s\r\nAuth-Login-Attempt: %d\r\nClient-IP: %s\r\n%s"
+)
 
 
-def _lines(settings: AuthHttpSettings, request: AuthRequest) -> Iterator[bytes]:
-    """The lines of the request, in nginx's order."""
+def make_template(settings: AuthHttpSettings) -> bytes:
+    """Make the request of a server, with a ``%s`` or ``%d`` for what is not always the same.
+
+    So one operation formats a request. The fourth value and the last one are lines, or
+    empty: the salt, and whatever else is known of the client.
+    """
     url = settings.auth_http
     assert url is not None
-    yield b"GET %s HTTP/1.0\r\nHost: %s\r\nAuth-Method: %s\r\n" % (
-        url.uri,
-        url.host,
+    first = b"GET %s HTTP/1.0\r\nHost: %s\r\n" % (url.uri, url.host)
+    last = [b"%s: %s\r\n" % pair for pair in settings.auth_http_header]
+    if settings.auth_http_keepalive is not None:
+        last.append(b"Connection: keep-alive\r\n")
+    last.append(b"\r\n")
+    return _as_it_is(first) + _VALUES + _as_it_is(b"".join(last))
+
+
+def _as_it_is(text: bytes) -> bytes:
+    """A part of a template that contains no values."""
+    return text.replace(b"%", b"%%")
+
+
+def format_request(settings: AuthHttpSettings, request: AuthRequest) -> bytes:
+    """Format the whole request about a login, from GET to the empty line."""
+    salt = request.salt
+    return settings.request_template % (
         request.method.encode(),
-    )
-    yield b"Auth-User: %s\r\nAuth-Pass: %s\r\n" % (
         escape(request.user),
         escape(request.secret or b""),
-    )
-    if request.salt:
-        yield b"Auth-Salt: %s\r\n" % request.salt
-    yield b"Auth-Protocol: %s\r\nAuth-Login-Attempt: %d\r\nClient-IP: %s\r\n" % (
+        b"Auth-Salt: %s\r\n" % salt if salt else b"",
         request.protocol.encode(),
         request.attempt,
         request.client.encode(),
+        _client_lines(settings, request),
     )
+
+
+def _client_lines(settings: AuthHttpSettings, request: AuthRequest) -> bytes:
+    """Header lines about the client, in nginx's order; mostly there are none."""
+    lines = b""
     if request.client_host is not None:
-        yield b"Client-Host: %s\r\n" % request.client_host
+        lines = b"Client-Host: %s\r\n" % request.client_host
     if request.proxy_header is not None:
-        yield _proxy_lines(request.proxy_header)
+        lines += _proxy_lines(request.proxy_header)
     if request.envelope is not None:
-        yield b"Auth-SMTP-Helo: %s\r\nAuth-SMTP-From: %s\r\nAuth-SMTP-To: %s\r\n" % (
+        lines += b"Auth-SMTP-Helo: %s\r\nAuth-SMTP-From: %s\r\nAuth-SMTP-To: %s\r\n" % (
             request.helo,
             request.envelope.mail,
             request.envelope.rcpt,
         )
     if request.tls is not None:
-        yield from _tls_lines(settings, request.tls)
-    for name, value in settings.auth_http_header:
-        yield b"%s: %s\r\n" % (name, value)
-    if settings.auth_http_keepalive is not None:
-        yield b"Connection: keep-alive\r\n"
-    yield b"\r\n"
+        lines += b"".join(_tls_lines(settings, request.tls))
+    return lines
 
 
 def _proxy_lines(header: Header) -> bytes:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mailproxy.auth.verdict import (
-    FORBIDDEN,
     Granted,
     Refused,
     Unavailable,
     Unknown,
     Verdict,
+    is_clean,
 )
 
 if TYPE_CHECKING:
@@ -89,10 +89,7 @@ class Chain:
 
 def _fault(granted: Granted, source: Source) -> Unavailable | None:
     """The reason why a granted login cannot be used; None if it can."""
-    if not (
-        FORBIDDEN.isdisjoint(granted.user)
-        and FORBIDDEN.isdisjoint(granted.secret or b"")
-    ):
+    if not (is_clean(granted.user) and is_clean(granted.secret or b"")):
         return Unavailable(event=f"{source.name} sent invalid user or password")
     if granted.route is None:
         return Unavailable(event='no route for user "%s"', values=(granted.user,))

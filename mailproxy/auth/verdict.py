@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 
 from mailproxy.errors import AuthError
 
-FORBIDDEN = frozenset(b"\r\n\0")
-"""Octets that user names and passwords must not contain: they end a line or a string in
-one of the protocols that transport them."""
+
+def is_clean(text: bytes) -> bool:
+    """Whether a user name or password contains no CR, LF or NUL.
+
+    Each of them ends a line or a string in one of the protocols that transport it.
+    """
+    return not (b"\n" in text or b"\r" in text or b"\0" in text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

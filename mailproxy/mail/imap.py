@@ -191,7 +191,8 @@ class ImapDialogue(Dialogue):
         return b"%sNO %s\r\n" % (login.tag, text)
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        return await imap_backend.enter(backend, login)
+        proxy_login = self.client.server.proxy.proxy_login
+        return await imap_backend.enter(backend, login, proxy_login)
 
 
 _INVALID = b"BAD invalid command\r\n"

@@ -1,4 +1,9 @@
-"""The IMAP dialogue with backends before the relay (RFC 3501): LOGIN with literals.
+"""The IMAP dialogue with backends before the relay (RFC 3501): LOGIN.
+
+nginx sends user and password as literals, and has to be asked for each: three sendings,
+where one line with quoted strings is enough. As `proxy_login` says, quoted strings are
+used here where all servers understand them; what remains for literals goes out at once
+to servers that offer LITERAL+.
 
 Untagged lines may come at any time (RFC 3501, section 7) and are skipped; those in the
 answer to the login go to the client with it. BYE is the exception: the backend is about
@@ -31,27 +36,69 @@ _REFUSAL = re.compile(
 )
 """NO, except for reasons that are not the user's fault (RFC 5530, section 3)."""
 
+MAX_COMMAND = 1000
+"""Octets of a line with quoted strings, as RFC 2683, section 3.2.1.5, advises clients:
+servers limit lines, some at 1 or 2 KiB, and literals do not count."""
+_QUOTABLE = re.compile(rb"[ !#-\[\]-~]*")
+"""Strings that all servers understand in quotes: printable ASCII (RFC 3501, section 9,
+leaves octets from 128 on to literals), without `"` and `\\`. These could be escaped, but
+some servers take the backslash for a part of the password, as DavMail long did."""
 
-async def enter(backend: Backend, login: Login) -> bytes:
-    """Log in at the backend; see `Dialogue.enter`."""
-    user, secret = login.user, login.secret or b""
+
+async def enter(backend: Backend, login: Login, proxy_login: str) -> bytes:
+    """Log in at the backend; see `Dialogue.enter`.
+
+    Args:
+      proxy_login: the value of that directive.
+    """
     greeting = await _expect(backend, b"* OK")
-    wait = not _offers_literal_plus(greeting)
-    first = b"%sLOGIN %s" % (login.tag, announce(user, wait=wait))
-    second = b"%s %s" % (user, announce(secret, wait=wait))
-    third = secret + b"\r\n"
     backend.sending("LOGIN command")
-    if not wait:
-        await _send(backend, first + second + third)
-        return await _read_answer(backend, login.tag)
-    await _send(backend, first)
+    whole = None if proxy_login == "literal" else _format_whole(login, greeting)
+    if whole is not None:
+        await _send(backend, whole)
+    else:
+        await _send_in_turns(backend, login)
+    return await _read_answer(backend, login.tag)
+
+
+def _format_whole(login: Login, greeting: bytes) -> bytes | None:
+    """Format LOGIN for one sending; None if the backend has to ask for literals."""
+    quoted = format_quoted(login)
+    if quoted is None and _offers_literal_plus(greeting):
+        return b"".join(_split_at_literals(login, wait=False))
+    return quoted
+
+
+def format_quoted(login: Login) -> bytes | None:
+    """Format LOGIN with quoted strings; None if it is safer to say it with literals."""
+    user, secret = login.user, login.secret or b""
+    line = b'%sLOGIN "%s" "%s"\r\n' % (login.tag, user, secret)
+    if len(line) > MAX_COMMAND:
+        return None
+    quotable = _QUOTABLE.fullmatch(user) and _QUOTABLE.fullmatch(secret)
+    return line if quotable else None
+
+
+def _split_at_literals(login: Login, *, wait: bool) -> tuple[bytes, bytes, bytes]:
+    """LOGIN with literals, split behind the announcement of each."""
+    user, secret = login.user, login.secret or b""
+    return (
+        b"%sLOGIN %s" % (login.tag, announce(user, wait=wait)),
+        b"%s %s" % (user, announce(secret, wait=wait)),
+        secret + b"\r\n",
+    )
+
+
+async def _send_in_turns(backend: Backend, login: Login) -> None:
+    """Send LOGIN with literals, each when the backend asks for it."""
+    command, user, password = _split_at_literals(login, wait=True)
+    await _send(backend, command)
     await _expect(backend, b"+", login.tag)
     backend.sending("user name")
-    await _send(backend, second)
+    await _send(backend, user)
     await _expect(backend, b"+", login.tag)
     backend.sending("password")
-    await _send(backend, third)
-    return await _read_answer(backend, login.tag)
+    await _send(backend, password)
 
 
 def _offers_literal_plus(greeting: bytes) -> bool:

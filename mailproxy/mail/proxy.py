@@ -66,6 +66,14 @@ class ProxySettings(Settings):
     """Whether to log in at SMTP backends with AUTH; `Auth-SMTP: yes` or `no` in the
     answer of the auth server overrides it for a session."""
 
+    proxy_login: str = directive(
+        choice("quoted", "literal"), default="quoted", origin="mailproxy"
+    )
+    """How IMAP backends are told user and password: "quoted" in one line, as quoted
+    strings, and as literals only if not every server would understand that (octets
+    outside printable ASCII, `"`, `\\`, a line of more than 1000 bytes); "literal" always
+    as literals, byte for byte as nginx does it."""
+
     proxy_protocol: str = directive(choice("off", "on", "v2"), default="off")
     """Whether backends get a PROXY header, and its version: on is version 1."""
 

@@ -231,11 +231,7 @@ def test_the_user_of_a_later_source_gets_in() -> None:
         S: * OK IMAP4 ready
         C: a LOGIN u p
         B: * OK
-        P: a LOGIN {1}
-        B: +
-        P: v {1}
-        B: +
-        P: q
+        P: a LOGIN "v" "q"
         B: a OK
         S: a OK
         L: [info] client logged in, …, login: "v", upstream: mail:143

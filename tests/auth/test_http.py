@@ -273,7 +273,7 @@ def test_success_without_auth_status_lets_in(status: str) -> None:
         {ASKED}
         A: {status}⏎{TO}⏎…
         B: * OK
-        P: a LOGIN {{1}}
+        P: a LOGIN "u" "p"
         """
     )
 
@@ -517,11 +517,7 @@ def test_empty_credentials_of_the_auth_server_count() -> None:
         A| Auth-User:
         A| Auth-Pass:
         B: * OK
-        P: a LOGIN {{0}}
-        B: +
-        P:  {{0}}
-        B: +
-        P:
+        P: a LOGIN "" ""
         B: a OK
         S: a OK
         L: [info] client logged in, …, upstream: 127.0.0.1:9143
@@ -544,7 +540,7 @@ def test_password_is_needed() -> None:
         {script}
         A| Auth-Pass: x
         B: * OK
-        P: a LOGIN {{1}}
+        P: a LOGIN "u" "x"
         """,
         "imap_auth external;",
     )
@@ -586,7 +582,7 @@ def test_wait_repeats_the_digest() -> None:
         A: OK
         A| Auth-Pass: secret
         B: * OK
-        P: a LOGIN {1}
+        P: a LOGIN "u" "secret"
         """,
         "imap_auth cram-md5;",
     )

@@ -11,7 +11,7 @@ A script begins with `== TITLE`. The first letter of a line says who sends to wh
 to the same request. A number (`C2:`, `P2:`) means the second session, connection
 of a backend, or pending auth request. `⟨open⟩ ⟨close⟩ ⟨fin⟩ ⟨reset⟩ ⟨tls⟩` are events.
 `nginx ` or `ours ` in front of a line says that it holds only for that proxy; then
-`why:` tells the reason. What else may stand in a script is `Script`.
+`why:` tells the reason. Ours has `proxy_login literal`, as nginx knows no other way. What else may stand in a script is `Script`.
 
     Q: plain u p            a whole usual request; see `requests.expand`
     A: OK                   lets the client in; `A| Auth-User: x` adds a header

@@ -37,6 +37,8 @@ def staged(
         stages = list(map(carpenter.build, scripts))
         ready = ports.take()
         servers = "\n".join(map(_server, scripts, stages))
+        # It has nginx's bytes then; a script about the other way says so.
+        as_nginx = "" if proxy == NGINX else "proxy_login literal;"
         (directory / "nginx.conf").write_text(
             f"""{load_modules()}
 worker_processes 1;
@@ -44,7 +46,7 @@ pid {directory}/pid;
 error_log {directory}/error.log info;
 events {{ worker_connections 8192; }}
 mail {{
-    server_name mx.test;
+    server_name mx.test; {as_nginx}
     server {{ listen 127.0.0.1:{ready}; protocol imap; auth_http 127.0.0.1:1; }}
 {servers}
 }}

@@ -219,9 +219,13 @@ def answering(replies: list[str]) -> MemoryWire:
     return wire
 
 
-async def enter(protocol: str, replies: list[str]) -> UpstreamError:
+async def enter(
+    protocol: str, replies: list[str], directives: str = "", secret: bytes = b"p"
+) -> UpstreamError:
     """How a backend that answers so ends the session."""
-    server = load_server(f"protocol {protocol}; xclient off; proxy_smtp_auth on;")
+    server = load_server(
+        f"protocol {protocol}; xclient off; proxy_smtp_auth on; {directives}"
+    )
     client = Client(
         MemoryWire(),
         server,
@@ -232,13 +236,14 @@ async def enter(protocol: str, replies: list[str]) -> UpstreamError:
         Secrets(),
     )
     backend = Backend(answering(replies), 4096, client.info)
-    login = Login(method="plain", user=b"u", secret=b"p", tag=b"a1 ")
+    login = Login(method="plain", user=b"u", secret=secret, tag=b"a1 ")
     with pytest.raises(UpstreamError) as caught:
         await server.protocol.dialogue(client).enter(backend, login)
     return caught.value
 
 
 IMAP = ["* OK [CAPABILITY LITERAL+] ready"]
+LITERAL = "proxy_login literal;"
 POP3 = ["+OK ready"]
 SMTP = ["220 ready", "250 mail.test"]
 
@@ -250,7 +255,7 @@ SMTP = ["220 ready", "250 mail.test"]
         ("imap", [*IMAP, "a1 NO"]),
         ("imap", [*IMAP, "a1 no [AUTHENTICATIONFAILED] no"]),
         ("imap", [*IMAP, "a1 NO try later [UNAVAILABLE]"]),
-        ("imap", ["* OK ready", "+ go", "+ go", "a1 NO no"]),
+        ("imap", ["* OK ready", "a1 NO no"]),
         ("pop3", [*POP3, "-ERR no such user"]),
         ("pop3", [*POP3, "+OK", "-ERR wrong password"]),
         ("pop3", [*POP3, "+OK", "-ERR [AUTH] wrong password"]),
@@ -259,9 +264,15 @@ SMTP = ["220 ready", "250 mail.test"]
     ],
 )
 async def test_login_is_refused(protocol: str, replies: list[str]) -> None:
-    error = await enter(protocol, replies)
-    assert type(error) is LoginRefused
-    assert error.reply == replies[-1].encode() + b"\r\n"
+    for secret in (b"p", b"\\") if replies[:1] == IMAP else (b"p",):
+        error = await enter(protocol, replies, secret=secret)
+        assert type(error) is LoginRefused
+        assert error.reply == replies[-1].encode() + b"\r\n"
+
+
+async def test_login_with_literals_is_refused() -> None:
+    replies = ["* OK ready", "+ go", "+ go", "a1 NO no"]
+    assert type(await enter("imap", replies, LITERAL)) is LoginRefused
 
 
 @pytest.mark.parametrize(
@@ -278,7 +289,7 @@ async def test_login_is_refused(protocol: str, replies: list[str]) -> None:
         ("imap", [*IMAP, "a1 BAD what"]),
         ("imap", [*IMAP, "a1 NOT a word"]),
         ("imap", [*IMAP, "* BYE busy"]),
-        ("imap", ["* OK ready", "a1 NO no"]),
+        ("imap", ["* OK ready", "+ go"]),
         ("pop3", ["-ERR busy"]),
         ("pop3", [*POP3, "-ERR [SYS/TEMP] later"]),
         ("pop3", [*POP3, "+OK", "-ERR [SYS/PERM] call"]),
@@ -292,9 +303,17 @@ async def test_login_is_refused(protocol: str, replies: list[str]) -> None:
     ],
 )
 async def test_backend_fails(protocol: str, replies: list[str]) -> None:
-    error = await enter(protocol, replies)
+    for secret in (b"p", b"\\") if replies[:1] == IMAP else (b"p",):
+        error = await enter(protocol, replies, secret=secret)
+        assert type(error) is BackendError
+        assert error.reply == replies[-1].encode() + b"\r\n"
+
+
+async def test_backend_that_refuses_literals_fails() -> None:
+    """It has not seen the password, so its NO is not about that."""
+    error = await enter("imap", ["* OK ready", "a1 NO no"], LITERAL)
     assert type(error) is BackendError
-    assert error.reply == replies[-1].encode() + b"\r\n"
+    assert error.reply == b"a1 NO no\r\n"
 
 
 def test_a_refused_login_is_no_fault_of_the_backend() -> None:

@@ -28,6 +28,28 @@ def debug_log(script: str, directives: str) -> list[str]:
     ]
 
 
+def test_a_quoted_login_by_imap() -> None:
+    lines = debug_log(
+        """
+        S: * OK IMAP4 ready
+        C: b LOGIN "u" Pa55w0rd
+        Q: plain u Pa55w0rd
+        A: OK
+        A| Auth-Pass: 0ther secret
+        B: * OK ready
+        P: b LOGIN "u" "0ther secret"
+        B: b OK in as u with 0ther secret
+        S: b OK in as u with 0ther secret
+        """,
+        "protocol imap;",
+    )
+    assert lines[-5:-2] == [
+        'from upstream: "* OK ready" while connecting to upstream',
+        'to upstream: "b LOGIN ..." while sending LOGIN command to upstream',
+        'from upstream: "..." while sending LOGIN command to upstream',
+    ]
+
+
 def test_a_login_by_imap() -> None:
     assert debug_log(
         """
@@ -53,7 +75,7 @@ def test_a_login_by_imap() -> None:
         C: c SELECT INBOX
         P: c SELECT INBOX
         """,
-        "protocol imap; auth_http_keepalive off;",
+        "protocol imap; auth_http_keepalive off; proxy_login literal;",
     ) == [
         'to client: "* OK IMAP4 ready" while sending client greeting line',
         'from client: "a NOOP" …',

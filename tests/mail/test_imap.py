@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.differential.notation import to_bytes
 from tests.play import Stage, play
 
 TLS = "ssl_certificate ⟨cert⟩; ssl_certificate_key ⟨cert⟩;"
@@ -11,14 +12,11 @@ GRANTED = """
     B: * OK ready
 """
 ENTERED = """
-    P: a LOGIN {1}
-    B: + go on
-    P: u {1}
-    B: + go on
-    P: p
+    P: a LOGIN "u" "p"
     B: a OK welcome
     S: a OK welcome
 """
+LITERAL = "proxy_login literal;"
 
 
 def imap(script: str, directives: str = "", **options: object) -> Stage:
@@ -742,12 +740,8 @@ def test_what_the_client_sends_meanwhile_goes_to_the_backend() -> None:
         C: a LOGIN u p
         C| b SELECT INBOX
         {GRANTED}
-        P: a LOGIN {{1}}
+        P: a LOGIN "u" "p"
         C: c FETCH…
-        B: + go on
-        P: u {{1}}
-        B: + go on
-        P: p
         B: a OK welcome
         B| * ready
         S: a OK welcome
@@ -769,6 +763,102 @@ def test_client_that_leaves_meanwhile_is_noticed_later() -> None:
         P: ⟨close⟩
         L: [info] client logged in, …, login: "u", upstream: 127.0.0.1:9143
         L: [info] proxied session done, …, login: "u", upstream: 127.0.0.1:9143
+        """
+    )
+
+
+@pytest.mark.proves("proxy_login", "literal")
+def test_login_with_literals() -> None:
+    """As nginx does it."""
+    imap(
+        f"""
+        C: a LOGIN u p
+        {GRANTED}
+        P: a LOGIN {{1}}
+        B: + go on
+        P: u {{1}}
+        B: + go on
+        P: p
+        B: a OK welcome
+        S: a OK welcome
+        """,
+        LITERAL,
+    )
+
+
+@pytest.mark.proves("proxy_login", "quoted")
+@pytest.mark.parametrize("directive", ["", "proxy_login quoted;"])
+def test_quoted_login(directive: str) -> None:
+    """A space is nothing special; neither is what announces a literal elsewhere."""
+    imap(
+        """
+        C: a LOGIN "a user" {8+}
+        C| pass {1}
+        Q: plain a%20user pass%20{1}
+        A: OK
+        B: * OK [CAPABILITY IMAP4rev1 LITERAL+] ready
+        P: a LOGIN "a user" "pass {1}"
+        B: a OK
+        S: a OK
+        """,
+        directive,
+    )
+
+
+@pytest.mark.parametrize(
+    ("user", "password"),
+    [
+        *(
+            ("u", "p⟨c3⟩⟨a4⟩"),
+            ("u⟨ff⟩", "p"),
+            ("u", "p␉"),
+            ("u⟨7f⟩", "p"),
+            ("u", "⟨01⟩"),
+        ),
+        *(("u", '"'), ('u"', "p"), ("u", "\\"), ("DOMAIN\\u", "p")),
+        *(("u", "⟨x*985⟩"), ("⟨x*500⟩", "⟨x*486⟩")),
+    ],
+)
+def test_what_is_not_quoted(user: str, password: str) -> None:
+    """It is not in RFC 3501, not every server unescapes it, or some lines are too long."""
+    sizes = [len(to_bytes(each)) for each in (user, password)]
+    imap(
+        f"""
+        C: a LOGIN {{{sizes[0]}+}}
+        C| {user} {{{sizes[1]}+}}
+        C| {password}
+        Q: ⟨any⟩
+        A: OK
+        B: * OK ready
+        P: a LOGIN {{{sizes[0]}}}
+        B: +
+        P: {user} {{{sizes[1]}}}
+        B: +
+        P: {password}
+        """
+    )
+
+
+def test_the_longest_quoted_login() -> None:
+    imap(
+        """
+        C: a LOGIN u ⟨x*984⟩
+        Q: ⟨any⟩
+        A: OK
+        B: * OK ready
+        P: a LOGIN "u" "⟨x*984⟩"
+        """
+    )
+
+
+def test_no_password_is_quoted_as_well() -> None:
+    imap(
+        """
+        C: a LOGIN u ""
+        Q: plain u ""
+        A: OK
+        B: * OK ready
+        P: a LOGIN "u" ""
         """
     )
 
@@ -799,11 +889,7 @@ def test_auth_server_may_replace_user_and_password() -> None:
         A| Auth-User: user
         A| Auth-Pass: secret
         B: * OK
-        P: a LOGIN {4}
-        B: +
-        P: user {6}
-        B: +
-        P: secret
+        P: a LOGIN "user" "secret"
         B: a OK
         S: a OK
         L: [info] client logged in, …, login: "user", upstream: 127.0.0.1:9143
@@ -816,11 +902,7 @@ def test_tag_of_the_client_is_used() -> None:
         f"""
         C: x-1.Y LOGIN u p
         {GRANTED}
-        P: x-1.Y LOGIN {{1}}
-        B: +
-        P: u {{1}}
-        B: +
-        P: p
+        P: x-1.Y LOGIN "u" "p"
         B: x-1.Y OK
         S: x-1.Y OK
         """
@@ -829,14 +911,14 @@ def test_tag_of_the_client_is_used() -> None:
 
 def test_backend_with_literal_plus_is_asked_once() -> None:
     imap(
-        """
-        C: a LOGIN u p
-        Q: plain u p
+        r"""
+        C: a LOGIN u \
+        Q: plain u \
         A: OK
         B: * OK [CAPABILITY IMAP4rev1 LITERAL+ IDLE] ready
         P: a LOGIN {1+}
         P: u {1+}
-        P: p
+        P: \
         B: a OK
         S: a OK
         """
@@ -845,7 +927,24 @@ def test_backend_with_literal_plus_is_asked_once() -> None:
 
 @pytest.mark.parametrize("text", ["LITERAL+", "[CAPABILITY LITERAL-]", "[X LITERAL+]"])
 def test_backend_without_literal_plus(text: str) -> None:
-    imap(f"C: a LOGIN u p\nQ: plain u p\nA: OK\nB: * OK {text}\nP: a LOGIN {{1}}")
+    imap(f"C: a LOGIN u \\\nQ: plain u \\\nA: OK\nB: * OK {text}\nP: a LOGIN {{1}}")
+
+
+def test_literals_as_nginx_sends_them_wait_in_any_case() -> None:
+    imap(
+        """
+        C: a LOGIN u p
+        Q: plain u p
+        A: OK
+        B: * OK [CAPABILITY LITERAL+]
+        P: a LOGIN {1}
+        B: +
+        P: u {1}
+        B: +
+        P: p
+        """,
+        LITERAL,
+    )
 
 
 def test_untagged_lines_before_the_result_are_passed_on() -> None:
@@ -860,6 +959,22 @@ def test_untagged_lines_before_the_result_are_passed_on() -> None:
         P: u {{1}}
         B: +␊
         P: p
+        B: * CAPABILITY IMAP4rev1
+        B: * 1 EXISTS
+        B: a OK␊
+        B: * 2 EXISTS
+        S: * CAPABILITY IMAP4rev1
+        S: * 1 EXISTS
+        S: a OK␊
+        S: * 2 EXISTS
+        """,
+        LITERAL,
+    )
+    imap(
+        f"""
+        C: a LOGIN u p
+        {GRANTED}
+        P: a LOGIN "u" "p"
         B: * CAPABILITY IMAP4rev1
         B: * 1 EXISTS
         B: a OK␊
@@ -913,11 +1028,7 @@ def test_backend_that_refuses_the_login(reply: str) -> None:
     failure = f"""
         C: a LOGIN u p
         {GRANTED}
-        P: a LOGIN {{1}}
-        B: +
-        P: u {{1}}
-        B: +
-        P: p
+        P: a LOGIN "u" "p"
         B: * sorry
         B: {reply}
         """
@@ -961,7 +1072,7 @@ def test_backend_that_does_not_take_literals(asked: int) -> None:
                 "S: ⟨close⟩",
             ]
         ),
-        PASSED_ON,
+        PASSED_ON + LITERAL,
     )
 
 
@@ -980,5 +1091,5 @@ def test_too_long_reply_of_the_backend() -> None:
             S: ⟨close⟩
             L: [error] upstream sent too long response line: "+ {"x" * 61}" while reading response from upstream, …, login: "u", upstream: 127.0.0.1:9143
             """,
-            f"proxy_buffer 64; {directive}",
+            f"proxy_buffer 64; {directive} {LITERAL}",
         )

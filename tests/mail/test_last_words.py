@@ -16,18 +16,24 @@ from tests.play import Stage, play
 PASSED_ON = "proxy_pass_error_message on;"
 UPSTREAM = 'login: "u", upstream: 127.0.0.1:9143'
 WHERE = f"while reading response from upstream, …, {UPSTREAM}"
+QUOTED = "imap quoted"
+"""IMAP with `proxy_login quoted`; "imap" alone stands for `proxy_login literal` here."""
+_IMAP = "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK"
 OPENINGS = {
-    "imap": "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK",
+    "imap": _IMAP,
+    QUOTED: _IMAP,
     "pop3": "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS p\nQ: plain u p\nA: OK",
     "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH PLAIN AHUAcA==\nQ: plain u p\nA: OK",
 }
 FAILED = {
     "imap": "* BAD internal server error",
+    QUOTED: "* BAD internal server error",
     "pop3": "-ERR internal server error",
     "smtp": "451 4.3.2 Internal server error",
 }
 STEPS = {
     "imap": ["* OK", "a LOGIN {1}", "+", "u {1}", "+", "p"],
+    QUOTED: ["* OK", 'a LOGIN "u" "p"'],
     "pop3": ["+OK", "USER u", "+OK", "PASS p"],
     "smtp": [
         *("220 ready", "EHLO mx.test", "250 ok"),
@@ -35,14 +41,23 @@ STEPS = {
     ],
 }
 """What backend and proxy say in turn, up to the answer to the login."""
-LITERAL_PLUS = "B: * OK [CAPABILITY LITERAL+]\nP: a LOGIN {1+}\nP: u {1+}\nP: p"
+LITERAL_PLUS = r"""
+    A| Auth-Pass: \
+    B: * OK [CAPABILITY LITERAL+]
+    P: a LOGIN {1+}
+    P: u {1+}
+    P: \
+"""
 
 
 def session(protocol: str, script: str, directives: str = "") -> Stage:
     """Play what follows a login of the client."""
     if protocol == "smtp":
         directives += "proxy_smtp_auth on;"
-    return play(f"{OPENINGS[protocol]}\n{script}", f"protocol {protocol}; {directives}")
+    if protocol == "imap":
+        directives += "proxy_login literal;"
+    script = f"{OPENINGS[protocol]}\n{script}"
+    return play(script, f"protocol {protocol.split()[0]}; {directives}")
 
 
 def dialogue(protocol: str, place: int) -> str:
@@ -53,22 +68,27 @@ def dialogue(protocol: str, place: int) -> str:
 
 PLACES = [
     *(("imap", place) for place in range(4)),
+    *((QUOTED, place) for place in range(2)),
     *(("pop3", place) for place in range(3)),
     *(("smtp", place) for place in range(4)),
 ]
 everywhere = pytest.mark.parametrize(("protocol", "place"), PLACES)
 SAID = {
     "imap": "* BYE [UNAVAILABLE] too many",
+    QUOTED: "* BYE [UNAVAILABLE] too many",
     "pop3": "-ERR [SYS/TEMP] too many",
     "smtp": "421 4.7.0 too many",
 }
 
 
 @pytest.mark.parametrize("bye", ["* BYE [UNAVAILABLE] too many", "* bye", "* BYE␊"])
-@pytest.mark.parametrize("before", [*map(str, range(4)), LITERAL_PLUS])
+@pytest.mark.parametrize("before", [*map(str, range(4)), LITERAL_PLUS, QUOTED])
 def test_bye_instead_of_an_answer(before: str, bye: str) -> None:
     """RFC 3501, section 7.1.5: BYE may come at any time; nothing follows it."""
-    if len(before) == 1:
+    protocol = QUOTED if before in (QUOTED, LITERAL_PLUS) else "imap"
+    if before == QUOTED:
+        before = dialogue(QUOTED, 1)
+    elif len(before) == 1:
         before = dialogue("imap", int(before))
     shown = bye.removesuffix("␊")
     for directive, answer, level in (
@@ -76,7 +96,7 @@ def test_bye_instead_of_an_answer(before: str, bye: str) -> None:
         (PASSED_ON, bye, "info"),
     ):
         session(
-            "imap",
+            protocol,
             f"""
             {before}
             B: {bye}
@@ -156,6 +176,7 @@ def test_words_that_are_no_farewell_are_logged_only(
 ) -> None:
     """The client cannot be given half a reply."""
     said = {"imap": "a NO sor", "pop3": "-ER", "smtp": "421-too many⏎421-conn"}
+    said[QUOTED] = said["imap"]
     shown = said[protocol].replace("⏎", "\\x0D\\x0A")
     session(
         protocol,

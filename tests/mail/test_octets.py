@@ -14,6 +14,7 @@ from tests.play import play
 from tests.security.world import TLS, Peer, World, world
 
 MIB = 1 << 20
+IMAP = "protocol imap; proxy_login literal;"
 GREETING = b"* OK IMAP4 ready\r\n"
 LOGIN = b"a LOGIN u p\r\n"
 IN = b"a OK in\r\n"
@@ -49,7 +50,7 @@ def counted(info: SessionInfo) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
 async def test_dialogue_and_relay(tls: bool) -> None:
     listen = f"listen 127.0.0.1:1143 ssl; {TLS}" if tls else ""
-    async with world(f"protocol imap; {listen}") as here:
+    async with world(f"{IMAP} {listen}") as here:
         client, backend, info = await logged_in(here, tls=tls)
         dialogue = (
             size(LOGIN),
@@ -75,7 +76,7 @@ async def test_large_transfers(
 ) -> None:
     """In clear text, without a bound, most of it goes through splice(2)."""
     listen = f"listen 127.0.0.1:1143 ssl; {TLS}" if tls else ""
-    async with world(f"protocol imap; {listen} {bound}") as here:
+    async with world(f"{IMAP} {listen} {bound}") as here:
         spliced = 0
         splice = os.splice
 
@@ -104,7 +105,7 @@ async def test_large_transfers(
 
 async def test_a_backend_that_reads_late() -> None:
     """What waits in the worker has been received, and not been sent."""
-    async with world("protocol imap;") as here:
+    async with world(IMAP) as here:
         client, backend, info = await logged_in(here, tls=False)
         before = info.received, info.upstream_sent
         async with trio.open_nursery() as sending:
@@ -122,7 +123,7 @@ async def test_a_backend_that_reads_late() -> None:
 
 async def test_live_sessions() -> None:
     """They are listed from accept to close, with what is known of them by then."""
-    async with world("protocol imap;") as here:
+    async with world(IMAP) as here:
         first = await here.connect()
         await first.expect(GREETING)
         second = await here.connect()

@@ -48,7 +48,7 @@ FAILED = {
 }
 HEADER = "P: PROXY TCP4 127.0.0.1 127.0.0.1 40000 1143"
 GOOD = {"imap": "* OK", "pop3": "+OK", "smtp": "220 x"}
-FIRST = {"imap": "a LOGIN {1}", "pop3": "USER u", "smtp": "EHLO mx.test"}
+FIRST = {"imap": 'a LOGIN "u" "p"', "pop3": "USER u", "smtp": "EHLO mx.test"}
 REFUSAL = {
     "imap": "PROXY BAD what",
     "pop3": "-ERR Unknown command.",
@@ -101,12 +101,22 @@ def test_refused_header_is_named(protocol: str, directive: str) -> None:
 
 
 def refuse(
-    protocol: str, said: str, text: str, advice: str, directives: str = ""
+    protocol: str,
+    said: str,
+    text: str,
+    advice: str,
+    directives: str = "",
+    granted: str = "",
 ) -> None:
-    """Play what a backend says after a PROXY header, and how the log shows it."""
+    """Play what a backend says after a PROXY header, and how the log shows it.
+
+    Args:
+      granted: more of the auth server's answer.
+    """
     session(
         protocol,
         f"""
+        {granted}
         {HEADER}
         {said}
         S: {FAILED[protocol]}
@@ -118,7 +128,10 @@ def refuse(
 
 BLAMED = ' to PROXY, try "proxy_protocol off"'
 GREETED = {each: f"B: {GOOD[each]}\nP: {FIRST[each]}\nB: " for each in GOOD}
-LITERAL_PLUS = "B: * OK [CAPABILITY LITERAL+] x\nP: a LOGIN {1+}\nP: u {1+}\nP: p\nB: "
+LITERAL = "proxy_login literal;"
+LITERALS = "B: * OK\nP: a LOGIN {1}\nB: "
+UNQUOTABLE = "A| Auth-Pass: \\"
+LITERAL_PLUS = "B: * OK [CAPABILITY LITERAL+] x\nP: a LOGIN {1+}\nP: u {1+}\nP: \\\nB: "
 
 
 @pytest.mark.parametrize("place", ["greeting", "early", "answer"])
@@ -187,34 +200,48 @@ def test_bad_greetings_are_not_about_the_header(protocol: str, text: str) -> Non
 def test_imap_answers_to_the_login_are_not_about_the_header(
     said: str, shown: str
 ) -> None:
-    """With LITERAL+ the whole login goes out at once; the log then shows no tag."""
-    refuse("imap", GREETED["imap"] + said, shown, "")
-    refuse("imap", LITERAL_PLUS + said, shown.removeprefix("a "), "")
+    """Unless the backend is asked for each literal, the log then shows no tag."""
+    refuse("imap", GREETED["imap"] + said, shown.removeprefix("a "), "")
+    refuse("imap", LITERALS + said, shown, "", LITERAL)
+    refuse(
+        "imap",
+        LITERAL_PLUS + said,
+        shown.removeprefix("a "),
+        "",
+        granted=UNQUOTABLE,
+    )
 
 
 @pytest.mark.parametrize("tag", ["PROXY", "QUIT"])
 @pytest.mark.parametrize("status", ["NO wrong password", "BAD what"])
-@pytest.mark.parametrize("plus", ["", " [CAPABILITY LITERAL+]"])
+@pytest.mark.parametrize(
+    ("plus", "login", "how"),
+    [
+        ("", 'LOGIN "u" "p"', "quoted"),
+        ("", "LOGIN {1}", "literal"),
+        (" [CAPABILITY LITERAL+]", "LOGIN {1+}\nP: u {1+}\nP: \\", "quoted"),
+    ],
+)
 def test_the_tag_of_a_client_may_look_like_a_header(
-    tag: str, status: str, plus: str
+    tag: str, status: str, plus: str, login: str, how: str
 ) -> None:
-    login = f"P: {tag} LOGIN {{1+}}\nP: u {{1+}}\nP: p"
-    shown = status if plus else f"{tag} {status}"
+    shown = f"{tag} {status}" if login.endswith("{1}") else status
     play(
         f"""
         S: * OK IMAP4 ready
         C: {tag} LOGIN u p
         Q: plain u p
         A: OK
+        {UNQUOTABLE if plus else ""}
         {HEADER}
         B: * OK{plus}
-        {login if plus else f"P: {tag} LOGIN {{1}}"}
+        P: {tag} {login}
         B: {tag} {status}
         S: * BAD internal server error
         {refused(shown, "")}
         S: ⟨close⟩
         """,
-        "protocol imap; proxy_protocol on;",
+        f"protocol imap; proxy_protocol on; proxy_login {how};",
     )
 
 
@@ -252,7 +279,7 @@ def test_later_refusals_are_not_about_the_header() -> None:
         S: * BAD internal server error
         {refused("a NO what", "")}
         """,
-        "proxy_protocol on;",
+        f"proxy_protocol on; {LITERAL}",
     )
     session(
         "smtp",

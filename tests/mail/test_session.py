@@ -31,11 +31,7 @@ GRANTED = f"""
 ENTERED = f"""
     {GRANTED}
     B: * OK
-    P: a LOGIN {{1}}
-    B: +
-    P: u {{1}}
-    B: +
-    P: p
+    P: a LOGIN "u" "p"
     B: a OK
     S: a OK
 """
@@ -172,7 +168,7 @@ def test_backend_has_one_time_for_the_whole_login() -> None:
         {GRANTED}
         wait 9
         B: * OK
-        P: a LOGIN {{1}}
+        P: a LOGIN "u" "p"
         S: * BAD internal server error
         at 10
         S: ⟨close⟩
@@ -188,6 +184,7 @@ def test_backend_has_one_time_for_the_whole_login() -> None:
     [
         ("", "connecting to upstream"),
         ("B: * O…", "reading response from upstream"),
+        ('B: * OK\nP: a LOGIN "u" "p"', "sending LOGIN command to upstream"),
         ("B: * OK\nP: a LOGIN {1}\nB: +\nP: u {1}", "sending user name to upstream"),
         (
             "B: * OK\nP: a LOGIN {1}\nB: +\nP: u {1}\nB: +\nP: p",
@@ -196,7 +193,8 @@ def test_backend_has_one_time_for_the_whole_login() -> None:
     ],
 )
 def test_backend_that_falls_silent(said: str, action: str) -> None:
-    for directive in ("", "proxy_pass_error_message on;"):
+    how = "proxy_login literal;" if "{1}" in said else ""
+    for directive in (how, f"proxy_pass_error_message on; {how}"):
         imap(
             f"""
             {GRANTED}
@@ -289,8 +287,8 @@ def test_backend_that_leaves_in_the_middle_of_a_reply() -> None:
         f"""
         {GRANTED}
         B: * OK
-        P: a LOGIN {{1}}
-        B: + g…
+        P: a LOGIN "u" "p"
+        B: * g…
         B: ⟨close⟩
         S: * BAD internal server error
         S: ⟨close⟩
@@ -469,7 +467,7 @@ def test_proxy_header_of_a_trusted_peer_is_believed(peer: str, trusted: str) -> 
         {GRANTED.replace("plain u p", "⟨any⟩")}
         P: PROXY TCP4 192.0.2.1 127.0.0.1 1234 1143
         B: * OK
-        P: a LOGIN {{1}}
+        P: a LOGIN "u" "p"
         """,
         f"protocol imap; listen 127.0.0.1:1143 proxy_protocol; proxy_protocol on; set_real_ip_from {trusted};",
         client=peer,
@@ -510,7 +508,7 @@ def test_backend_gets_a_proxy_header(client: str, header: str) -> None:
         {GRANTED.replace("plain u p", "⟨any⟩")}
         P: {header}
         B: * OK
-        P: a LOGIN {{1}}
+        P: a LOGIN "u" "p"
         """,
         "proxy_protocol on;",
         client=client,

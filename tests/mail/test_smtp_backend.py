@@ -335,7 +335,7 @@ def test_other_protocols_do_not_look_at_it() -> None:
         A: OK
         A| Auth-SMTP: perhaps
         B: * OK
-        P: a LOGIN {1}
+        P: a LOGIN "u" "p"
         """,
         "protocol imap;",
     )

@@ -11,11 +11,21 @@ from pathlib import Path
 from tests.processes import Process, free_port, running
 
 PASSWORD = "secret"
+ODD_PASSWORDS = {
+    "spaces": "two  words",
+    "quotes": 'a"b""c',
+    "backslashes": "a\\b\\\\",
+    "both": '"\\" \\',
+    "others": "{5} %*()[]~^`'{1+}",
+    "umlauts": "pässwörd",
+    "long": "x" * 990,
+}
+"""Passwords of users that have another one than `PASSWORD`."""
 
 
 @dataclass(frozen=True)
 class Dovecot:
-    """A mail store where every user exists, and has the same password."""
+    """A mail store where every user exists, and most have the same password."""
 
     process: Process
     imap_port: int
@@ -56,6 +66,12 @@ def start(program: str, directory: Path) -> Iterator[Dovecot]:
     os.chown(mail, user, group)
     imap, pop3, auth = free_port(), free_port(), free_port()
     proxied = {"imap": free_port(), "pop3": free_port()}
+    (directory / "passwords").write_text(
+        "".join(
+            f"{user}:{{PLAIN}}{password}::::::\n"
+            for user, password in ODD_PASSWORDS.items()
+        )
+    )
     (directory / "dovecot.conf").write_text(
         f"""
 base_dir = {directory}/run
@@ -72,6 +88,10 @@ mail_location = maildir:{mail}/%u
 first_valid_uid = 1
 haproxy_trusted_networks = 127.0.0.1
 {_unprivileged()}
+passdb {{
+  driver = passwd-file
+  args = {directory}/passwords
+}}
 passdb {{
   driver = static
   args = password={PASSWORD}

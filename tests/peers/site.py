@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 from tests.fakes import FakeAuth, Headers, Request, granted, refused
-from tests.peers.dovecot import PASSWORD
+from tests.peers.dovecot import ODD_PASSWORDS, PASSWORD
 from tests.processes import (
     Process,
     free_port,
@@ -30,21 +31,24 @@ class Backends:
     def decide(self, request: Request) -> Headers | bytes:
         """Let in who knows the password."""
         headers = request.headers
-        if not _knows_password(headers):
+        password = ODD_PASSWORDS.get(headers["Auth-User"], PASSWORD).encode()
+        if not _knows(password, headers):
             return refused("Invalid login or password")(request)
         port = self.ports[headers["Auth-Protocol"]]
-        return granted(port, Auth_Pass=PASSWORD)(request)
+        return granted(port, Auth_Pass=password.decode("latin-1"))(request)
 
 
-def _knows_password(headers: Headers) -> bool:
-    given, salt = headers["Auth-Pass"], headers.get("Auth-Salt", "")
+def _knows(password: bytes, headers: Headers) -> bool:
+    """Whether a client knows the password of its user."""
+    given = unquote_to_bytes(headers["Auth-Pass"].encode("latin-1"))
+    salt = headers.get("Auth-Salt", "").encode()
     match headers["Auth-Method"]:
         case "cram-md5":
-            wanted = hmac.new(PASSWORD.encode(), salt.encode(), "md5").hexdigest()
+            wanted = hmac.new(password, salt, "md5").hexdigest().encode()
         case "apop":
-            wanted = hashlib.md5((salt + PASSWORD).encode()).hexdigest()
+            wanted = hashlib.md5(salt + password).hexdigest().encode()
         case _:
-            wanted = PASSWORD
+            wanted = password
     return hmac.compare_digest(given, wanted)
 
 
@@ -52,8 +56,9 @@ def _knows_password(headers: Headers) -> bool:
 class Site:
     """A running mailproxy.
 
-    `ports` by kind of server: imap, imaps, pop3, pop3s, smtp, smtps, and submission,
-    which logs in at the backend by AUTH instead of XCLIENT.
+    `ports` by kind of server: imap, imaps, pop3, pop3s, smtp, smtps; imap-literal, which
+    logs in at the backend as nginx does, and submission, which does so by AUTH instead
+    of XCLIENT.
     """
 
     process: Process
@@ -74,6 +79,7 @@ class Site:
 _SERVERS = {
     "imap": "protocol imap; starttls on; imap_auth plain login cram-md5;",
     "imaps": "protocol imap;",
+    "imap-literal": "protocol imap; proxy_login literal;",
     "pop3": "protocol pop3; starttls on; pop3_auth plain apop cram-md5;",
     "pop3s": "protocol pop3;",
     "smtp": "protocol smtp; starttls on; smtp_auth plain login cram-md5;",

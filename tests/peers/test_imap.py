@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.peers.dovecot import PASSWORD, Dovecot
+from tests.peers.dovecot import ODD_PASSWORDS, PASSWORD, Dovecot
 from tests.peers.messages import MIB, message
 from tests.peers.site import Site
 
@@ -59,6 +59,15 @@ def test_authenticate(proxy: Site) -> None:
         assert client.select()[0] == "OK"
     with connect(proxy) as client:
         assert client.login_cram_md5("ann", PASSWORD)[0] == "OK"
+        assert client.select()[0] == "OK"
+
+
+@pytest.mark.parametrize("kind", ["imap", "imap-literal"])
+@pytest.mark.parametrize("user", ODD_PASSWORDS)
+def test_an_odd_password(kind: str, user: str, proxy: Site) -> None:
+    password = ODD_PASSWORDS[user].encode()
+    with imaplib.IMAP4("localhost", proxy.ports[kind], timeout=30) as client:
+        client.authenticate("PLAIN", lambda _: b"\0%s\0%s" % (user.encode(), password))
         assert client.select()[0] == "OK"
 
 

@@ -49,7 +49,8 @@ class Dialogue:
         return parse(self.script)
 
 
-_IMAP_IN = "A: OK\nB: * OK ready\nB: + go\nB: + go\nB: a OK in\nC: b NOOP\nB: b OK\n"
+_IMAP_IN = "A: OK\nB: * OK ready\nB: a OK in\nC: b NOOP\nB: b OK\n"
+_LITERALS_IN = _IMAP_IN.replace("ready\n", "ready\nB: + go\nB: + go\n")
 _POP3_IN = "A: OK\nB: +OK ready\nB: +OK\nB: +OK in\nC: NOOP\nB: +OK\n"
 _SMTP_IN = "A: OK\nB: 220 hi\nB: 250 hi\nB: 220 hi\nB: 235 in\nC: NOOP\nB: 250 OK\n"
 _PLAIN = plain("u", "SECRET")
@@ -69,8 +70,8 @@ DIALOGUES = [
     Dialogue("imap-login", "protocol imap;", f"C: a LOGIN u SECRET\n{_IMAP_IN}"),
     Dialogue(
         "imap-literals",
-        "protocol imap;",
-        f"C: a LOGIN {{1}}\nC: u {{6}}\nC: SECRET\n{_IMAP_IN}",
+        "protocol imap; proxy_login literal;",
+        f"C: a LOGIN {{1}}\nC: u {{6}}\nC: SECRET\n{_LITERALS_IN}",
     ),
     Dialogue(
         "imap-literal+",
@@ -78,6 +79,7 @@ DIALOGUES = [
         """
         C: a LOGIN {1+}⏎u {6+}⏎SECRET
         A: OK
+        A| Auth-User: DOMAIN\\u
         B: * OK [CAPABILITY IMAP4 LITERAL+] ready
         B: * CAPABILITY IMAP4⏎a OK in
         C: b NOOP

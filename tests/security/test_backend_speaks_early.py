@@ -9,6 +9,7 @@ import pytest
 from tests.play import Stage, play
 
 IMAP = "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK"
+LITERAL = "proxy_login literal;"
 IMAP_FAILED = "S: * BAD internal server error\nS: ⟨close⟩"
 POP3 = "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS p\nQ: plain u p\nA: OK"
 POP3_FAILED = "S: -ERR internal server error\nS: ⟨close⟩"
@@ -39,14 +40,18 @@ def smtp(script: str, directives: str = "") -> Stage:
         "* OK ready⏎+…",
     ],
 )
-def test_imap_greeting_and_more(greeting: str) -> None:
+@pytest.mark.parametrize("directive", ["", LITERAL])
+def test_imap_greeting_and_more(greeting: str, directive: str) -> None:
     rest = "B: ␠go on\n" if greeting.endswith("…") else ""
-    stage = imap(f"B: {greeting}\n{rest}{IMAP_FAILED}")
+    stage = imap(f"B: {greeting}\n{rest}{IMAP_FAILED}", directive)
     assert any("sent invalid response" in text for _, text in stage.log.events)
 
 
 def test_imap_answers_to_the_password_before_the_password() -> None:
-    imap(f"B: * OK ready\nP: a LOGIN {{1}}\nB: + go⏎+ go⏎a OK welcome\n{IMAP_FAILED}")
+    imap(
+        f"B: * OK ready\nP: a LOGIN {{1}}\nB: + go⏎+ go⏎a OK welcome\n{IMAP_FAILED}",
+        LITERAL,
+    )
     imap(
         f"""
         B: * OK ready
@@ -55,7 +60,8 @@ def test_imap_answers_to_the_password_before_the_password() -> None:
         P: u {{1}}
         B: + go⏎a OK welcome
         {IMAP_FAILED}
-        """
+        """,
+        LITERAL,
     )
 
 
@@ -70,6 +76,16 @@ def test_imap_untagged_lines_are_no_answers() -> None:
         P: u {1}
         B: + go
         P: p
+        B: a NO no
+        S: * BAD internal server error
+        """,
+        LITERAL,
+    )
+    imap(
+        """
+        B: * OK ready⏎* PREAUTH welcome
+        P: a LOGIN "u" "p"
+        B: * PREAUTH welcome
         B: a NO no
         S: * BAD internal server error
         """

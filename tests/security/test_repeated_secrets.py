@@ -19,6 +19,7 @@ FAILED = """
     ("password", "repeated"),
     [
         ("RawPassw0rd", "failed RawPassw0rd"),
+        ("RawPassw0rd", 'LOGIN "raw" "RawPassw0rd" failed'),
         ("RawPassw0rd", "failed RAWPASSW0RD"),
         ("RawPassw0rd", "failed " + base64.b64encode(b"RawPassw0rd").decode()),
         ("RawPassw0rd", base64.b64encode(b"\0raw\0RawPassw0rd").decode()),
@@ -26,8 +27,12 @@ FAILED = """
         ('Raw"Passw0r', 'LOGIN "raw" "Raw\\"Passw0r" failed'),
     ],
 )
-def test_of_an_imap_backend(password: str, repeated: str) -> None:
+@pytest.mark.parametrize("how", ["quoted", "literal"])
+def test_of_an_imap_backend(password: str, repeated: str, how: str) -> None:
     request = password.replace("%", "%25")
+    login = f'P: a LOGIN "raw" "{password}"'
+    if how == "literal" or '"' in password:
+        login = f"P: a LOGIN {{3}}\nB: +\nP: raw {{11}}\nB: +\nP: {password}"
     play(
         f"""
         S: * OK IMAP4 ready
@@ -37,15 +42,11 @@ def test_of_an_imap_backend(password: str, repeated: str) -> None:
         Q: plain raw {request}
         A: OK
         B: * OK ready
-        P: a LOGIN {{3}}
-        B: +
-        P: raw {{11}}
-        B: +
-        P: {password}
+        {login}
         B: a NO {repeated}
         {FAILED}
         """,
-        "protocol imap;",
+        f"protocol imap; proxy_login {how};",
     )
 
 

@@ -17,6 +17,7 @@ from tests.security.acts import Act, plain
 from tests.security.world import TLS, Peer, World, passing, world
 
 TIMEOUT = 60
+LITERAL = "protocol imap; proxy_login literal;"
 IMAP = "C: a LOGIN u SECRET\nA: OK"
 POP3 = "C: USER u\nC: PASS SECRET\nA: OK"
 SMTP = f"C: AUTH PLAIN {plain('u', 'SECRET')}\nA: OK"
@@ -75,8 +76,9 @@ def test_client_that_drips(directives: str, script: str, slow: bytes) -> None:
     [
         ("protocol imap;", IMAP, b"* OK x"),
         ("protocol imap;", f"{IMAP}\nB: * OK hi", b"* x\r\n"),
-        ("protocol imap;", f"{IMAP}\nB: * OK hi\nB: + a\nB: + b", b"* x\r\n"),
-        ("protocol imap;", f"{IMAP}\nB: * OK hi\nB: + a\nB: + b", b""),
+        (LITERAL, f"{IMAP}\nB: * OK hi", b"* x\r\n"),
+        (LITERAL, f"{IMAP}\nB: * OK hi\nB: + a\nB: + b", b"* x\r\n"),
+        (LITERAL, f"{IMAP}\nB: * OK hi\nB: + a\nB: + b", b""),
         ("protocol pop3;", POP3, b"+"),
         ("protocol pop3;", f"{POP3}\nB: +OK", b"+OK"),
         ("protocol smtp;", SMTP, b"220-x\r\n"),

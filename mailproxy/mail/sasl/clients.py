@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mailproxy.auth.verdict import FORBIDDEN
+from mailproxy.auth.verdict import is_clean
 from mailproxy.mail.commands import BadCommand
 from mailproxy.mail.login import Login
 
@@ -181,9 +181,9 @@ def check_credentials(user: bytes, secret: bytes | None, command: str) -> None:
     Raises:
       BadCommand: one of them contains CR, LF or NUL.
     """
-    if not FORBIDDEN.isdisjoint(user):
+    if not is_clean(user):
         raise _invalid("login", command)
-    if secret and not FORBIDDEN.isdisjoint(secret):
+    if secret and not is_clean(secret):
         raise _invalid("password", command)
 
 
