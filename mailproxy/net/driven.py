@@ -121,7 +121,6 @@ class DrivenTask(Timer):
 
     async def _go_back(self) -> None:
         """Let trio resume the coroutine."""
-        self._engine.woke = True
         self._send = None
         await trio.lowlevel.reattach_detached_coroutine_object(self._task, None)
 
@@ -129,6 +128,7 @@ class DrivenTask(Timer):
         """Go back to trio in order to end there."""
         self.stop()
         if self._send is not None:
+            self._engine.moved = True
             await self._go_back()
 
     async def interrupt(self) -> None:
@@ -141,6 +141,7 @@ class DrivenTask(Timer):
         reason, self.interrupted = self.interrupted, 0
         if reason == _LATE:
             raise PhaseOver
+        self._engine.woke = True
         await self._go_back()
         await trio.lowlevel.checkpoint()
         await self.detach()  # the scope that was cancelled is over by now
@@ -155,8 +156,7 @@ class DrivenTask(Timer):
 
     def end_phase(self) -> None:
         """Interrupt the task, because its time is over; called by the engine."""
-        self.deadline = math.inf
-        self._engine.drop_limit(self)
+        self.stop()
         self.interrupted = self.interrupted or _LATE
         self._go_on_later()
 
@@ -168,11 +168,13 @@ class DrivenTask(Timer):
         self._expired = expired or client_timed_out
         engine = self._engine
         self.deadline = deadline = engine.time() + seconds
-        engine.watch_limit(self, deadline)
+        engine.limited.add(self)
+        if deadline < engine.due:
+            engine.bring_forward(deadline)
 
     def stop(self) -> None:
         self.deadline = math.inf
-        self._engine.drop_limit(self)
+        self._engine.limited.discard(self)
 
     async def sleep(self, seconds: float) -> None:
         with self.at_most(seconds):
@@ -186,6 +188,7 @@ class DrivenTask(Timer):
     ) -> T:
         deadline = self.deadline
         self.stop()
+        self._engine.woke = True
         await self._go_back()
         try:
             with trio.CancelScope(deadline=deadline) as scope:
@@ -207,11 +210,12 @@ class DrivenTask(Timer):
 
     def restore(self, deadline: float) -> None:
         """Set the deadline of the present phase."""
-        if deadline == math.inf:
-            self.stop()
-        else:
+        self.stop()
+        if deadline < math.inf:
             self.deadline = deadline
-            self._engine.watch_limit(self, deadline)
+            self._engine.limited.add(self)
+            if deadline < self._engine.due:
+                self._engine.bring_forward(deadline)
 
     def __exit__(
         self,

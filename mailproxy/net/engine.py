@@ -24,12 +24,14 @@ waits in trio's place. trio asks its clock how long it may wait once no task can
 that is the moment. `Engine.clock` does not answer before a task can run again or a
 deadline of trio's has come, and then says "do not wait". Meanwhile trio stands still:
 whatever gives one of its tasks something to do (waking it, cancelling its scope,
-bringing its deadline forward, starting it) must set `Engine.woke`.
+bringing its deadline forward, starting it) must set `Engine.woke`, or `Engine.moved` if
+all it does is to begin or to end a driven task.
 
 Nothing else is noticed meanwhile, either. So the engine leaves the wait to trio as long
 as anything but a descriptor of its own could end it: a task that waits for a descriptor
 as trio does, another thread, whose result reaches trio through such a descriptor, or a
-pending call in `TrioToken.run_sync_soon`. The same holds under any other clock, such as
+pending call in `TrioToken.run_sync_soon`. That is looked for whenever other tasks than
+driven ones may have run, as it takes longer than the turn of a driven task. The same holds under any other clock, such as
 that of a test. Then `Engine.run` waits as an ordinary task, for the descriptor of the
 engine's epoll, which is readable while the engine has something to hand out. Sessions
 are slower so, but nothing is missed.
@@ -117,9 +119,12 @@ class Engine:
       now: trio's time at the start of the current round.
       turn: the number of the current round.
       woke: is set by whatever gives a task of trio something to do.
+      moved: is set instead for a driven task that begins or ends.
       current: the driven task that is running; None while trio's own run.
       clock: the clock for `trio.run`, with which the engine waits in trio's place.
       time: trio's time.
+      limited: the driven tasks that have a deadline; see `DrivenTask.limit`.
+      due: when the first of them may be over.
     """
 
     def __init__(self, limit: int = 1 << 30) -> None:
@@ -140,12 +145,13 @@ class Engine:
         self._waiting: trio.CancelScope | None = None
         """The scope of the task in `run`, while trio waits."""
         self._stopped: trio.lowlevel.TrioToken | None = None
-        self._limited: set[DrivenTask] = set()
-        self._due = math.inf
         self.limit = limit
+        self.limited: set[DrivenTask] = set()
+        self.due = math.inf
         self.now = 0.0
         self.turn = 0
         self.woke = True
+        self.moved = False
         self.current: DrivenTask | None = None
         self.clock = _Clock(self)
         self.time: Callable[[], float] = trio.current_time
@@ -243,15 +249,15 @@ class Engine:
             handler = handlers.get(fd)
             if handler is not None:
                 handler.ready(events)
-        if now >= self._due:
+        if now >= self.due:
             self._end_late(now)
 
     async def _wait_as_trio_does(self) -> None:
         """Wait until there is something to hand out."""
-        if self._again or self._due <= self.time():
+        if self._again or self.due <= self.time():
             await trio.lowlevel.checkpoint()
             return
-        with trio.CancelScope(deadline=self._due) as self._waiting:
+        with trio.CancelScope(deadline=self.due) as self._waiting:
             try:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
             finally:
@@ -281,15 +287,18 @@ class Engine:
         now = time.monotonic()
         if self._parked is None:
             return deadline - now
-        if _others_may_call():
+        if self.woke and _others_may_call():
             self._unpark()
             return 0
-        self.woke = False
+        self.woke = self.moved = False
         try:
-            while not self.woke and now < deadline:
+            while not (self.woke or self.moved):
+                if now >= deadline:
+                    self.woke = True
+                    break
                 patience = 0.0
                 if not self._again:
-                    patience = max(min(deadline, self._due) - now, 0.0)
+                    patience = max(min(deadline, self.due) - now, 0.0)
                 self._round(min(patience, _MAX_WAIT))
                 now = self.now
         except Exception as error:  # noqa: BLE001 # trio would end the whole process
@@ -299,6 +308,7 @@ class Engine:
 
     def _unpark(self) -> None:
         """Let the task in `run` go on."""
+        self.woke = True
         parked, self._parked = self._parked, None
         assert parked is not None
         trio.lowlevel.reschedule(parked)
@@ -310,26 +320,20 @@ class Engine:
 
     # Limits of driven tasks
 
-    def watch_limit(self, task: DrivenTask, deadline: float) -> None:
-        """Have `DrivenTask.end_phase` called once its deadline, at present this one, is over."""
-        self._limited.add(task)
-        if deadline < self._due:
-            self._due = deadline
-            if self._waiting is not None and deadline < self._waiting.deadline:
-                self._waiting.deadline = deadline
-
-    def drop_limit(self, task: DrivenTask) -> None:
-        """The task has no deadline any more."""
-        self._limited.discard(task)
+    def bring_forward(self, deadline: float) -> None:
+        """See at that time, or before, whether a driven task is late."""
+        self.due = deadline
+        if self._waiting is not None and deadline < self._waiting.deadline:
+            self._waiting.deadline = deadline
 
     def _end_late(self, now: float) -> None:
         """End the phases of tasks that are late, and see when the next may be."""
-        limited = self._limited
+        limited = self.limited
         for task in [each for each in limited if each.deadline <= now]:
             if task.deadline <= now:  # it may have gone on meanwhile
                 task.end_phase()
         first = min((each.deadline for each in limited), default=math.inf)
-        self._due = max(first, now + SWEEP_PAUSE + len(limited) * SWEEP_PAUSE_EACH)
+        self.due = max(first, now + SWEEP_PAUSE + len(limited) * SWEEP_PAUSE_EACH)
 
 
 class _Clock(trio.abc.Clock):
@@ -473,8 +477,8 @@ class ListeningWire(Handler):
 
         Args:
           begin: is called with the descriptor of each new connection, non-blocking,
-            which is its to close, and the peer's address. It may start tasks in a
-            nursery, and must not raise.
+            which is its to close, and the peer's address. It may start driven tasks in
+            a nursery, and must not raise.
         """
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
@@ -506,8 +510,8 @@ class ListeningWire(Handler):
                 self._fail(error)
                 return
             os.set_blocking(fd, False)
-            self._engine.woke = True
             begin(fd, address)
+            self._engine.moved = True
         self._engine.again(self._accept)
 
     def _fail(self, error: OSError) -> None:

@@ -89,7 +89,16 @@ class LineStream:
             if end or used + len(buffer) >= self.limit:
                 self._searched = 0
                 raise TooLong(bytes(buffer[: max(self.limit - used, 0)]))
-            data = await self._receive(self.limit - used - len(buffer))
+            # The same as `_receive`, without a coroutine for each line.
+            room = self.limit - used - len(buffer)
+            stream = self.stream
+            try:
+                while (data := stream.receive_now(room)) is None:
+                    await stream.wait_to_retry()
+            except OSError as error:
+                raise faults.broken(self.fault, "recv", error) from error
+            if not data:
+                raise self.fault(self.gone)
             if not buffer and data.find(b"\n") == len(data) - 1:
                 self._searched = 0
                 return data  # a line in one piece, as most are
