@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from mailproxy.auth.verdict import Granted, Refused, Route, is_clean
 from mailproxy.frozen import Frozen
 from mailproxy.log.secrets import HIDDEN, repeats
+from mailproxy.net.lines import CR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -136,7 +137,7 @@ def parse(header: bytes) -> HttpAnswer:
     if header.startswith(b"HTTP/"):
         framing, _, lines = header.partition(b"\n")
         framing = framing.removesuffix(b"\r")
-        if b"\r" in framing:
+        if CR in framing:
             raise Unusable(
                 "sent invalid response: ", framing, "a status line without CR in it"
             )
@@ -175,7 +176,7 @@ def _split_lines(text: bytes) -> list[bytes]:
     if not text:
         return []
     lines = text.replace(b"\r\n", b"\n").removesuffix(b"\r")
-    if b"\r" in lines or text[-2:] in (b"\r", b"\n\r"):
+    if CR in lines or text[-2:] in (b"\r", b"\n\r"):
         raise _bad_header(text)
     return lines.removesuffix(b"\n").split(b"\n")
 

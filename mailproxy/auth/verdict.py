@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mailproxy.errors import AuthError
+from mailproxy.net.lines import CR, LF, NUL
 
 
 def is_clean(text: bytes) -> bool:
@@ -12,7 +13,7 @@ def is_clean(text: bytes) -> bool:
 
     Each of them ends a line or a string in one of the protocols that transport it.
     """
-    return not (b"\n" in text or b"\r" in text or b"\0" in text)
+    return not (LF in text or CR in text or NUL in text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from mailproxy.log import Phase
 from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
 from mailproxy.mail.trace import client_lines, make_trace
 from mailproxy.net import faults, openssl
-from mailproxy.net.lines import TooLong
+from mailproxy.net.lines import CR, TooLong
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger, SessionInfo
@@ -109,7 +109,7 @@ class Client:
             shown = b"..." if secret else redacted(too_long.received)
             raise too_long_command(self.server.protocol, shown) from None
         text = line[:-1].removesuffix(b"\r")
-        if b"\r" in text:
+        if CR in text:
             raise BadCommand(counted=True)
         return text
 

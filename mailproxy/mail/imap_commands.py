@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mailproxy.mail.commands import BadCommand, Command, redacted, too_long_command
 from mailproxy.mail.imap_syntax import Field, parse_id, split_arguments
 from mailproxy.mail.literals import Literal, read_literal
-from mailproxy.net.lines import TooLong
+from mailproxy.net.lines import CR, TooLong
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
@@ -119,10 +119,10 @@ class CommandReader:
             shown = b"..." if self._revealing else redacted(too_long.received)
             raise too_long_command(self._client.server.protocol, shown) from None
         text = line[:-1].removesuffix(b"\r")
-        if b"\r" in text:
+        if CR in text:
             # nginx accepts any number of CR behind the brace of a literal.
             stripped = text.rstrip(b"\r")
-            if b"\r" in stripped or not stripped.endswith(b"}"):
+            if CR in stripped or not stripped.endswith(b"}"):
                 self._notice_tag(text)
                 raise self._bad(text)
             text = stripped

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from mailproxy.mail.commands import BadCommand
 from mailproxy.mail.literals import Literal, parse_literal
+from mailproxy.net.lines import NUL
 
 _ARGUMENT = re.compile(
     rb"""\ *(?: "(?P<quoted>(?:\\.|[^"\\])*)"
@@ -105,7 +106,7 @@ def parse_id(parts: Sequence[bytes]) -> tuple[Field, ...] | Literal:
     literal = _take_strings(first[2:], strings)
     for data, line in zip(more[::2], more[1::2], strict=True):
         assert literal is not None, "a line follows a literal that was announced"
-        if b"\0" in data:
+        if NUL in data:
             raise BadCommand(counted=True)
         _add(strings, data)
         literal = _take_strings(line, strings)

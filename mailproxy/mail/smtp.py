@@ -22,6 +22,7 @@ from mailproxy.mail.commands import BadCommand, redacted, split_words
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue, MailProtocol
 from mailproxy.mail.sasl import clients as sasl
+from mailproxy.net.lines import NUL
 
 if TYPE_CHECKING:
     from mailproxy.mail.backend import Backend
@@ -76,7 +77,7 @@ async def _read_command(client: Client) -> _Command:
         raise BadCommand(counted=True)
     arguments = split_words(match[2], MAX_ARGUMENTS)
     client.accepted()
-    if b"\0" in text:
+    if NUL in text:
         arguments = []
     return _Command(name, arguments, text.rstrip(b" "))
 
