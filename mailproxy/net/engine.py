@@ -466,6 +466,8 @@ class ListeningWire(Handler):
         self._begin: Callable[[int, object], None] | None = None
         self._serving: trio.lowlevel.Task | None = None
         self._fault: OSError | None = None
+        self._poll = select.poll()
+        self._poll.register(listening.fileno(), select.POLLIN)
         if listening.family != socket.AF_UNIX:
             # Connections inherit it: in a dialogue of short lines, a line must not
             # wait for the acknowledgement of the previous one.
@@ -501,6 +503,10 @@ class ListeningWire(Handler):
         if begin is None:
             return
         for _ in range(MAX_IN_A_ROW):
+            # Often another worker was quicker. An accept() that fails costs as much as
+            # twenty questions.
+            if not self._poll.poll(0):
+                return
             try:
                 # What socket.accept() itself calls, without an object for the socket.
                 fd, address = self._socket._accept()  # type: ignore[attr-defined] # noqa: SLF001
