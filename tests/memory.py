@@ -14,8 +14,9 @@ import trio
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.errors import SessionError
+from mailproxy.net.calls import READABLE
 from mailproxy.net.dns import Resolver, ResolverSettings
-from mailproxy.net.engine import READABLE, Handler
+from mailproxy.net.engine import Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.network import Network
 from mailproxy.net.relay import Ended, Relay, Side

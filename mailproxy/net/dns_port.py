@@ -19,13 +19,14 @@ import socket
 import trio
 
 from mailproxy.conf.addresses import Address
+from mailproxy.net.calls import READABLE
 from mailproxy.net.dns_messages import (
     Answer,
     Question,
     read_answer,
     write_query,
 )
-from mailproxy.net.engine import READABLE, Engine, Handler
+from mailproxy.net.engine import Engine, Handler
 
 MAX_PORT_QUERIES = 1024
 """Questions after which a port is worn out."""

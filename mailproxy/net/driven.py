@@ -14,7 +14,6 @@ it, and it goes back to trio, which raises `trio.Cancelled`.
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -24,7 +23,7 @@ import trio
 
 from mailproxy.errors import SessionError
 from mailproxy.net.engine import Engine
-from mailproxy.net.timer import PhaseOver, Timer, client_timed_out
+from mailproxy.net.timer import PhaseOver, client_timed_out
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -45,8 +44,8 @@ async def run(
         await task.end()
 
 
-class DrivenTask(Timer):
-    """A task that the engine resumes, and its timer.
+class DrivenTask:
+    """A task that the engine resumes, and its `Timer`.
 
     Attributes:
       deadline: when its present phase is over, in trio's time; may be inf.
@@ -146,9 +145,12 @@ class DrivenTask(Timer):
         await trio.lowlevel.checkpoint()
         await self.detach()  # the scope that was cancelled is over by now
 
-    @types.coroutine
-    def park(self) -> Generator[None, None, None]:
+    def park(self) -> Awaitable[None]:
         """Wait until `resume` is called."""
+        return self
+
+    def __await__(self) -> Generator[None, None, None]:
+        """The waiting of `park`, which so needs no object of its own."""
         if not self.interrupted:
             yield
         if self.interrupted:
@@ -160,7 +162,7 @@ class DrivenTask(Timer):
         self.interrupted = self.interrupted or _LATE
         self._go_on_later()
 
-    # The timer
+    # The timer: see `Timer`
 
     def limit(
         self, seconds: float, expired: Callable[[], SessionError] | None = None
@@ -216,6 +218,9 @@ class DrivenTask(Timer):
             self._engine.limited.add(self)
             if deadline < self._engine.due:
                 self._engine.bring_forward(deadline)
+
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(
         self,

@@ -62,27 +62,18 @@ import select
 import socket
 import threading
 import time
-import types
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING
 
 import trio
 
 from mailproxy.errors import needed
+from mailproxy.net import calls
 
 if TYPE_CHECKING:
     from mailproxy.net.driven import DrivenTask
 
-READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
-HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-
-BOTH_WAYS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-"""What a descriptor is registered for."""
-READING = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-"""The same without writing, for `Engine.rearm`."""
-_LISTENING = select.EPOLLIN | select.EPOLLET
 _MAX_CHANGES = 256
 _MAX_WAIT = 24 * 60 * 60.0
 """Seconds that one system call waits, at most."""
@@ -132,13 +123,13 @@ class Engine:
         StartError: there is no descriptor, or no memory, for it.
         """
         with needed("epoll_create1()"):
-            self._epoll = select.epoll()
+            self._epoll = calls.Epoll()
         self._handlers: dict[int, Handler] = {}
         self._again: deque[Callable[[], None]] = deque()
         with needed("eventfd()"):
             self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         with needed("epoll_ctl()"):
-            self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
+            self._epoll.register(self._bell, calls.LISTENING)
         self._fault: Exception | None = None
         self._parked: trio.lowlevel.Task | None = None
         """The task in `run`, while the engine may wait in trio's place."""
@@ -175,7 +166,7 @@ class Engine:
         """
         if len(self._handlers) >= self.limit and not listening:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-        self._epoll.register(fd, _LISTENING if listening else BOTH_WAYS)
+        self._epoll.register(fd, calls.LISTENING if listening else calls.BOTH_WAYS)
         self._handlers[fd] = handler
 
     def hand_over(self, fd: int, handler: Handler) -> None:
@@ -183,7 +174,7 @@ class Engine:
         self._handlers[fd] = handler
 
     def rearm(self, fd: int, events: int) -> None:
-        """Report anew what `fd` is ready for: `READING` or `BOTH_WAYS`."""
+        """Report anew what `fd` is ready for: `calls.READING` or `calls.BOTH_WAYS`."""
         self._epoll.modify(fd, events)
 
     def unregister(self, fd: int) -> None:
@@ -421,23 +412,26 @@ class Readiness(Handler):
 
     def ready(self, events: int) -> None:
         """Wake the waiting task."""
-        if events & READABLE:
+        if events & calls.READABLE:
             self.readable = True
-            if events & HUNG_UP:
+            if events & calls.HUNG_UP:
                 self.hung_up = True
         waiter = self._waiter
         if waiter is not None and events & self._mask:
             self._waiter = None
             waiter.resume()
 
-    @types.coroutine
-    def wait(self, mask: int) -> Generator[None, None, None]:
-        """Wait for one of the events in `mask`.
+    def wait(self, mask: int) -> Awaitable[None]:
+        """Wait for one of the events in `mask`: `READABLE` or `WRITABLE`.
 
         Call it only after EAGAIN, or for READABLE while `readable` is false.
         """
         assert self._waiter is None, "one task at a time"
         self._mask = mask
+        return self
+
+    def __await__(self) -> Generator[None, None, None]:
+        """The waiting of `wait`, which so needs no object of its own."""
         task = self.engine.current
         if task is None:
             yield from self._wait_in_trio().__await__()  # trio's own message

@@ -41,7 +41,8 @@ from dataclasses import dataclass
 
 import trio
 
-from mailproxy.net.engine import READABLE, Engine, Handler
+from mailproxy.net.calls import READABLE
+from mailproxy.net.engine import Engine, Handler
 from mailproxy.net.wire import Wire
 
 STALL = 0.02

@@ -30,25 +30,15 @@ import contextlib
 import fcntl
 import math
 import os
-import ssl
 from collections.abc import Iterable
 from typing import Final, Literal
 
 import trio
 
 from mailproxy.conf.values import KIB
-from mailproxy.net import faults
+from mailproxy.net import calls, faults
 from mailproxy.net.driven import DrivenTask
-from mailproxy.net.engine import (
-    BOTH_WAYS,
-    HUNG_UP,
-    READABLE,
-    READING,
-    WRITABLE,
-    Engine,
-    Handler,
-    TrioTask,
-)
+from mailproxy.net.engine import Engine, Handler, TrioTask
 from mailproxy.net.wire import Wire
 
 BUFFER: Final = 128 * KIB
@@ -68,7 +58,6 @@ MAX_TLS_RECORDS: Final = 128
 
 Reason = Literal["done", "timeout", "shutdown", "broken"]
 Side = Literal["client", "backend"]
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Ended:
@@ -136,7 +125,7 @@ class _End(Handler):
         self.wire = wire
         """It counts the octets of this end."""
         self.fd = wire.fd
-        self.tls = wire.tls
+        self.tls = wire.tls_calls
         self.side = side
         self.pending = pending
         """Bytes to write to this end before anything else."""
@@ -162,16 +151,16 @@ class _End(Handler):
         if not session.alive:
             return
         session.last = session.relay.engine.now
-        if events & HUNG_UP:
+        if events & calls.HUNG_UP:
             self.hung_up = True
         try:
-            if events & WRITABLE:
+            if events & calls.WRITABLE:
                 if self.pending:
                     if self.flush():
                         self.peer.pump()
                 elif self.peer.in_pipe:
                     self.peer.pump()
-            if events & READABLE or self.tls is not None:
+            if events & calls.READABLE or self.tls is not None:
                 # In TLS, a read may have been waiting for room to write.
                 self.pump()
         except Exception as error:  # noqa: BLE001 - a bug ends its session, not the worker
@@ -180,7 +169,7 @@ class _End(Handler):
     def work(self) -> None:
         """Go on with an end that had more to do than one turn allows."""
         self.queued = False
-        self.ready(READABLE)
+        self.ready(calls.READABLE)
 
     def flush(self) -> bool:
         """Write `pending`; return whether all of it is gone."""
@@ -218,14 +207,14 @@ class _End(Handler):
             size = 0
             try:
                 if tls is None:
-                    size = os.readv(self.fd, (view,))
+                    size = calls.receive_into(self.fd, view)
                 else:
                     size = self._receive_tls(tls, view)
-            except _WOULD_BLOCK:
-                self.hung_up = False
-                return
             except OSError as raised:
                 error = raised
+            if size < 0:
+                self.hung_up = False
+                return
             if not size:
                 self.session.end_of(self, error)
                 return
@@ -258,18 +247,16 @@ class _End(Handler):
         if sent < len(data):
             self.pending = bytes(data[sent:])
             if self.tls is not None:
-                self.session.relay.engine.rearm(self.fd, BOTH_WAYS)
+                self.session.relay.engine.rearm(self.fd, calls.BOTH_WAYS)
         return sent
 
     def _send(self, data: bytes | memoryview) -> int:
         """Send what there is room for; -1 if there is none."""
-        try:
-            return os.write(self.fd, data) if self.tls is None else self.tls.send(data)
-        except _WOULD_BLOCK:
-            return -1
+        return calls.send(self.fd, data) if self.tls is None else self.tls.send(data)
 
-    def _receive_tls(self, tls: ssl.SSLSocket, view: memoryview) -> int:
-        """Read many records, until the buffer is full or there is no more."""
+    def _receive_tls(self, tls: calls.TlsCalls, view: memoryview) -> int:
+        """Read many records, until the buffer is full or there is no more; -1 if there
+        is none yet."""
         if self.failed is not None:
             raise self.failed
         engine = self.session.relay.engine
@@ -278,23 +265,23 @@ class _End(Handler):
         self.dry = False
         for _ in range(MAX_TLS_RECORDS):
             try:
-                got = tls.recv_into(view[size:])
-            except _WOULD_BLOCK:
-                self.dry = True
-                if size:
-                    return size
-                raise
+                got = tls.receive_into(view[size:])
             except OSError as error:
                 if not size:
                     raise
                 self.failed = error
                 return size
+            if got < 0:
+                self.dry = True
+                return size or -1
             size += got
             if not got or size == len(view):
                 break
             if got < SHORT_RECORD and not burst and not tls.pending():
                 # What cannot be written yet must still be reported as well.
-                engine.rearm(self.fd, BOTH_WAYS if self.pending else READING)
+                engine.rearm(
+                    self.fd, calls.BOTH_WAYS if self.pending else calls.READING
+                )
                 self.armed = engine.turn
                 self.dry = True
                 break
@@ -372,7 +359,7 @@ class _Session:
         ends = self.ends
         for end in ends:
             if end.pending and self.alive and not end.flush() and end.tls is not None:
-                self.relay.engine.rearm(end.fd, BOTH_WAYS)
+                self.relay.engine.rearm(end.fd, calls.BOTH_WAYS)
         for end in ends:
             if end.wire.readable or end.hung_up:
                 end.pump()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import Protocol, TypeVar, TypeVarTuple, Unpack
 
 from mailproxy.errors import ClientError, ClientTimeoutError, SessionError
 from mailproxy.frozen import Frozen
@@ -21,7 +21,7 @@ class PhaseOver(Frozen, BaseException):
     """Ends what a session waits for, as its time is over; only timers catch it."""
 
 
-class Timer(ABC):
+class Timer(Protocol):
     """The one timer of a session until its login, and the error that it raises.
 
     `limit` begins a phase and ends the previous one. All phases share one timer: three
@@ -65,7 +65,7 @@ class Timer(ABC):
         That costs some 20 us. The limit of the present phase holds.
         """
 
-    def __enter__(self) -> None:  # noqa: B027 # most have nothing to do
+    def __enter__(self) -> None:
         """Begin; the first phase has no limit."""
 
     @abstractmethod

@@ -12,7 +12,8 @@ import socket
 
 import trio
 
-from mailproxy.net.engine import READABLE, Engine, Readiness
+from mailproxy.net.calls import READABLE
+from mailproxy.net.engine import Engine, Readiness
 
 
 class Watched:

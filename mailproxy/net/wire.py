@@ -16,16 +16,8 @@ import ssl
 from collections.abc import Awaitable
 
 from mailproxy.conf.addresses import SocketAddress
-from mailproxy.net import faults, openssl
-from mailproxy.net.engine import (
-    BOTH_WAYS,
-    READABLE,
-    READING,
-    WRITABLE,
-    Engine,
-    Handler,
-    Readiness,
-)
+from mailproxy.net import calls, faults, openssl
+from mailproxy.net.engine import Engine, Handler, Readiness
 
 _CHUNK = 16 * 1024
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
@@ -44,13 +36,23 @@ class Wire(Readiness):
     Attributes:
       fd: its descriptor, non-blocking.
       tls: TLS on it, or None while in clear text.
+      tls_calls: moves its octets, once the handshake is done.
       received: octets that were read from it. Octets that were only peeked at and
         dropped do not count, nor does the overhead of TLS.
       sent: octets that the kernel, or OpenSSL, has taken, without the overhead of TLS.
       closed: whether `close` was called.
     """
 
-    __slots__ = ("_needs", "_socket", "closed", "fd", "received", "sent", "tls")
+    __slots__ = (
+        "_needs",
+        "_socket",
+        "closed",
+        "fd",
+        "received",
+        "sent",
+        "tls",
+        "tls_calls",
+    )
 
     def __init__(self, engine: Engine, fd: int) -> None:
         """Take over a descriptor, which `close` closes.
@@ -61,10 +63,11 @@ class Wire(Readiness):
         super().__init__(engine)
         self.fd = fd
         self.tls: ssl.SSLSocket | None = None
+        self.tls_calls: calls.TlsCalls | None = None
         self.closed = False
         self.received = 0
         self.sent = 0
-        self._needs = READABLE
+        self._needs = calls.READABLE
         """What the last try that did nothing has to wait for."""
         self._socket: socket.socket | None = None
         engine.register(fd, self)
@@ -113,41 +116,38 @@ class Wire(Readiness):
         """
         # A try that is bound to fail is costly, as it raises an exception.
         if not self.readable:
-            self._needs = READABLE
+            self._needs = calls.READABLE
             return None
-        if self.tls is not None:
-            return self._receive_tls(self.tls, size)
-        try:
-            data = os.read(self.fd, size)
-        except BlockingIOError:
+        if self.tls_calls is not None:
+            return self._receive_tls(self.tls_calls, size)
+        data = calls.receive(self.fd, size)
+        if data is None:
             self.readable = False
-            self._needs = READABLE
+            self._needs = calls.READABLE
             return None
         self.received += len(data)
         if len(data) < size and not self.hung_up:
             self.readable = False  # a short read empties it (epoll(7))
         return data
 
-    def _receive_tls(self, tls: ssl.SSLSocket, size: int) -> bytes | None:
+    def _receive_tls(self, tls: calls.TlsCalls, size: int) -> bytes | None:
         try:
-            data = tls.recv(size)
-        except ssl.SSLWantReadError:
-            self.readable = False
-            self._needs = READABLE
-            return None
-        except ssl.SSLWantWriteError:
-            self._needs = WRITABLE
-            return None
+            data = tls.receive(size)
         except OSError as error:
             if faults.is_end(error):
                 return b""
             raise
+        if data is None:
+            self._needs = tls.needs
+            if tls.needs == calls.READABLE:
+                self.readable = False
+            return None
         self.received += len(data)
         if data and not tls.pending():
             # OpenSSL holds nothing behind this record. To have the kernel look for the
             # next one costs less than a read that fails.
             self.readable = False
-            self.engine.rearm(self.fd, READING)
+            self.engine.rearm(self.fd, calls.READING)
         return data
 
     def send_now(self, data: bytes | memoryview) -> int:
@@ -159,25 +159,27 @@ class Wire(Readiness):
         Raises:
           OSError: of send(), including `ssl.SSLError` and `UnderTlsError`.
         """
-        try:
-            sent = os.write(self.fd, data) if self.tls is None else self.tls.send(data)
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            self._needs = WRITABLE
-            return -1
-        except ssl.SSLWantReadError:
-            self._needs = READABLE
-            return -1
-        except OSError as error:
-            if self.tls is not None:
+        tls = self.tls_calls
+        if tls is None:
+            sent = calls.send(self.fd, data)
+            if sent < 0:
+                self._needs = calls.WRITABLE
+                return -1
+        else:
+            try:
+                sent = tls.send(data)
+            except OSError as error:
                 raise faults.under_tls(error) from error
-            raise
+            if sent < 0:
+                self._needs = tls.needs
+                return -1
         self.sent += sent
         return sent
 
     def wait_to_retry(self) -> Awaitable[None]:
         """Wait until `receive_now` or `send_now`, which has just done nothing, may do more."""
-        if self._needs == WRITABLE and self.tls is not None:
-            self.engine.rearm(self.fd, BOTH_WAYS)
+        if self._needs == calls.WRITABLE and self.tls is not None:
+            self.engine.rearm(self.fd, calls.BOTH_WAYS)
         return self.wait(self._needs)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -226,7 +228,7 @@ class Wire(Readiness):
             else:
                 if len(data) > seen or not data or self._hung_up():
                     return data
-            await self.wait(READABLE)
+            await self.wait(calls.READABLE)
 
     def _hung_up(self) -> bool:
         """Return whether no more octets will come than `peek` shows.
@@ -299,7 +301,7 @@ class Wire(Readiness):
             except OSError as error:
                 if error.errno != errno.ENOTCONN:
                     raise
-                await self.wait(WRITABLE)
+                await self.wait(calls.WRITABLE)
             else:
                 return
 
@@ -344,12 +346,13 @@ class Wire(Readiness):
             try:
                 tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self.wait(READABLE)
+                await self.wait(calls.READABLE)
             except ssl.SSLWantWriteError:
-                await self.wait(WRITABLE)
+                await self.wait(calls.WRITABLE)
             else:
                 # Data that came right after the handshake may be inside OpenSSL by now.
                 self.readable = True
+                self.tls_calls = calls.TlsCalls(tls)
                 return
 
     def probe_peer(self) -> None:

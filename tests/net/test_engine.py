@@ -23,7 +23,8 @@ from typing import ParamSpec
 import pytest
 import trio
 
-from mailproxy.net.engine import READABLE, Engine, Handler, Readiness
+from mailproxy.net.calls import READABLE
+from mailproxy.net.engine import Engine, Handler, Readiness
 from mailproxy.net.relay import Relay
 from mailproxy.net.wire import Wire
 
