@@ -53,6 +53,9 @@ class ContextBuilder:
     def __init__(self, protocols: Collection[str]) -> None:
         """Begin a context with the options that nginx always sets.
 
+        It does not read ahead, as nginx's do: the engine would not report what OpenSSL
+        then holds, and `SSL_pending` does not count it (see `net/wire.py`).
+
         Args:
           protocols: names as in `ssl_protocols`. OpenSSL has no SSLv2, and most builds
             of it have no SSLv3: as in nginx, these names have no effect then.
@@ -71,7 +74,6 @@ class ContextBuilder:
         self.context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
         mode = ssl_h.SSL_MODE_RELEASE_BUFFERS | ssl_h.SSL_MODE_NO_AUTO_CHAIN
         self._control(ssl_h.SSL_CTRL_MODE, mode)
-        self._control(ssl_h.SSL_CTRL_SET_READ_AHEAD, 1)
         self._identity = b""
         self._zone: SessionZone | None = None
         self._certificates: list[bytes] = []
