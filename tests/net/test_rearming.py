@@ -355,3 +355,28 @@ async def test_a_dialogue_sends_more_than_there_is_room_for(
         assert got == sent * 3
         here.client.send(LINES[4])
         assert await here.received() == LINES[4]
+
+
+@needs_openssl
+async def test_a_handshake_that_cannot_be_answered_at_once() -> None:
+    """One that a backend wants: OpenSSL has to write first in order to read on."""
+    piece = b"x" * 1000
+    pieces = 0
+    async with line("relay to TLS", ssl.TLSVersion.TLSv1_2) as here:
+        while here.wires[1].sent == pieces * len(piece):
+            here.client.send(piece)
+            pieces += 1
+            await wait_all_tasks_blocked()
+    pieces -= 1  # so many fill all the room there is
+    async with line("relay to TLS", ssl.TLSVersion.TLSv1_2) as here:
+        backend = here.backend
+        assert backend is not None
+        backend.send(LINES[0])
+        for _ in range(pieces):
+            here.client.send(piece)
+            await wait_all_tasks_blocked()
+        assert here.wires[1].sent == pieces * len(piece)
+        backend.socket.sendall(backend.renegotiation())
+        assert await here.received() == piece * pieces
+        await wait_all_tasks_blocked()
+        assert backend.socket.recv(100, socket.MSG_PEEK)[:1] == HANDSHAKE
