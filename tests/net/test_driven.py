@@ -122,7 +122,7 @@ class Stage:
         """Nothing is left of the tasks."""
         engine = self.engine
         assert engine.current is None
-        assert not engine._limited  # noqa: SLF001 - tasks with a deadline
+        assert not engine.limited
         assert not len(self.relay)
 
 
@@ -365,7 +365,7 @@ async def test_to_sleep_for_no_time_gives_others_their_turn(here: Stage) -> None
 
 @in_both_ways
 async def test_in_trio_anything_of_trio_can_be_used(here: Stage) -> None:
-    async def work(value: str, *, more: str) -> str:
+    async def work(value: str, more: str) -> str:
         assert here.engine.current is None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.sleep, SOON)
@@ -377,11 +377,11 @@ async def test_in_trio_anything_of_trio_can_be_used(here: Stage) -> None:
     async def session() -> None:
         timer = here.task
         for _ in range(2):  # before the first wait, and again
-            assert await timer.in_trio(work, "a", more="b") == "ab"
+            assert await timer.in_trio(work, "a", "b") == "ab"
             assert here.engine.current is timer
         with timer.at_most(SOON):
             await timer.sleep(LATER)
-        assert await timer.in_trio(work, "c", more="d") == "cd"
+        assert await timer.in_trio(work, "c", "d") == "cd"
 
     here.start(session)
 
@@ -739,7 +739,7 @@ def test_an_error_ends_the_nursery(
         assert raised.value.subgroup(error) is not None
         assert raised.value.split((error, trio.Cancelled))[1] is None
         assert notes[-1] == "done"
-        assert not engine._limited  # noqa: SLF001
+        assert not engine.limited
 
     if in_trio:
         trio.run(play, engine, clock=MockClock(autojump_threshold=0))
