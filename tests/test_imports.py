@@ -46,7 +46,7 @@ LIBRARIES = {
     "_ssl": ("net/openssl/",),
     "ctypes": ("net/openssl/", "process/"),
     "cryptography": ("net/openssl/",),
-    "lark": ("conf/syntax.py",),
+    "lark": ("conf/grammar.py",),
     "setproctitle": ("process/title.py",),
     "structlog": ("log/",),
     "threading": ("demo/", "net/engine.py"),
