@@ -6,7 +6,6 @@ import socket
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from mailproxy.auth import http_exchange
 from mailproxy.auth.source import Source
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
@@ -21,7 +20,7 @@ from mailproxy.conf.values import (
     parse_milliseconds,
     parse_number,
 )
-from mailproxy.net.idle import Reuse
+from mailproxy.net.reuse import Reuse
 
 if TYPE_CHECKING:
     from mailproxy.auth.request import AuthRequest
@@ -175,4 +174,6 @@ class AuthHttpSettings(Settings, Source):
     async def check(
         self, request: AuthRequest, network: Network, timer: Timer, log: Logger
     ) -> Verdict:
+        from mailproxy.auth import http_exchange  # see `mail/dialogues.py`
+
         return await http_exchange.check(self, request, network, timer, log)
