@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test coverage lint types docs bench lock build install uninstall clean
+.PHONY: help env demo test coverage lint types docs grammar bench lock build install uninstall clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ types: env  ## mypy, strict
 
 docs: env  ## docs/directives.md and the table in README.md, from the code
 	$(BIN)/python docs/generate.py
+
+grammar: env  ## mailproxy/conf/grammar_table.py, from grammar/nginx.lark
+	$(BIN)/python -m mailproxy.conf.grammar
 
 bench: env  ## a soak: 100 000 sessions, 100 reloads; BENCH="--sessions 10000"
 	$(BIN)/python bench/soak.py $(BENCH)
