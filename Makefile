@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test coverage lint types docs soak lock build install uninstall clean
+.PHONY: help env demo test coverage lint types docs bench soak lock build install uninstall clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ types: env  ## mypy, strict
 
 docs: env  ## docs/directives.md and the table in README.md, from the code
 	$(BIN)/python docs/generate.py
+
+bench: env  ## CPU time and memory beside nginx, 3 minutes; BENCH="--cases S1 --rounds 5"
+	@$(BIN)/python -m bench $(BENCH)
 
 soak: env  ## 100 000 sessions, 100 reloads: is memory flat? SOAK="--sessions 10000"
 	$(BIN)/python bench/soak.py $(SOAK)
