@@ -68,11 +68,14 @@ def send(fd: int, data: bytes | memoryview) -> int:
         return -1
 
 
+send_from = send
+"""The same for what `receive_into` has filled; in C these are two."""
+
+
 class TlsCalls:
     """The same for a connection in TLS, after its handshake.
 
-    Errors are those of `ssl`, and `OSError`. The caller must not use it once the
-    connection is closed.
+    Errors are those of `ssl`, and `OSError`.
 
     Attributes:
       needs: what the last call that would have blocked has to wait for: `READABLE` or
@@ -115,6 +118,11 @@ class TlsCalls:
             self.needs = WRITABLE
         return -1
 
+    send_from = send
+
     def pending(self) -> int:
         """Return how many octets OpenSSL has decrypted that nobody has received."""
         return self._connection.pending()
+
+    def close(self) -> None:
+        """Leave OpenSSL alone from now on: the connection is about to be closed."""

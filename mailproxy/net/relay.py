@@ -174,7 +174,8 @@ class _End(Handler):
     def flush(self) -> bool:
         """Write `pending`; return whether all of it is gone."""
         try:
-            sent = self._send(self.pending)
+            data, tls = self.pending, self.tls
+            sent = calls.send(self.fd, data) if tls is None else tls.send(data)
         except OSError as error:
             self.session.broken(self, error)
             return False
@@ -242,17 +243,15 @@ class _End(Handler):
         Raises:
           OSError: of send().
         """
-        sent = max(self._send(data), 0)
+        tls = self.tls
+        sent = calls.send_from(self.fd, data) if tls is None else tls.send_from(data)
+        sent = max(sent, 0)
         self.wire.sent += sent
         if sent < len(data):
             self.pending = bytes(data[sent:])
             if self.tls is not None:
                 self.session.relay.engine.rearm(self.fd, calls.BOTH_WAYS)
         return sent
-
-    def _send(self, data: bytes | memoryview) -> int:
-        """Send what there is room for; -1 if there is none."""
-        return calls.send(self.fd, data) if self.tls is None else self.tls.send(data)
 
     def _receive_tls(self, tls: calls.TlsCalls, view: memoryview) -> int:
         """Read many records, until the buffer is full or there is no more; -1 if there
@@ -273,6 +272,9 @@ class _End(Handler):
                 return size
             if got < 0:
                 self.dry = True
+                if tls.needs == calls.WRITABLE:
+                    # A handshake goes on, and there is no room for it.
+                    engine.rearm(self.fd, calls.BOTH_WAYS)
                 return size or -1
             size += got
             if not got or size == len(view):

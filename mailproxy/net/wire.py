@@ -421,6 +421,8 @@ class Wire(Readiness):
             if self.fd >= 0:
                 os.close(self.fd)
             return
+        if self.tls_calls is not None:
+            self.tls_calls.close()
         if self.tls is not None and notify:
             # The peer may be gone or slow: close_notify is only a courtesy.
             with contextlib.suppress(OSError, ValueError):

@@ -72,6 +72,24 @@ def ssl_of(tls: ssl.SSLSocket | ssl.SSLObject) -> SSL:
     return SSL(_field(inner, _SSL_FIELD))
 
 
+def addresses() -> dict[str, int]:
+    """Return where the functions are that the compiled core calls (`net/calls.pyx`).
+
+    Only valid if `unreachable` returns None.
+    """
+    functions = (
+        ssl_h.SSL_read_ex,
+        ssl_h.SSL_write_ex,
+        ssl_h.SSL_get_error,
+        ssl_h.SSL_pending,
+        crypto_h.ERR_clear_error,
+    )
+    return {
+        each.__name__: ctypes.cast(each, ctypes.c_void_p).value or 0  # type: ignore[arg-type] # a function of ctypes
+        for each in functions
+    }
+
+
 @functools.cache
 def unsupported() -> str | None:
     """Return why contexts cannot be made with this Python, or None if they can."""
