@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test coverage lint types docs grammar bench soak lock build install uninstall clean
+.PHONY: help env demo test coverage lint types docs grammar native clean-native memcheck bench soak lock build install uninstall clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,21 @@ docs: env  ## docs/directives.md and the table in README.md, from the code
 grammar: env  ## mailproxy/conf/grammar_table.py, from grammar/nginx.lark
 	$(BIN)/python -m mailproxy.conf.grammar
 
+native: env  ## the compiled core, in mailproxy/; `make clean-native` removes it
+	rm -f mailproxy/_core.*.so
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python -c 'from mailproxy import compiled; print(compiled.problem() or compiled.form())'
+
+clean-native:  ## pure Python again
+	rm -rf mailproxy/_core.*.so build/core
+
+# Invalid reads and writes of the compiled core and of OpenSSL; it takes four minutes.
+MEMCHECK = tests/net/test_calls.py tests/net/test_relay.py tests/net/test_wire.py \
+	tests/net/test_wire_tls.py tests/net/test_lines.py
+memcheck: native  ## the tests of the compiled core under valgrind
+	PYTHONMALLOC=malloc valgrind --quiet --error-exitcode=9 --errors-for-leak-kinds=none \
+		--suppressions=tests/net/valgrind.supp $(BIN)/python -m pytest -q $(MEMCHECK)
+
 bench: env  ## CPU time and memory beside nginx, 3 minutes; BENCH="--cases S1 --rounds 5"
 	@$(BIN)/python -m bench $(BENCH)
 
@@ -64,12 +79,13 @@ soak: env  ## 100 000 sessions, 100 reloads: is memory flat? SOAK="--sessions 10
 # uv resolves once for all supported Pythons; pip installs what it wrote.
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
-	--custom-compile-command "make lock" pyproject.toml
+	--custom-compile-command "make lock"
 
 lock: env  ## requirements*.txt anew, with the newest versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOCK) --output-file requirements.txt
-	$(LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(LOCK) pyproject.toml --output-file requirements.txt
+	$(LOCK) --group build --output-file requirements-build.txt
+	$(LOCK) pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
 	$(BIN)/python -m pip uninstall --quiet --yes uv
 
 build: env  ## sdist and wheel in dist/
@@ -102,6 +118,13 @@ endif
 	rm -rf $(LIBDIR)/mailproxy
 	cp -RL mailproxy $(LIBDIR)/
 	find $(LIBDIR)/mailproxy -name __pycache__ -prune -exec rm -rf {} +
+	rm -f $(LIBDIR)/mailproxy/_core.*.so
+ifeq ($(DEPENDENCIES),bundled)
+	-build/pip/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-build.txt
+	-build/pip/bin/python setup.py --quiet build_ext --build-lib $(LIBDIR)
+else
+	-$(PYTHON) setup.py --quiet build_ext --build-lib $(LIBDIR)
+endif
 	$(PYTHON) -m compileall -q -f -s $(DESTDIR)/ -p / $(LIBDIR)/mailproxy
 	sed "s|@PYTHON@|$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')|" \
 		system/mailproxy.in > build/mailproxy
@@ -128,5 +151,5 @@ uninstall:  ## remove what `make install` put there, but the configuration
 		$(SYSUSERSDIR)/mailproxy.conf $(LOGROTATEDIR)/mailproxy
 
 clean:  ## remove what was made
-	rm -rf $(VENV) build dist *.egg-info demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist mailproxy/_core.*.so *.egg-info demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mailproxy import __version__
+from mailproxy import __version__, compiled
 from mailproxy.arguments import Arguments, UsageError, parse, usage
 from mailproxy.conf.report import explanation, headline, printable
 from mailproxy.conf.tree import COMMAND_LINE, ConfigError, SourceText, decode, encode
@@ -208,14 +208,14 @@ def _show(found: Arguments, name: str) -> None:
 
         python = f"{platform.python_implementation()} {platform.python_version()}"
         show(
-            f"built by {python}\n"
+            f"built by {python} ({compiled.form()})\n"
             f"built with {ssl.OPENSSL_VERSION}\n"
             "TLS SNI support enabled\n"
             f"configure arguments: {CONFIGURE_ARGUMENTS}\n"
         )
-        lacking = not_available()
-        if lacking is not None:
-            _tell(f"{lacking}\n")
+        for trouble in (not_available(), compiled.problem()):
+            if trouble is not None:
+                _tell(f"{trouble}\n")
 
 
 def _test(found: Arguments, options: Options, voice: _Voice) -> int:

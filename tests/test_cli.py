@@ -185,7 +185,7 @@ def test_what_it_was_built_with_is_what_scripts_look_for(run: Run) -> None:
     assert (code, out) == (0, "")
     version, python, library, sni, arguments = err.splitlines()
     assert version == f"mailproxy version: mailproxy/{__version__}"
-    assert re.fullmatch(r"built by CPython 3\.\d+\.\d+\S*", python)
+    assert re.fullmatch(r"built by CPython 3\.\d+\.\d+\S* \((.*)\)", python)
     assert library == f"built with {ssl.OPENSSL_VERSION}"
     assert sni == "TLS SNI support enabled"
     assert arguments == "configure arguments: --with-mail --with-mail_ssl_module"

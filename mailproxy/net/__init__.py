@@ -1,0 +1,3 @@
+from mailproxy import compiled
+
+compiled.use()

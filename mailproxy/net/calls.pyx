@@ -45,7 +45,7 @@ globals().update(
 
 cdef int _failed() except -2:
     """-1 for "would block", 0 to try again; for a call that has returned -1."""
-    if errno.errno == errno.EAGAIN or errno.errno == errno.EWOULDBLOCK:
+    if errno.errno == errno.EAGAIN:
         return -1
     if errno.errno == errno.EINTR:
         PyErr_CheckSignals()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from mailproxy import __version__, outside
+from mailproxy import __version__, compiled, outside
 from mailproxy.errors import StartError
 from mailproxy.log import Logger, Logs
 from mailproxy.mail import dialogues  # noqa: F401 # workers have them by fork
@@ -254,7 +254,10 @@ def _say_what_runs(log: Logger) -> None:
     log.notice(f"mailproxy/{__version__}")
     log.notice(
         f"running on {platform.python_implementation()} {platform.python_version()}"
-        f" with {ssl.OPENSSL_VERSION}"
+        f" with {ssl.OPENSSL_VERSION} ({compiled.form()})"
     )
+    trouble = compiled.problem()
+    if trouble is not None:
+        log.warn(trouble)
     log.notice(f"OS: {system.system} {system.release}")
     log.notice(f"getrlimit(RLIMIT_NOFILE): {soft}:{hard}")
