@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from mailproxy.mail.commands import BadCommand, Command, redacted, too_long_command
 from mailproxy.mail.imap_syntax import Field, parse_id, split_arguments
 from mailproxy.mail.literals import Literal, read_literal
-from mailproxy.net.lines import CR, TooLong
+from mailproxy.net.lines import TooLong
+from mailproxy.net.octets import CR
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client

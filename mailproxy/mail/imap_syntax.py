@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from mailproxy.mail.commands import BadCommand
 from mailproxy.mail.literals import Literal, parse_literal
-from mailproxy.net.lines import NUL
+from mailproxy.net.octets import NUL
 
 _ARGUMENT = re.compile(
     rb"""\ *(?: "(?P<quoted>(?:\\.|[^"\\])*)"
