@@ -57,7 +57,6 @@ PEERS = {
     "mail.smtp_backend.HEADER_REFUSAL": "proxy_buffer",
     "mail.pop3._COMMAND": "pop3_client_buffer",
     "mail.pop3._TEMPORARY": "proxy_buffer",
-    "mail.sasl.clients._ALPHABET": "client_buffer",
     "mail.sasl.clients._ESCAPED": "client_buffer",
     "mail.sasl.clients._STRAY": "client_buffer",
     "mail.sasl.clients._XOAUTH2": "client_buffer",
