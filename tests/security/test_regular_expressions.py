@@ -50,7 +50,6 @@ PEERS = {
     "mail.imap_commands._COMMAND": "imap_client_buffer",
     "mail.imap_commands._TAG": "imap_client_buffer",
     "mail.imap_syntax._ARGUMENT": "imap_client_buffer",
-    "mail.imap_syntax._BLANK": "imap_client_buffer",
     "mail.imap_syntax._ESCAPED": "imap_client_buffer",
     "mail.imap_syntax._STRING": "imap_client_buffer",
     "mail.pop3._UNKNOWN_COMMAND": "proxy_buffer",
