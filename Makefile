@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test coverage lint types docs bench lock build install uninstall clean
+.PHONY: help env demo test coverage lint types docs grammar bench soak lock build install uninstall clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,8 +52,14 @@ types: env  ## mypy, strict
 docs: env  ## docs/directives.md and the table in README.md, from the code
 	$(BIN)/python docs/generate.py
 
-bench: env  ## a soak: 100 000 sessions, 100 reloads; BENCH="--sessions 10000"
-	$(BIN)/python bench/soak.py $(BENCH)
+grammar: env  ## mailproxy/conf/grammar_table.py, from grammar/nginx.lark
+	$(BIN)/python -m mailproxy.conf.grammar
+
+bench: env  ## CPU time and memory beside nginx, 3 minutes; BENCH="--cases S1 --rounds 5"
+	@$(BIN)/python -m bench $(BENCH)
+
+soak: env  ## 100 000 sessions, 100 reloads: is memory flat? SOAK="--sessions 10000"
+	$(BIN)/python bench/soak.py $(SOAK)
 
 # uv resolves once for all supported Pythons; pip installs what it wrote.
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \

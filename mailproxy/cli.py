@@ -9,17 +9,21 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mailproxy import __version__
 from mailproxy.arguments import Arguments, UsageError, parse, usage
 from mailproxy.conf.report import explanation, headline, printable
 from mailproxy.conf.tree import COMMAND_LINE, ConfigError, SourceText, decode, encode
 from mailproxy.frozen import Frozen
-from mailproxy.log import INFO, NOTICE, Logger, Logs, open_startup_log
+from mailproxy.log import INFO, LEVELS, NOTICE, Logs, Record, open_startup_log
 from mailproxy.process import control, generation
 from mailproxy.process.configuration import ConfigErrors, Configuration, make_loader
 from mailproxy.process.generation import GenerationError
 from mailproxy.process.options import Options
+
+if TYPE_CHECKING:
+    from mailproxy.log import Logger
 
 CONF_FILES = {
     "nginx": "/etc/nginx/nginx.conf",
@@ -124,7 +128,7 @@ class _Voice:
         startup = self.startup
         for message in messages:
             copy, startup.copy_as = startup.copy_as, None
-            startup.main.log(message.level, message.text)
+            startup.write(Record(LEVELS.index(message.level), message.text))
             startup.copy_as = copy
             if copy is not None:
                 _tell(headline(message, self._name, colours=self._colours) + "\n")
@@ -232,7 +236,7 @@ def _test(found: Arguments, options: Options, voice: _Voice) -> int:
     # With -s as well, nginx does not try to open logs and ports.
     if configuration is None or (
         "s" not in found.values
-        and not generation.test(configuration, options, voice.startup.main)
+        and not generation.test(configuration, options, voice.startup)
     ):
         voice.line(f"{file} test failed")
         return 1

@@ -12,6 +12,7 @@ FORK = (
     "test_control.py",
     "test_signals.py",
     "test_engine.py",
+    "test_driven.py",
     "test_watched.py",
 )
 

@@ -14,11 +14,12 @@ import trio
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.errors import SessionError
-from mailproxy.net.dns import Resolver, ResolverSettings
+from mailproxy.net.dns import Resolver
 from mailproxy.net.engine import READABLE, Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.network import Network
 from mailproxy.net.relay import Ended, Relay, Side
+from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer, client_timed_out
 from mailproxy.net.wire import Wire
 

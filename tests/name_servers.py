@@ -11,13 +11,13 @@ import dns.rrset
 import trio
 
 from mailproxy.conf.addresses import Address
-from mailproxy.net.dns import ResolverSettings
 from mailproxy.net.dns_messages import (
     Answer,
     Question,
     read_answer,
     write_query,
 )
+from mailproxy.net.resolver_settings import ResolverSettings
 
 NEVER = "never"
 NUMBER = b"\x12\x34"

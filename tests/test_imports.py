@@ -46,7 +46,7 @@ LIBRARIES = {
     "_ssl": ("net/openssl/",),
     "ctypes": ("net/openssl/", "process/"),
     "cryptography": ("net/openssl/",),
-    "lark": ("conf/syntax.py",),
+    "lark": ("conf/grammar.py",),
     "setproctitle": ("process/title.py",),
     "structlog": ("log/",),
     "threading": ("demo/", "net/engine.py"),
@@ -169,10 +169,13 @@ def test_only_session_and_modules_see_several_mail_modules() -> None:
 LEAVES = {
     "Backend",
     "Client",
+    "ImapSettings",
     "Login",
     "MailProtocol",
+    "Pop3Settings",
     "Server",
     "SmtpDialogue",
+    "SmtpSettings",
     "SslSettings",
 }
 """What files of `mail` may import for the checking of types where that closes a circle."""

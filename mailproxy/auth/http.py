@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-from mailproxy.auth import http_exchange, http_request
 from mailproxy.auth.source import Source
 from mailproxy.conf.addresses import AddressError, SocketAddress, parse_url
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
@@ -22,7 +21,7 @@ from mailproxy.conf.values import (
     parse_milliseconds,
     parse_number,
 )
-from mailproxy.net.idle import Reuse
+from mailproxy.net.reuse import Reuse
 
 if TYPE_CHECKING:
     from mailproxy.auth.request import AuthRequest
@@ -176,9 +175,13 @@ class AuthHttpSettings(Settings, Source):
     @cached_property
     def request_template(self) -> bytes:
         """What all requests have in common; see `http_request.make_template`."""
+        from mailproxy.auth import http_request  # see `mail/dialogues.py`
+
         return http_request.make_template(self)
 
     async def check(
         self, request: AuthRequest, network: Network, timer: Timer, log: Logger
     ) -> Verdict:
+        from mailproxy.auth import http_exchange  # see `mail/dialogues.py`
+
         return await http_exchange.check(self, request, network, timer, log)

@@ -10,7 +10,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from mailproxy.frozen import Frozen
 
@@ -82,23 +82,14 @@ class Word:
     surrogate escapes, so `octets` has them as the file does.
     """
 
-    __slots__ = ("offset", "source", "type", "value")
-
-    # Lark expects these attributes of a token; we keep our own positions.
-    start_pos = end_pos = line = column = end_line = end_column = None
+    __slots__ = ("offset", "source", "value")
 
     def __init__(
-        self,
-        value: str,
-        source: SourceText = _NOWHERE,
-        offset: int = 0,
-        kind: str = "WORD",
+        self, value: str, source: SourceText = _NOWHERE, offset: int = 0
     ) -> None:
         self.value = value
         self.source = source
         self.offset = offset
-        self.type = kind
-        """The terminal of the grammar."""
 
     @property
     def position(self) -> Position:
@@ -108,7 +99,7 @@ class Word:
     @property
     def octets(self) -> bytes:
         """The word as it goes on the wire."""
-        return self.value.encode("utf-8", "surrogateescape")
+        return encode(self.value)
 
     def __str__(self) -> str:
         return self.value
@@ -120,7 +111,7 @@ class Word:
 class Directive:
     """A statement: its words, its end, and its block if it has one."""
 
-    __slots__ = ("block", "closed", "end", "raw", "words")
+    __slots__ = ("_words", "block", "closed", "end", "raw", "values")
 
     def __init__(
         self,
@@ -129,8 +120,9 @@ class Directive:
         block: list[Directive] | None = None,
         raw: str | None = None,
     ) -> None:
-        self.words = words
-        """The name and the arguments."""
+        self._words: list[Word] | tuple[SourceText, int] = words
+        self.values = [word.value for word in words]
+        """The values of `words`."""
         self.end = end
         """Offset of the ``;`` or ``{``."""
         self.block = block
@@ -140,10 +132,42 @@ class Directive:
         self.closed: int | None = None
         """Offset of the block's ``}``; None if a syntax error comes first."""
 
+    @classmethod
+    def of_bare_words(
+        cls, values: list[str], source: SourceText, start: int, end: int
+    ) -> Self:
+        """Make a simple statement from words that the file has as they are.
+
+        Where each of them stands is found out when somebody asks, as messages do.
+
+        Args:
+          values: the words, with nothing but blanks between them.
+          start: offset of the first word.
+          end: offset of the ``;``.
+        """
+        made = cls.__new__(cls)
+        made._words = source, start  # noqa: SLF001 # its own class's
+        made.values = values
+        made.end = end
+        made.block = made.raw = made.closed = None
+        return made
+
+    @property
+    def words(self) -> list[Word]:
+        """The name and the arguments."""
+        if isinstance(self._words, tuple):
+            source, at = self._words
+            self._words = []
+            for value in self.values:
+                at = source.text.index(value, at)
+                self._words.append(Word(value, source, at))
+                at += len(value)
+        return self._words
+
     @property
     def name(self) -> str:
         """The first word."""
-        return self.words[0].value
+        return self.values[0]
 
     @property
     def args(self) -> list[Word]:
@@ -153,11 +177,14 @@ class Directive:
     @property
     def position(self) -> Position:
         """The position of the name, with the line that nginx would report."""
-        first = self.words[0]
-        return first.source.position(first.offset, self.end)
+        if isinstance(self._words, tuple):
+            source, start = self._words
+        else:
+            source, start = self._words[0].source, self._words[0].offset
+        return source.position(start, self.end)
 
     def __repr__(self) -> str:
-        return f"Directive({' '.join(word.value for word in self.words)!r})"
+        return f"Directive({' '.join(self.values)!r})"
 
 
 class ConfigError(Frozen, Exception):
@@ -279,7 +306,7 @@ def format_tree(statements: list[Directive], indent: str = "") -> str:
     """
     lines = []
     for statement in statements:
-        head = indent + " ".join(format_word(word.value) for word in statement.words)
+        head = indent + " ".join(map(format_word, statement.values))
         if statement.raw is not None:
             lines.append(f"{head} {{{statement.raw}}}\n")
         elif statement.block is not None:

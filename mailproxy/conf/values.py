@@ -32,6 +32,13 @@ def c_string(text: str) -> str:
     return text.partition("\0")[0] if "\0" in text else text
 
 
+def shown(source: str) -> str:
+    """A certificate or key of the configuration in a message, never its secrets."""
+    if source.startswith("data:") and "PRIVATE KEY" in source:
+        return "data:..."
+    return source
+
+
 def one(parse: Callable[[str], T], usage: str, remedy: str = "") -> Value[T]:
     """Make the `Value` of a directive with one argument from a parser of its text."""
     return Value(lambda found, _: parse(found.words[1].value), usage, remedy=remedy)

@@ -8,11 +8,19 @@
 `files`         opening files safely where other users may have planted links
 
 Here: which logger writes to which targets, and what is done to all of them.
+
+A test of a configuration opens the logs and writes nothing, or errors of the
+configuration, which are records. So loggers are made, and `logger` is imported with
+structlog, when one of them is wanted.
 """
+
+from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from mailproxy.log.directive import (
     ErrorLog,
@@ -28,7 +36,6 @@ from mailproxy.log.files import (
     open_for_appending,
     unknown_workers,
 )
-from mailproxy.log.logger import Logger, Outlet, make_logger
 from mailproxy.log.record import (
     ALERT,
     CRIT,
@@ -53,6 +60,19 @@ from mailproxy.log.targets import (
     Target,
     log_unopened,
 )
+
+if TYPE_CHECKING:
+    from mailproxy.log.logger import Logger, Outlet, make_logger
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import what is in `logger`; an attribute of the package like the others."""
+        if name not in {"Logger", "Outlet", "make_logger"}:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from mailproxy.log import logger
+
+        return getattr(logger, name)
+
 
 __all__ = [
     "ALERT",
@@ -90,9 +110,6 @@ class Logs:
     They are opened once, before the first fork, and workers inherit the descriptors.
     """
 
-    main: Logger
-    """The log of everything but sessions."""
-
     def __init__(
         self,
         main: Sequence[ErrorLog],
@@ -109,23 +126,27 @@ class Logs:
         self._clock = clock
         self._files: dict[str, FileSink] = {}
         self._others: list[SyslogSink | MemorySink] = []
+        self._outlets: dict[tuple[ErrorLog, ...], _Outlet] = {}
         self._loggers: dict[tuple[ErrorLog, ...], Logger] = {}
         self._keep_stderr = False
-        outlet = _Outlet(self)
-        # It exists before its targets do, because they complain to it.
-        self.main = make_logger(outlet, _level(main))
+        self._main = _Outlet(self, _level(main))
         try:
-            outlet.targets = self._targets(main)
-            for directives in others:
-                self.logger(directives)
+            self._main.targets = self._targets(main)
+            for directives in filter(None, map(tuple, others)):
+                self._outlet(directives)
         except OSError:
             self.close()
             raise
         self._first = next(
             target.sink
-            for target in outlet.targets
+            for target in self._main.targets
             if isinstance(target.sink, FileSink)
         )
+
+    @cached_property
+    def main(self) -> Logger:
+        """The log of everything but sessions."""
+        return _logger(self._main)
 
     def logger(self, directives: Sequence[ErrorLog]) -> Logger:
         """Return the logger of a server, whose logs are the main ones if it has none."""
@@ -133,10 +154,13 @@ class Logs:
         if not key:
             return self.main
         if key not in self._loggers:
-            outlet = _Outlet(self)
-            outlet.targets = self._targets(key)
-            self._loggers[key] = make_logger(outlet, _level(key))
+            self._loggers[key] = _logger(self._outlet(key))
         return self._loggers[key]
+
+    def write(self, record: Record) -> None:
+        """Write to the main log without its logger, which a record does not need."""
+        if record.level <= self._main.level:
+            self._main.write(record)
 
     def reopen(self, *, give: bool = False) -> None:
         """Open all files by name again; errors are logged.
@@ -180,6 +204,12 @@ class Logs:
             for directive in directives
         )
 
+    def _outlet(self, directives: tuple[ErrorLog, ...]) -> _Outlet:
+        if directives not in self._outlets:
+            self._outlets[directives] = outlet = _Outlet(self, _level(directives))
+            outlet.targets = self._targets(directives)
+        return self._outlets[directives]
+
     def _sink(self, target: File | Stderr | Syslog | Memory) -> Sink:
         sink: SyslogSink | MemorySink
         match target:
@@ -191,7 +221,7 @@ class Logs:
                 self._keep_stderr |= not redirect
                 return self.console
             case Syslog():
-                sink = SyslogSink(target, self.main, self._clock)
+                sink = SyslogSink(target, lambda: self.main, self._clock)
             case Memory(size):
                 sink = MemorySink(size)
         self._others.append(sink)
@@ -199,9 +229,14 @@ class Logs:
 
 
 class _Outlet:
-    """Passes the events of one logger to its targets."""
+    """Passes the events of one logger to its targets.
 
-    def __init__(self, logs: Logs) -> None:
+    Attributes:
+      level: the most verbose one that a target wants.
+    """
+
+    def __init__(self, logs: Logs, level: int) -> None:
+        self.level = level
         self.targets: tuple[Target, ...] = ()
         self._logs = logs
 
@@ -213,6 +248,12 @@ class _Outlet:
                 seen = True
         if logs.copy_as is not None and record.level <= WARN and not seen:
             logs.console.write(record.console_line(logs.copy_as), record.level)
+
+
+def _logger(outlet: _Outlet) -> Logger:
+    from mailproxy.log.logger import make_logger  # brings structlog
+
+    return make_logger(outlet, outlet.level)
 
 
 def _level(directives: Iterable[ErrorLog]) -> int:

@@ -3,6 +3,8 @@
 A session must not end because its log cannot be written, so no `write` here raises.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import socket
@@ -11,12 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from operator import methodcaller
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mailproxy.log.directive import ErrorLog, Syslog
 from mailproxy.log.files import Opened, RefusedError, WorkerAccount, open_for_appending
-from mailproxy.log.logger import Logger
 from mailproxy.log.record import DEBUG, Record, syslog_time
+
+if TYPE_CHECKING:
+    from mailproxy.log.logger import Logger
 
 
 class Sink(Protocol):
@@ -133,19 +137,20 @@ class SyslogSink:
     """
 
     def __init__(
-        self, syslog: Syslog, complaints: Logger, clock: Callable[[], float]
+        self,
+        syslog: Syslog,
+        complaints: Callable[[], Logger],
+        clock: Callable[[], float],
     ) -> None:
         """Args:
-        complaints: logs that it cannot send; may lead to this sink.
+        complaints: the log for what it cannot send; may lead to this sink.
         clock: seconds, never going back.
         """
         self._address = syslog.address
         self._priority = syslog.facility * 8
         host = f"{socket.gethostname().lower()} " if syslog.hostname else ""
         self._head = f" {host}{syslog.tag}: ".encode("utf-8", "surrogateescape")
-        self._complaints = complaints.bind(
-            suffix=f" while logging to syslog, server: {self._address.text}"
-        )
+        self._complaints = complaints
         self._clock = clock
         self._quiet_until = 0.0
         self._complaining = False
@@ -176,8 +181,9 @@ class SyslogSink:
             return
         self._quiet_until = now + 1
         self._complaining = True
+        suffix = f" while logging to syslog, server: {self._address.text}"
         try:
-            self._complaints.log(level, what, error=error)
+            self._complaints().bind(suffix=suffix).log(level, what, error=error)
         finally:
             self._complaining = False
 

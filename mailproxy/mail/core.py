@@ -30,8 +30,8 @@ from mailproxy.log.directive import ErrorLog, ErrorLogError, parse_error_log
 from mailproxy.mail.listen import Listen, listen
 from mailproxy.mail.load_state import load_state
 from mailproxy.mail.protocols import PROTOCOLS
-from mailproxy.net.dns import ResolverSettings
 from mailproxy.net.listen_address import Keepalive
+from mailproxy.net.resolver_settings import ResolverSettings
 
 MAX_RESOLV_CONF = 64 * KIB
 """Octets of a resolv.conf."""

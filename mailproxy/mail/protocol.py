@@ -1,7 +1,7 @@
 """Base classes of a mail protocol: its settings, and its dialogue with client and backend.
 
-To add one, write a file with a class of each kind, and add the settings class to
-`mail/protocols.py`.
+To add one, write a class of each kind, in a file each so that a test of a configuration
+need not load dialogues, or in one, and add the settings class to `mail/protocols.py`.
 """
 
 from __future__ import annotations
@@ -42,9 +42,6 @@ class MailProtocol(Settings, ABC):
     internal_error: ClassVar[bytes]
     """Sent, before closing, when the auth source or the backend fails."""
 
-    header_refusal: ClassVar[re.Pattern[bytes]] = re.compile(rb"(?!)")
-    """Matches the reply of a backend that took a PROXY header for a command."""
-
     @property
     @abstractmethod
     def client_buffer(self) -> int:
@@ -70,6 +67,8 @@ class Dialogue(ABC):
     """
 
     host: bytes | None = None
+    header_refusal: ClassVar[re.Pattern[bytes]] = re.compile(rb"(?!)")
+    """Matches the reply of a backend that took a PROXY header for a command."""
 
     def __init__(self, client: Client) -> None:
         self.client = client

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mailproxy.conf.directive import Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive
@@ -17,11 +16,6 @@ from mailproxy.conf.values import (
     lower,
     size,
 )
-from mailproxy.net import openssl, proxy_protocol
-from mailproxy.net.proxy_protocol import Endpoint, Tls
-
-if TYPE_CHECKING:
-    from mailproxy.mail.client import Client
 
 
 def _parse_xclient(found: Directive, _: Reading) -> str:
@@ -83,37 +77,3 @@ class ProxySettings(Settings):
         if self.proxy_buffer is None:
             return resource.getpagesize()
         return self.proxy_buffer
-
-
-def format_header(client: Client) -> bytes:
-    """Format the PROXY header that tells a backend the address of its client."""
-    source = destination = None
-    if client.info.client_port is not None:
-        local = client.wire.socket.getsockname()
-        source = Endpoint(client.info.client, client.info.client_port)
-        destination = Endpoint(*local[:2]) if isinstance(local, tuple) else None
-    if client.server.proxy.proxy_protocol == "v2":
-        return proxy_protocol.format_v2(source, destination, _tls(client))
-    return proxy_protocol.format_v1(source, destination)
-
-
-def _tls(client: Client) -> Tls | None:
-    """Describe the client's TLS for the backend; None without TLS."""
-    tls = client.wire.tls
-    if tls is None:
-        return None
-    cipher = tls.cipher()
-    certificate = openssl.peer_certificate(tls)
-    own = openssl.server_certificate(tls)
-    return Tls(
-        version=tls.version() or "",
-        cipher=cipher[0] if cipher else "",
-        certificate=certificate is not None,
-        resumed=bool(tls.session_reused),
-        verify=1 if certificate is None else openssl.verify_result(tls)[0],
-        common_name=certificate.common_name or None if certificate else None,
-        signature=own.signature.decode() if own else None,
-        key=own.key.decode() if own else None,
-        server_name=openssl.server_name(tls),
-        alpn=(tls.selected_alpn_protocol() or "").encode() or None,
-    )

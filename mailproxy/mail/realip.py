@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from mailproxy.conf.addresses import IPNetwork, cidr
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
-from mailproxy.errors import ClientError
-from mailproxy.net import faults, proxy_protocol
-from mailproxy.net.proxy_protocol import ProxyProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mailproxy.mail.client import Client
     from mailproxy.mail.listen import Listen
 
 networks: Value[tuple[IPNetwork | str, ...]] = Value(
@@ -67,34 +63,3 @@ class RealipSettings(Settings):
             not isinstance(each, str) and address in each
             for each in self.set_real_ip_from
         )
-
-
-async def read_header(client: Client) -> None:
-    """Read the PROXY header of a new connection, and no octet of the TLS behind it.
-
-    Raises:
-      ClientError: the client left, or sent something else.
-    """
-    seen = b""
-    while True:
-        try:
-            data = await client.wire.peek(proxy_protocol.MAX_HEADER, len(seen))
-        except OSError as error:
-            raise faults.broken(ClientError, "recv", error) from None
-        try:
-            header = proxy_protocol.parse(data)
-        except ProxyProtocolError as error:
-            raise ClientError(error.message, *error.sent, level="error") from None
-        if header is not None:
-            break
-        if len(data) <= len(seen):
-            raise ClientError("client closed connection")
-        seen = data
-    client.wire.drop(header.size)
-    if client.trace is not None:
-        client.trace.show("from client", data[: header.size].removesuffix(b"\r\n"))
-    info = client.info
-    info.header = header
-    if header.source is not None and client.server.realip.believes(info.client):
-        info.client = header.source.text
-        info.client_port = header.source.port

@@ -14,7 +14,7 @@ from mailproxy.errors import (
     UpstreamError,
 )
 from mailproxy.log import DEBUG, Phase
-from mailproxy.mail import proxy, realip
+from mailproxy.mail import proxy_header
 from mailproxy.mail.auth_request import make_auth_request
 from mailproxy.mail.backend import Backend
 from mailproxy.mail.candidates import candidates
@@ -150,7 +150,7 @@ async def _read_header(client: Client) -> None:
     client.info.action = "reading PROXY protocol"
     client.info.phase = Phase.PROXY_HEADER
     client.timer.limit(client.server.core.timeout)
-    await realip.read_header(client)
+    await proxy_header.read_header(client)
 
 
 async def _start_tls(client: Client) -> None:
@@ -242,8 +242,8 @@ async def _enter(
     try:
         client.timer.limit(client.server.core.timeout, backend.expired)
         if client.server.proxy.proxy_protocol != "off":
-            header = proxy.format_header(client)
-            await backend.send_header(header, client.server.protocol.header_refusal)
+            header = proxy_header.format_header(client)
+            await backend.send_header(header, dialogue.header_refusal)
         login = login.at_backend(
             user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mailproxy.auth.request import Envelope
     from mailproxy.mail.backend import Backend
     from mailproxy.mail.login import Login
-    from mailproxy.mail.smtp import SmtpDialogue
+    from mailproxy.mail.smtp_dialogue import SmtpDialogue
 
 _LOGGED_IN = b"235 2.0.0 OK\r\n"
 _NO_EHLO = frozenset((b"500", b"501", b"502", b"504", b"550"))

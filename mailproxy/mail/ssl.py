@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ssl import SSLContext
-from typing import ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from mailproxy.conf.directive import Block, Reading, Settings, directive
 from mailproxy.conf.tree import ConfigError, Position
-from mailproxy.conf.values import choice, choices, flag, number, seconds, text
+from mailproxy.conf.values import choice, choices, flag, number, seconds, shown, text
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import load_state
-from mailproxy.mail.ssl_context import build
 from mailproxy.mail.ssl_values import (
     Key,
     PasswordFile,
@@ -32,7 +30,9 @@ from mailproxy.mail.ssl_values import (
     ssl_flag,
     starttls,
 )
-from mailproxy.net.openssl import shown
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 DEFAULT_CIPHERS = "HIGH:!aNULL:!MD5"
 
@@ -146,6 +146,8 @@ class SslSettings(Settings):
         contexts = state.contexts
         key = replace(settings, starttls="", ssl=False), state.protocol.get(block)
         if key not in contexts:
+            from mailproxy.mail.ssl_context import build  # loads OpenSSL
+
             contexts[key] = build(settings, block, reading)
         return replace(settings, context=contexts[key])
 

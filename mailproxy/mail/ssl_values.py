@@ -9,9 +9,16 @@ from typing import cast
 from mailproxy import outside
 from mailproxy.conf.directive import Reading, Value
 from mailproxy.conf.tree import ConfigError, Directive, Word
-from mailproxy.conf.values import KIB, c_string, choice, flag, parse_number, parse_size
+from mailproxy.conf.values import (
+    KIB,
+    c_string,
+    choice,
+    flag,
+    parse_number,
+    parse_size,
+    shown,
+)
 from mailproxy.mail.load_state import load_state
-from mailproxy.net.openssl import shown
 
 MAX_PASSWORD = 4096
 """Octets of a line of `ssl_password_file`, with its end (nginx:

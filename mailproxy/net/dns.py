@@ -25,6 +25,7 @@ from mailproxy.net.dns_messages import (
     packed,
     reverse_question,
 )
+from mailproxy.net.resolver_settings import ResolverSettings
 
 TIMED_OUT = errno.ETIMEDOUT
 """The code of a lookup that took longer than `resolver_timeout`. Codes of name servers
@@ -44,20 +45,6 @@ MAX_CACHED_VALUES = 64
 
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 """Errors that say that we have no room for a socket; the server may be fine."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResolverSettings:
-    """The `resolver` directive."""
-
-    servers: tuple[Address, ...]
-    """At least one; asked in turn."""
-    valid: float | None = None
-    """Seconds for which answers are cached; None: their own TTL."""
-    ipv4: bool = True
-    """Whether to ask for A records."""
-    ipv6: bool = True
-    """Whether to ask for AAAA records."""
 
 
 Ask = Callable[[Address, Question], Awaitable[Answer]]

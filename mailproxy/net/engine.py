@@ -466,6 +466,8 @@ class ListeningWire(Handler):
         self._begin: Callable[[int, object], None] | None = None
         self._serving: trio.lowlevel.Task | None = None
         self._fault: OSError | None = None
+        self._queued = False
+        """Whether it goes on accepting in the next round."""
         self._poll = select.poll()
         self._poll.register(listening.fileno(), select.POLLIN)
         if listening.family != socket.AF_UNIX:
@@ -489,13 +491,23 @@ class ListeningWire(Handler):
 
         self._begin = begin
         self._serving = trio.lowlevel.current_task()
-        self._engine.again(self._accept)  # what has come before
+        self._later()  # what has come before
         await trio.lowlevel.wait_task_rescheduled(abort)
         assert self._fault is not None
         return self._fault
 
     def ready(self, _events: int) -> None:
         """Accept connections: called by the engine."""
+        if not self._queued:  # else it has had its turn
+            self._accept()
+
+    def _later(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self._engine.again(self._go_on)
+
+    def _go_on(self) -> None:
+        self._queued = False
         self._accept()
 
     def _accept(self) -> None:
@@ -518,7 +530,7 @@ class ListeningWire(Handler):
             os.set_blocking(fd, False)
             begin(fd, address)
             self._engine.moved = True
-        self._engine.again(self._accept)
+        self._later()
 
     def _fail(self, error: OSError) -> None:
         self._begin = None

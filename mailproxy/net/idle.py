@@ -37,11 +37,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable
-from dataclasses import dataclass
 
 import trio
 
 from mailproxy.net.engine import READABLE, Engine, Handler
+from mailproxy.net.reuse import Reuse
 from mailproxy.net.wire import Wire
 
 STALL = 0.02
@@ -63,20 +63,6 @@ LAST_CHANCES = 2
 """Rounds of tasks before connections that are due are closed; before them the engine
 hands out what has arrived, and sessions ask. A worker that had to wait for a CPU would
 else close connections at the moment when it needs them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reuse:
-    """How long a connection may be used again."""
-
-    idle: float
-    """Seconds between two requests, at most; more than 0."""
-    parallel_idle: float = 0.0
-    """The same, if it is more, for a server that serves several connections at once."""
-    requests: int
-    """Requests on one connection, at most; at least 1."""
-    yielding: bool = False
-    """Whether it is given up for the other requests of a server that seems blocked."""
 
 
 class Connection(Handler):

@@ -20,12 +20,14 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.frozen import Frozen
-from mailproxy.log import Logger
 from mailproxy.net.listen_address import ListenAddress
+
+if TYPE_CHECKING:
+    from mailproxy.log import Logger
 
 MAX_BIND_TRIES = 5
 """How often bind() is tried while an address is in use, as in nginx."""
@@ -125,7 +127,7 @@ def adopt(
                 if key in sockets:
                     continue
                 try:
-                    sockets[key] = _open(listen, log)
+                    sockets[key] = _open(listen, lambda: log)
                 except _OpenError as failure:
                     log.emerg(str(failure), error=failure.error)
                     if failure.error.errno != errno.EADDRINUSE:
@@ -177,10 +179,13 @@ def close(unwanted: Iterable[Held], log: Logger, *, files: bool, say: bool) -> N
                 log.emerg(f"unlink() {shown} failed", error=error)
 
 
-def test(wanted: Sequence[L], log: Logger) -> bool:
+def test(wanted: Sequence[L], log: Callable[[], Logger]) -> bool:
     """Return whether a start could listen on `wanted` (`-t`); nothing stays open.
 
     An address in use is assumed to be that of our own, running instance.
+
+    Args:
+      log: returns the log, if there is something to say.
     """
     with contextlib.ExitStack() as undo:
         for listen, _ in _plan(wanted):
@@ -188,7 +193,7 @@ def test(wanted: Sequence[L], log: Logger) -> bool:
                 undo.callback(_discard, _open(listen, log), listen)
             except _OpenError as failure:
                 if failure.error.errno != errno.EADDRINUSE:
-                    log.emerg(str(failure), error=failure.error)
+                    log().emerg(str(failure), error=failure.error)
                     return False
     return True
 
@@ -238,7 +243,7 @@ class _OpenError(Frozen, Exception):
         self.error = error
 
 
-def _open(listen: ListenAddress, log: Logger) -> socket.socket:
+def _open(listen: ListenAddress, log: Callable[[], Logger]) -> socket.socket:
     address = listen.address
     failing = f"socket() {address} failed"
     with contextlib.ExitStack() as undo:
@@ -266,7 +271,7 @@ def _open(listen: ListenAddress, log: Logger) -> socket.socket:
         return opened
 
 
-def _socket(listen: ListenAddress, log: Logger) -> socket.socket:
+def _socket(listen: ListenAddress, log: Callable[[], Logger]) -> socket.socket:
     kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     if listen.multipath:
         try:
@@ -274,7 +279,7 @@ def _socket(listen: ListenAddress, log: Logger) -> socket.socket:
         except OSError as error:
             if error.errno not in _NO_MPTCP:
                 raise
-            log.warn(
+            log().warn(
                 f"Multipath TCP is not available, {listen.address} takes TCP only",
                 error=error,
             )

@@ -7,11 +7,12 @@ import itertools
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.log import SessionInfo
-from mailproxy.net.dns import Resolver, ResolverSettings
+from mailproxy.net.dns import Resolver
 from mailproxy.net.dns_transport import NameServers
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.relay import Relay
+from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
 

@@ -279,8 +279,10 @@ class _End(Handler):
         for _ in range(MAX_TLS_RECORDS):
             try:
                 got = tls.recv_into(view[size:])
-            except _WOULD_BLOCK:
+            except _WOULD_BLOCK as error:
                 self.dry = True
+                if isinstance(error, ssl.SSLWantWriteError):
+                    engine.rearm(self.fd, BOTH_WAYS)  # a handshake, and no room for it
                 if size:
                     return size
                 raise

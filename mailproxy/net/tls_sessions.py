@@ -25,6 +25,10 @@ _BUCKET = 16 * 1024
 _NEXT = struct.Struct("=I")  # where in the bucket the next record goes
 _RECORD = struct.Struct("=16s16sIH")  # key, digest, expiry, size; the session follows
 _KEY = 16
+_LAST_RECORD = _BUCKET - _RECORD.size
+"""Where in the bucket the last record may begin. A search does not go on behind its key:
+before Python 3.11.4, mmap.find() reads the octet after its end (gh-105235), which may lie
+outside the memory."""
 _MAX_EXPIRY = 0xFFFFFFFF
 
 TICKET_KEY_SIZE = 80
@@ -69,23 +73,24 @@ class SessionZone:
     def find(self, session_id: bytes) -> bytes | None:
         """Return the session stored under an id, or None if it is gone or expired."""
         key, start = self._place(session_id)
-        room = start + _BUCKET - _RECORD.size
-        at = self._memory.find(key, start, room + _KEY)
+        end = start + _LAST_RECORD + _KEY
+        at = self._memory.find(key, start, end)
         while at >= 0:
             _, digest, expiry, size = _RECORD.unpack_from(self._memory, at)
             session = self._memory[at + _RECORD.size : at + _RECORD.size + size]
             if digest == self._digest(key, expiry, session):
                 return session if expiry > self._now() else None
-            at = self._memory.find(key, at + 1, room + _KEY)
+            at = self._memory.find(key, at + 1, end)
         return None
 
     def remove(self, session_id: bytes) -> None:
         """Remove a session, for all workers."""
         key, start = self._place(session_id)
-        at = self._memory.find(key, start, start + _BUCKET)
+        end = start + _LAST_RECORD + _KEY
+        at = self._memory.find(key, start, end)
         while at >= 0:
             self._memory[at : at + _KEY] = bytes(_KEY)
-            at = self._memory.find(key, at + 1, start + _BUCKET)
+            at = self._memory.find(key, at + 1, end)
 
     def ticket_key(self) -> bytes:
         """Return the key that protects tickets, the same in all workers.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
-from mailproxy.log import Logger
 from mailproxy.process import pidfile
 from mailproxy.process.pidfile import PidError
+
+if TYPE_CHECKING:
+    from mailproxy.log import Logger
 
 SIGNALS = {
     "stop": signal.SIGTERM,

@@ -11,9 +11,10 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mailproxy.frozen import Frozen
-from mailproxy.log import Logger, Logs, WorkerAccount, log_unopened, open_logs
+from mailproxy.log import Logs, WorkerAccount, log_unopened, open_logs
 from mailproxy.mail.listen import Listen
 from mailproxy.net import listening
 from mailproxy.net.listening import Held, Key, Listener, ListenError
@@ -22,6 +23,9 @@ from mailproxy.process.configuration import Configuration
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
 from mailproxy.process.settings import MainSettings
+
+if TYPE_CHECKING:
+    from mailproxy.log import Logger
 
 
 class GenerationError(Frozen, Exception):
@@ -82,7 +86,7 @@ def first(
     Raises:
       GenerationError: a log cannot be opened, or an address cannot be listened at.
     """
-    logs = _open_logs(configuration, options, log, copy_as=options.name)
+    logs = _open_logs_or_say(configuration, options, log, copy_as=options.name)
     listeners = _listen(configuration, held, logs.main)
     wanted = {listener.key for listener in listeners}
     listening.close(
@@ -120,7 +124,7 @@ def following(
                 raise GenerationError from failure
             undo.push(contextlib.suppress(PidError))
             undo.callback(pidfile.remove, pid)
-        logs = _open_logs(configuration, options, old.log, copy_as=None)
+        logs = _open_logs_or_say(configuration, options, old.log, copy_as=None)
         undo.callback(logs.close)
         held = listening.by_key(old.listeners)
         listeners = _listen(configuration, held, old.log, pause)
@@ -136,47 +140,58 @@ def check_logs(configuration: Configuration, options: Options, log: Logger) -> N
     Raises:
       GenerationError: one cannot be opened; the reason is in `log`.
     """
-    _open_logs(configuration, options, log, copy_as=None).close()
+    _open_logs_or_say(configuration, options, log, copy_as=None).close()
 
 
-def test(configuration: Configuration, options: Options, log: Logger) -> bool:
-    """Whether logs, pid file and ports can be opened (`-t`); what cannot is logged."""
+def test(configuration: Configuration, options: Options, startup: Logs) -> bool:
+    """Whether logs, pid file and ports can be opened (`-t`); what cannot is logged.
+
+    If all can, no logger is made.
+    """
     pid = configuration.main.pid
     try:
         if pid is not None:
             pidfile.test(pid)
-        # Messages for a person at a terminal go to no log.
-        quiet = replace(options, error_log=options.error_log or os.devnull)
-        logs = _open_logs(configuration, quiet, log, copy_as=options.name)
     except PidError as failure:
-        log.emerg(str(failure), error=failure.error)
+        startup.main.emerg(str(failure), error=failure.error)
         return False
-    except GenerationError:
+    # Messages for a person at a terminal go to no log.
+    quiet = replace(options, error_log=options.error_log or os.devnull)
+    try:
+        logs = _open_logs(configuration, quiet, copy_as=options.name)
+    except OSError as error:
+        log_unopened(startup.main, error)
         return False
     try:
-        if not listening.test(configuration.listens, logs.main):
+        if not listening.test(configuration.listens, lambda: logs.main):
             return False
-        _warn_of_limits(configuration, logs.main)
+        _warn_of_limits(configuration, lambda: logs.main)
     finally:
         logs.close()
     return True
 
 
-def _open_logs(
+def _open_logs_or_say(
     configuration: Configuration, options: Options, log: Logger, copy_as: str | None
 ) -> Logs:
     try:
-        return open_logs(
-            configuration.main.error_log,
-            configuration.error_logs,
-            default=options.error_log,
-            copy_as=copy_as,
-            angie=options.name == "angie",
-            workers=_workers(configuration.main),
-        )
+        return _open_logs(configuration, options, copy_as)
     except OSError as error:
         log_unopened(log, error)
         raise GenerationError from error
+
+
+def _open_logs(
+    configuration: Configuration, options: Options, copy_as: str | None
+) -> Logs:
+    return open_logs(
+        configuration.main.error_log,
+        configuration.error_logs,
+        default=options.error_log,
+        copy_as=copy_as,
+        angie=options.name == "angie",
+        workers=_workers(configuration.main),
+    )
 
 
 def _workers(main: MainSettings) -> WorkerAccount | None:
@@ -201,15 +216,15 @@ def _listen(
 
 def _say_limits(configuration: Configuration, log: Logger) -> None:
     log.notice('using the "epoll" event method')
-    _warn_of_limits(configuration, log)
+    _warn_of_limits(configuration, lambda: log)
 
 
-def _warn_of_limits(configuration: Configuration, log: Logger) -> None:
+def _warn_of_limits(configuration: Configuration, log: Callable[[], Logger]) -> None:
     connections = configuration.events.worker_connections
     files = configuration.main.worker_rlimit_nofile
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and connections > max(limit, files or 0):
-        log.warn(
+        log().warn(
             f"{connections} worker_connections exceed open file resource limit:"
             f" {limit if files is None else files}"
         )

@@ -25,7 +25,6 @@ from mailproxy.conf.values import (
 )
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import error_log
-from mailproxy.net import openssl
 
 DEFAULT_USER = "nobody"
 """The workers' account if the master is root and there is no `user` directive."""
@@ -162,6 +161,8 @@ def _parse_thread_pool(found: Directive, reading: Reading) -> tuple[str, ...]:
 
 
 def _parse_engine(found: Directive, _: Reading) -> str:
+    from mailproxy.net import openssl  # takes longer to load than all directives
+
     name = c_string(found.words[1].value)
     try:
         openssl.use_engine(name)

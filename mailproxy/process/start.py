@@ -20,6 +20,7 @@ from functools import partial
 from mailproxy import __version__, outside
 from mailproxy.errors import StartError
 from mailproxy.log import Logger, Logs
+from mailproxy.mail import dialogues  # noqa: F401 # workers have them by fork
 from mailproxy.net import listening
 from mailproxy.outside import Findings
 from mailproxy.process import (

@@ -5,7 +5,8 @@ import trio
 from trio.testing import MockClock
 
 from mailproxy.conf.tree import ConfigError
-from mailproxy.net.idle import STALE, Connection, Reuse
+from mailproxy.net.idle import STALE, Connection
+from mailproxy.net.reuse import Reuse
 from mailproxy.process.configuration import ConfigErrors
 from tests.auth.test_http import ASKED, FAILED, WHERE, imap
 from tests.play import Stage, auth_url, load_server

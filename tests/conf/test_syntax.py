@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,12 @@ def words(text: str) -> list[str]:
 )
 def test_words_are_separated_as_nginx_does(text: str, expected: list[str]) -> None:
     assert words(text) == expected
+
+
+def test_only_four_characters_are_blanks() -> None:
+    for blank in filter(str.isspace, map(chr, range(sys.maxunicode + 1))):
+        expected = ["a", "b"] if blank in " \t\r\n" else [f"a{blank}b"]
+        assert words(f"a{blank}b;") == expected
 
 
 @pytest.mark.parametrize(
@@ -297,6 +305,25 @@ def test_any_bytes_give_a_tree_or_an_error_with_a_place(text: str) -> None:
         assert str(error).endswith(f" in F:{error.position.line}")
     else:
         assert read(format_tree(statements)) == shape(statements)
+
+
+def all_words(statements: list[Directive]) -> Iterator[Word]:
+    """The words of a tree, in the order of the file."""
+    for each in statements:
+        yield from each.words
+        yield from all_words(each.block or [])
+
+
+@given(st.one_of(st.binary(max_size=200).map(decode), st.lists(PIECES).map("".join)))
+def test_a_word_is_where_it_says(text: str) -> None:
+    at = 0
+    for word in all_words(parse(SourceText("F", text)).statements):
+        assert word.offset >= at
+        assert text[word.offset] in f"\"'{word.value[:1]}"
+        if "\\" not in text:
+            quoted = text[word.offset] in "\"'"
+            assert text.startswith(word.value, word.offset + quoted)
+        at = word.offset + len(word.value)
 
 
 VALUES = st.text(

@@ -13,7 +13,8 @@ from trio.testing import MockClock
 
 from mailproxy.log import ERROR, SessionInfo
 from mailproxy.mail.client_host import TEMPUNAVAIL, UNAVAILABLE, find_client_host
-from mailproxy.net.dns import Resolver, ResolverSettings
+from mailproxy.net.dns import Resolver
+from mailproxy.net.resolver_settings import ResolverSettings
 from tests.captured_log import CapturedLog
 from tests.name_servers import NEVER, FakeServers, Zone, resolver_settings
 from tests.play import load_server

@@ -23,8 +23,8 @@ from mailproxy.net.idle import (
     SWEEP_SLACK,
     Connection,
     IdleConnections,
-    Reuse,
 )
+from mailproxy.net.reuse import Reuse
 from mailproxy.net.wire import PROBE_IDLE, PROBE_INTERVAL, PROBES, Wire
 from tests.memory import MemoryWire
 from tests.net.test_relay import running, tcp_pair

@@ -361,7 +361,7 @@ class TestOfTheConfiguration:
         path = tmp_path / "new.sock"
         port = free_port()
         wanted = [at(("127.0.0.1", port)), at(str(path), socket.AF_UNIX)]
-        assert listening.test(wanted, log)
+        assert listening.test(wanted, lambda: log)
         assert not path.exists()
         with socket.create_server(("127.0.0.1", port)):
             pass
@@ -374,12 +374,12 @@ class TestOfTheConfiguration:
         with taken_port() as taken, socket.socket(socket.AF_UNIX) as running:
             running.bind(str(path))
             wanted = [at(taken.getsockname()), at(str(path), socket.AF_UNIX)]
-            assert listening.test(wanted, log)
+            assert listening.test(wanted, lambda: log)
         assert path.exists()
         assert texts(captured) == []
 
     def test_fails_as_a_start_would(self, log: Logger, captured: CapturedLog) -> None:
-        assert not listening.test([at(("192.0.2.1", 14300))], log)
+        assert not listening.test([at(("192.0.2.1", 14300))], lambda: log)
         assert texts(captured) == [
             "[emerg] bind() to 192.0.2.1:14300 failed"
             " (99: Cannot assign requested address)"

@@ -16,9 +16,10 @@ import trio.testing
 import trustme
 
 from mailproxy.net.engine import Engine, ListeningWire
-from mailproxy.net.idle import Connection, Reuse
+from mailproxy.net.idle import Connection
 from mailproxy.net.network import Network
 from mailproxy.net.relay import MAX_PIPES, Ended, Relay
+from mailproxy.net.reuse import Reuse
 from mailproxy.net.wire import Wire
 from tests.net.test_wire import no_descriptors_left
 

@@ -1,5 +1,6 @@
 """The memory in which workers share TLS sessions."""
 
+import mmap
 import os
 import signal
 import time
@@ -49,6 +50,27 @@ def test_a_removed_session_is_not_found(zone: SessionZone) -> None:
     zone.store(b"i" * 32, b"session", 300)
     zone.remove(b"i" * 32)
     assert zone.find(b"i" * 32) is None
+
+
+class Searched(mmap.mmap):
+    """Memory that is never searched to its last octet."""
+
+    def find(self, wanted: bytes, start: int, end: int) -> int:  # type: ignore[override] # as it is called
+        assert end < len(self)
+        return super().find(wanted, start, end)
+
+
+def test_nothing_is_read_outside_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmap.find() reads the octet behind its end in some versions of Python."""
+    monkeypatch.setattr(mmap, "mmap", Searched)
+    zone = SessionZone(16 * KIB)  # one bucket, thus the last one
+    for number in range(300):
+        session_id = b"%d" % number
+        zone.store(session_id, b"session", 300)
+        assert zone.find(session_id) == b"session"
+        if number % 2:
+            zone.remove(session_id)
+            assert zone.find(session_id) is None
 
 
 def test_another_process_finds_and_removes_it(zone: SessionZone) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
 
 from mailproxy.errors import StartError
-from mailproxy.log import open_logs
+from mailproxy.log import Logs, open_logs
+from mailproxy.mail.listen import Listen
 from mailproxy.net.listening import Listener
-from mailproxy.process.configuration import load
+from mailproxy.process.configuration import Configuration, load
 from mailproxy.process.messages import MAX_FRAME, Order, write_order
 from mailproxy.process.options import Options
 from mailproxy.process.services import Service
@@ -66,6 +67,8 @@ class Served:
         line: tuple[socket.socket, socket.socket],
         worker: Worker,
         log: Path,
+        path: Path,
+        logs: Logs,
     ) -> None:
         self.socket = listening
         self.master, self.line = line
@@ -74,6 +77,21 @@ class Served:
         self.exit_code: int | None = None
         self.lacking: StartError | None = None
         self._log = log
+        self._path = path
+        self._logs = [logs]
+
+    async def reload(self) -> None:
+        """Have it read its configuration again, as a process without a master does."""
+        configuration, listener = _load(self._path, self.socket)
+        logs = open_logs(configuration.main.error_log, default="")
+        self._logs.append(logs)
+        await self.worker.serve_instead(configuration, [listener], logs)
+
+    def close_logs(self) -> None:
+        """Close those that the worker has left open."""
+        for logs in self._logs:
+            with suppress(OSError):
+                logs.close()
 
     async def serve(self) -> None:
         """Be the worker."""
@@ -122,8 +140,6 @@ async def worker(
         f"error_log {log} error; events {{ accept_mutex_delay {PAUSE:.0f}s; }}"
         "mail { auth_http 127.0.0.1:9; server { listen 127.0.0.1:143; } }"
     )
-    configuration = load(Options(conf_file=str(path)))
-    logs = open_logs(configuration.main.error_log, default="")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ShortSocket() as listening, ours, theirs:
         listening.errors = list(errors)
@@ -131,14 +147,23 @@ async def worker(
         listening.listen()
         for each in (listening, ours, theirs):
             each.setblocking(False)
-        key = socket.AF_INET, socket.inet_aton("127.0.0.1"), 143
-        listener = Listener(listening, key, listen=configuration.listens[0])
+        configuration, listener = _load(path, listening)
+        logs = open_logs(configuration.main.error_log, default="")
         worker = Worker(
             configuration, [listener], logs, [*of_worker(theirs), *services]
         )
-        served = Served(listening, (ours, theirs), worker, log)
+        served = Served(listening, (ours, theirs), worker, log, path, logs)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(served.serve)
             yield served
             worker.stop()
-    logs.close()
+        served.close_logs()
+
+
+def _load(
+    path: Path, listening: socket.socket
+) -> tuple[Configuration, Listener[Listen]]:
+    """The configuration in a file, and the listener of its only server."""
+    configuration = load(Options(conf_file=str(path)))
+    key = socket.AF_INET, socket.inet_aton("127.0.0.1"), 143
+    return configuration, Listener(listening, key, listen=configuration.listens[0])

@@ -12,8 +12,9 @@ from trio.testing import MockClock
 
 from mailproxy.auth.http_answer import parse
 from mailproxy.net.engine import Engine
-from mailproxy.net.idle import Connection, Reuse
+from mailproxy.net.idle import Connection
 from mailproxy.net.network import Network
+from mailproxy.net.reuse import Reuse
 from mailproxy.net.wire import Wire
 from tests.security.world import World, passing, world
 

@@ -35,7 +35,7 @@ from mailproxy.net.openssl.errors import error_text, is_peers_fault
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
 from mailproxy.net.openssl.hello import MAX_HELLO, Hello, read_hello
 from mailproxy.net.openssl.library import NeedsOpenSSLError, unreachable, unsupported
-from mailproxy.net.openssl.material import Validity, shown, use_engine
+from mailproxy.net.openssl.material import Validity, use_engine
 from mailproxy.net.openssl.peers import (
     UNTRUSTED,
     PeerCertificate,
@@ -78,7 +78,6 @@ __all__ = [
     "remove_session",
     "server_certificate",
     "server_name",
-    "shown",
     "unreachable",
     "unsupported",
     "use_engine",

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 
 from mailproxy import outside
+from mailproxy.conf.values import shown
 from mailproxy.net.openssl import callbacks, material
 from mailproxy.net.openssl.errors import failure
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
@@ -52,6 +53,9 @@ class ContextBuilder:
 
     def __init__(self, protocols: Collection[str]) -> None:
         """Begin a context with the options that nginx always sets.
+
+        It does not read ahead, as nginx's do: the engine would not report what OpenSSL
+        then holds, and `SSL_pending` does not count it (see `net/wire.py`).
 
         Args:
           protocols: names as in `ssl_protocols`. OpenSSL has no SSLv2, and most builds
@@ -117,7 +121,7 @@ class ContextBuilder:
           PrivateKeyError: the key is wrong, not the certificate.
         """
         with material.certificates(certificate) as (own, *chain):
-            name = material.shown(certificate)
+            name = shown(certificate)
             if not ssl_h.SSL_CTX_use_certificate(self._ctx, own):
                 raise failure(f'SSL_CTX_use_certificate("{name}") failed')
             der = encoded(own, x509_h.i2d_X509)
@@ -134,7 +138,7 @@ class ContextBuilder:
     def _use_key(self, key: str, passwords: Sequence[bytes] | None) -> None:
         with material.private_key(key, passwords) as private_key:
             if not ssl_h.SSL_CTX_use_PrivateKey(self._ctx, private_key):
-                name = material.shown(key)
+                name = shown(key)
                 raise failure(f'SSL_CTX_use_PrivateKey("{name}") failed')
 
     def compress_certificates(self, *, enable: bool) -> bool:

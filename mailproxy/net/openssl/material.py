@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from mailproxy import outside
+from mailproxy.conf.values import shown
 from mailproxy.net.openssl.errors import failure
 from mailproxy.net.openssl.exceptions import OpenSSLError
 from mailproxy.net.openssl.headers import crypto_h, pem_h, store_h, x509_h
@@ -33,13 +34,6 @@ _NO_MORE = crypto_h.ERR_PACK(crypto_h.ERR_LIB_PEM, pem_h.PEM_R_NO_START_LINE)
 
 MAX_FILE = 64 << 20
 """Octets of a file of certificates, keys or CRLs."""
-
-
-def shown(source: str) -> str:
-    """A certificate or key of the configuration in a message, never its secrets."""
-    if source.startswith("data:") and "PRIVATE KEY" in source:
-        return "data:..."
-    return source
 
 
 @contextlib.contextmanager

@@ -23,11 +23,12 @@ from collections.abc import Callable, Collection, Sequence
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from mailproxy.conf.values import shown
 from mailproxy.net.openssl import certificates, portable_files
 from mailproxy.net.openssl.errors import error_text
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
 from mailproxy.net.openssl.library import NeedsOpenSSLError, unsupported
-from mailproxy.net.openssl.material import Validity, shown
+from mailproxy.net.openssl.material import Validity
 from mailproxy.net.openssl.options import (
     NO_CERTIFICATE_COMPRESSION,
     set_options,

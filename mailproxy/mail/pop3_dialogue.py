@@ -1,0 +1,217 @@
+"""The POP3 dialogues before the login (RFC 1939, RFC 5034), with clients and with backends.
+
+Clients may log in in several ways; backends only see USER and PASS.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from mailproxy.mail.commands import BadCommand, Command, split_words
+from mailproxy.mail.login import Login
+from mailproxy.mail.protocol import Dialogue
+from mailproxy.mail.sasl import clients as sasl
+
+if TYPE_CHECKING:
+    from mailproxy.errors import BackendError, LoginRefused
+    from mailproxy.mail.backend import Backend
+    from mailproxy.mail.client import Client
+    from mailproxy.mail.pop3 import Pop3Settings
+
+MAX_ARGUMENTS = 3
+
+_COMMAND = re.compile(rb"([A-Za-z]{4})(?: +|$)(.*)", re.DOTALL)
+_COMMANDS = frozenset(
+    (b"USER", b"PASS", b"APOP", b"QUIT", b"CAPA", b"AUTH", b"NOOP", b"STLS")
+)
+_OK = b"+OK\r\n"
+_INVALID = b"-ERR invalid command\r\n"
+_TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
+"""Refusals for reasons that are not the user's fault (RFC 2449, section 8.1; RFC
+3206)."""
+
+_UNKNOWN_COMMAND = re.compile(
+    rb"""^-ERR\ (?!\ *\[)[^\r\n]*?\b(?:
+         (?:unknown|unrecogni[sz]ed|invalid|illegal|bad|unsupported|unimplemented)\ commands?
+       | command\ (?:is\ )?(?:unknown|unrecogni[sz]ed|invalid|unsupported|unimplemented
+           | not\ (?:known|recogni[sz]ed|valid|supported|implemented)) )\b""",
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+"""What servers answer to an unknown command. POP3 has no response code for that, and an
+answer with a code (RFC 2449, section 8) is about something else."""
+
+
+async def _read_command(client: Client) -> Command:
+    """Read the next command.
+
+    Raises:
+      BadCommand: the line is not a command.
+      ClientError: the client left.
+    """
+    match = _COMMAND.fullmatch(await client.read_text())
+    if match is None or (name := match[1].upper()) not in _COMMANDS:
+        raise BadCommand(counted=True)
+    if name in (b"USER", b"PASS"):
+        # Names and passwords may contain spaces.
+        arguments = [match[2]] if match[2] else []
+    else:
+        arguments = split_words(match[2], MAX_ARGUMENTS)
+    client.accepted()
+    return Command(name, arguments)
+
+
+class Pop3Dialogue(Dialogue):
+    """The dialogue of one POP3 session."""
+
+    header_refusal = _UNKNOWN_COMMAND
+
+    def __init__(self, client: Client, settings: Pop3Settings) -> None:
+        super().__init__(client)
+        self._settings = settings
+        self._user = b""
+        """The argument of USER, which PASS must follow; empty before USER."""
+
+    def forget(self) -> None:
+        self._user = b""
+
+    async def greet(self) -> None:
+        client = self.client
+        if self._settings.pop3_auth.isdisjoint(("apop", "cram-md5")):
+            await client.send(b"+OK POP3 ready\r\n")
+        else:
+            await client.send(b"+OK POP3 ready %s\r\n" % client.salt)
+
+    async def read_login(self) -> Login | None:
+        client = self.client
+        self._user = b""
+        while True:
+            try:
+                command = await _read_command(client)
+                match command.name:
+                    case b"QUIT":
+                        await client.send(_OK)
+                        return None
+                    case b"STLS" if not self._user and client.may_start_tls:
+                        await client.send(_OK)
+                        await self.start_tls()
+                    case b"PASS" | b"APOP" | b"AUTH" if command.arguments:
+                        return await self._log_in(command)
+                    case _:
+                        await client.send(self._answer(command))
+            except BadCommand as bad:
+                self._user = b""
+                await client.answer_bad(bad, _INVALID)
+
+    def _answer(self, command: Command) -> bytes:
+        """The answer to a command that does not complete a login.
+
+        Raises:
+          BadCommand: the command is not allowed now.
+        """
+        match command.name:
+            case b"NOOP":
+                return _OK
+            case b"CAPA":
+                return self._capabilities()
+            case _ if self._user or not self.client.may_log_in:
+                raise BadCommand
+            case b"USER" if command.arguments:
+                self.client.info.login = command.arguments[0]
+                sasl.check_credentials(command.arguments[0], None, "USER")
+                self._user = command.arguments[0]
+                return _OK
+            case b"AUTH" if not command.arguments:
+                return _listed(
+                    b"+OK methods supported:", sasl.announced(self._settings.pop3_auth)
+                )
+            case _:
+                raise BadCommand
+
+    async def _log_in(self, command: Command) -> Login:
+        """The login that PASS, APOP or AUTH, with arguments, offer.
+
+        Raises:
+          BadCommand: the command is not allowed now, or not well-formed.
+        """
+        client, arguments = self.client, command.arguments
+        if command.name == b"PASS" and self._user:
+            sasl.check_credentials(self._user, arguments[0], "PASS")
+            return Login(method="plain", user=self._user, secret=arguments[0])
+        if command.name == b"PASS" or self._user or not client.may_log_in:
+            raise BadCommand
+        if command.name == b"APOP":
+            return self._apop(arguments)
+        return await sasl.authenticate(
+            client, arguments, self._settings.pop3_auth, self.challenge
+        )
+
+    def _apop(self, arguments: list[bytes]) -> Login:
+        """The login of an APOP command; the auth source verifies its digest.
+
+        Raises:
+          BadCommand: APOP is not enabled, or the command is not well-formed.
+        """
+        if "apop" not in self._settings.pop3_auth or len(arguments) != 2:
+            raise BadCommand
+        user, digest = arguments
+        self.client.info.login = user
+        sasl.check_credentials(user, digest, "APOP")
+        return Login(method="apop", user=user, secret=digest, salt=self.client.salt)
+
+    def _capabilities(self) -> bytes:
+        """The answer to CAPA (RFC 2449); between USER and PASS, STLS is refused."""
+        client, settings = self.client, self._settings
+        lines = list(settings.pop3_capabilities)
+        if client.may_log_in:
+            mechanisms = sasl.announced(settings.pop3_auth)
+            if mechanisms:  # nginx sends an empty line, which RFC 2449 forbids
+                lines.append(b" ".join((b"SASL", *mechanisms)))
+        else:
+            lines = [each for each in lines if each.upper() != b"USER"]
+        if client.may_start_tls and not self._user:
+            lines.append(b"STLS")
+        return _listed(b"+OK Capability list follows", lines)
+
+    async def challenge(self, text: bytes) -> list[bytes]:
+        return await self.client.ask(b"+ %s\r\n" % text, MAX_ARGUMENTS)
+
+    def invalid(self, _login: Login) -> bytes:
+        return _INVALID
+
+    def refusal(self, _login: Login, text: bytes, _code: bytes) -> bytes:
+        return b"-ERR %s\r\n" % text
+
+    async def enter(self, backend: Backend, login: Login) -> bytes:
+        await backend.expect(b"+OK")
+        backend.sending("user name")
+        await backend.send_command(b"USER %s\r\n" % login.user)
+        await _expect_ok(backend)
+        backend.sending("password")
+        await backend.send_command(b"PASS %s\r\n" % (login.secret or b""))
+        return await _expect_ok(backend)
+
+
+def _listed(first: bytes, lines: list[bytes]) -> bytes:
+    """A multi-line answer."""
+    return b"\r\n".join((first, *lines, b".", b""))
+
+
+async def _expect_ok(backend: Backend) -> bytes:
+    """Read the answer to USER or PASS, which must be +OK.
+
+    Raises:
+      LoginRefused: the backend refuses the user or the password.
+      BackendError: the answer is another one.
+    """
+    line = await backend.read_line()
+    if not line.startswith(b"+OK"):
+        raise _refusal(backend, line)
+    return line
+
+
+def _refusal(backend: Backend, line: bytes) -> BackendError | LoginRefused:
+    """The error for an answer that is not +OK."""
+    if line.startswith(b"-ERR") and not _TEMPORARY.match(line):
+        return backend.refused(line)
+    return backend.invalid_reply(line)
