@@ -214,8 +214,6 @@ class _End(Handler):
         for _ in range(MAX_READS):
             if peer.pending:
                 return
-            error = None
-            size = 0
             try:
                 if tls is None:
                     size = os.readv(self.fd, (view,))
@@ -224,16 +222,17 @@ class _End(Handler):
             except _WOULD_BLOCK:
                 self.hung_up = False
                 return
-            except OSError as raised:
-                error = raised
-            if not size:
+            except OSError as error:
                 self.session.end_of(self, error)
+                return
+            if not size:
+                self.session.end_of(self, None)
                 return
             self.wire.received += size
             try:
                 sent = peer.send(view[:size])
-            except OSError as raised:
-                self.session.broken(peer, raised)
+            except OSError as error:
+                self.session.broken(peer, error)
                 return
             if sent < size:
                 return
@@ -410,6 +409,7 @@ class _Session:
         for end in self.ends:
             if end.pipe is not None:
                 self.relay.take_back(end)
+            end.failed = None
             del end.peer
         self.ends = ()
 
@@ -476,7 +476,8 @@ class Relay:
         finally:
             if session.alive:
                 session.leave()
-        ended = session.ended
+        # An error refers to the frames that it went through, and these to the session.
+        ended, session.ended = session.ended, None
         assert ended is not None
         if isinstance(ended, Exception):
             raise ended
