@@ -184,7 +184,9 @@ class Flood:
 
 
 @asynccontextmanager
-async def site(directives: str = "protocol imap;") -> AsyncIterator[Site]:
+async def site(
+    directives: str = "protocol imap; proxy_login literal;",
+) -> AsyncIterator[Site]:
     async with trio.open_nursery() as nursery:
         here = Site(nursery, directives)
         try:
@@ -211,7 +213,9 @@ async def test_logins_beside_floods_of_relayed_sessions() -> None:
 
 
 async def test_logins_beside_floods_of_commands() -> None:
-    async with site("protocol imap; max_commands 1000000;") as here:
+    async with site(
+        "protocol imap; proxy_login literal; max_commands 1000000;"
+    ) as here:
         floods = []
         for _ in range(FLOODS):
             client = here.connect()

@@ -26,9 +26,7 @@ CODE = str(Path(mailproxy.__file__).parent)
 LOGIN = b"a LOGIN u p\r\n"
 LIMIT = 4
 """Seconds of all timeouts."""
-PLAIN = (
-    f"protocol imap; timeout {LIMIT}; auth_http_timeout {LIMIT}; proxy_timeout {LIMIT};"
-)
+PLAIN = f"protocol imap; proxy_login literal; timeout {LIMIT}; auth_http_timeout {LIMIT}; proxy_timeout {LIMIT};"
 SECURE = f"listen 127.0.0.1:1143 ssl; {PLAIN} {TLS}"
 STARTTLS = f"starttls on; {PLAIN} {TLS}"
 SCENES: list[tuple[str, Scene, bool]] = []
@@ -282,7 +280,7 @@ async def no_handshake(here: World) -> None:
     await client.rest()
 
 
-@scene("protocol imap; listen 127.0.0.1:1143 proxy_protocol;")
+@scene("protocol imap; proxy_login literal; listen 127.0.0.1:1143 proxy_protocol;")
 async def no_header(here: World) -> None:
     client = await here.connect()
     await client.send(b"a LOGIN u p\r\n")
