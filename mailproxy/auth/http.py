@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -179,9 +180,13 @@ class AuthHttpSettings(Settings, Source):
 
         return http_request.make_template(self)
 
-    async def check(
-        self, request: AuthRequest, network: Network, timer: Timer, log: Logger
-    ) -> Verdict:
+    @cached_property
+    def _ask(self) -> Callable[..., Coroutine[object, object, Verdict]]:
         from mailproxy.auth import http_exchange  # see `mail/dialogues.py`
 
-        return await http_exchange.check(self, request, network, timer, log)
+        return http_exchange.check
+
+    def check(
+        self, request: AuthRequest, network: Network, timer: Timer, log: Logger
+    ) -> Coroutine[object, object, Verdict]:
+        return self._ask(self, request, network, timer, log)

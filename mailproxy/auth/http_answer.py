@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from mailproxy.auth.verdict import Granted, Refused, Route, is_clean
 from mailproxy.frozen import Frozen
 from mailproxy.log.secrets import HIDDEN, repeats
-from mailproxy.net.lines import CR
+from mailproxy.net.octets import CR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mailproxy.errors import AuthError
-from mailproxy.net.lines import CR, LF, NUL
+from mailproxy.net.octets import CR, LF, NUL
 
 
 def is_clean(text: bytes) -> bool:

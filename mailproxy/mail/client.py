@@ -11,7 +11,8 @@ from mailproxy.log import Phase
 from mailproxy.mail.commands import BadCommand, redacted, split_words, too_long_command
 from mailproxy.mail.trace import client_lines, make_trace
 from mailproxy.net import faults, openssl
-from mailproxy.net.lines import CR, TooLong
+from mailproxy.net.lines import TooLong
+from mailproxy.net.octets import CR
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger, SessionInfo

@@ -68,7 +68,9 @@ def split_words(text: bytes, room: int) -> list[bytes]:
     Raises:
       BadCommand: there are more than `room` words.
     """
-    words = [word for word in text.split(b" ") if word]
+    words = text.split(b" ")
+    if b"" in words:
+        words = [word for word in words if word]
     if len(words) > room:
         raise BadCommand(counted=True)
     return words

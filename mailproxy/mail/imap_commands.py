@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from mailproxy.mail.commands import BadCommand, Command, redacted, too_long_command
 from mailproxy.mail.imap_syntax import Field, parse_id, split_arguments
 from mailproxy.mail.literals import Literal, read_literal
-from mailproxy.net.lines import CR, TooLong
+from mailproxy.net.lines import TooLong
+from mailproxy.net.octets import CR
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
 
 MAX_ARGUMENTS = 3
 
-_TAG = re.compile(rb"[A-Za-z0-9._-]{1,32} +")
-_COMMAND = re.compile(rb"([A-Za-z]+)(?= |$)")
+_TAG = re.compile(rb"([A-Za-z0-9._-]{1,32}) +")
+_COMMAND = re.compile(_TAG.pattern + rb"([A-Za-z]+)(?= |$)")
 _COMMANDS = frozenset(
     (
         *(b"NOOP", b"LOGIN", b"LOGOUT", b"STARTTLS", b"CAPABILITY", b"AUTHENTICATE"),
@@ -48,14 +49,14 @@ class CommandReader:
         self._used = 0
         self._revealing = False
         text = await self._read_text()
-        tag = _TAG.match(text)
-        if tag is None:
+        command = _COMMAND.match(text)
+        if command is None:
+            self._take_tag(text)
             raise self._bad(text)
-        self.tag = tag[0].rstrip(b" ") + b" "
-        command = _COMMAND.match(text, tag.end())
-        if command is None or command[1].upper() not in _COMMANDS:
+        self.tag = command[1] + b" "
+        name = command[2].upper()
+        if name not in _COMMANDS:
             raise self._bad(text)
-        name = command[1].upper()
         self._revealing = name in (b"LOGIN", b"AUTHENTICATE")
         rest = text[command.end() :]
         if name == b"ID":
@@ -115,7 +116,7 @@ class CommandReader:
         try:
             line = await self._client.lines.read_line(self._used)
         except TooLong as too_long:
-            self._notice_tag(too_long.received)
+            self._take_first_tag(too_long.received)
             shown = b"..." if self._revealing else redacted(too_long.received)
             raise too_long_command(self._client.server.protocol, shown) from None
         text = line[:-1].removesuffix(b"\r")
@@ -123,17 +124,22 @@ class CommandReader:
             # nginx accepts any number of CR behind the brace of a literal.
             stripped = text.rstrip(b"\r")
             if CR in stripped or not stripped.endswith(b"}"):
-                self._notice_tag(text)
+                self._take_first_tag(text)
                 raise self._bad(text)
             text = stripped
         self._used += len(line)
         return text
 
-    def _notice_tag(self, line: bytes) -> None:
-        """Take over the tag of a bad line for the answer, if the line begins a command."""
-        tag = None if self._used else _TAG.match(line)
+    def _take_first_tag(self, line: bytes) -> None:
+        """Take the tag of a bad line for the answer, if the line begins a command."""
+        if not self._used:
+            self._take_tag(line)
+
+    def _take_tag(self, line: bytes) -> None:
+        """Take the tag of a bad line for the answer, if it has one."""
+        tag = _TAG.match(line)
         if tag is not None:
-            self.tag = tag[0].rstrip(b" ") + b" "
+            self.tag = tag[1] + b" "
 
     async def _ask_for_literal(self, literal: Literal) -> bytes:
         """Read the data of a literal, and ask the client for it if the client waits."""

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mailproxy.mail.commands import BadCommand
+from mailproxy.mail.commands import BadCommand, split_words
 from mailproxy.mail.literals import Literal, parse_literal
-from mailproxy.net.lines import NUL
+from mailproxy.net.octets import NUL
 
 _ARGUMENT = re.compile(
     rb"""\ *(?: "(?P<quoted>(?:\\.|[^"\\])*)"
@@ -20,8 +20,8 @@ _ARGUMENT = re.compile(
             | (?P<atom>[^ "{][^ ]*) )""",
     re.VERBOSE | re.DOTALL,
 )
-_BLANK = re.compile(rb" *")
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+_QUOTE, _BRACE, _BACKSLASH = b'"{\\'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +46,30 @@ def split_arguments(text: bytes, room: int) -> ParsedArguments:
     Raises:
       BadCommand: there are more, or the line is not well-formed.
     """
+    if _QUOTE not in text and _BRACE not in text:
+        return ParsedArguments(split_words(text, room), None)
     arguments: list[bytes] = []
-    place = 0
-    while not _BLANK.fullmatch(text, place):
+    place, end = 0, len(text.rstrip(b" "))
+    while place < end:
         match = _ARGUMENT.match(text, place)
         if match is None or len(arguments) == room:
             raise BadCommand(counted=True)
         place = match.end()
         quoted, atom = match["quoted"], match["atom"]
-        if atom is not None:
+        if quoted is not None:
+            arguments.append(_unescape(quoted))
+        elif atom is not None:
             arguments.append(atom)
-        elif quoted is not None:
-            arguments.append(_ESCAPED.sub(rb"\1", quoted))
         else:
             return ParsedArguments(
                 arguments, parse_literal(match["size"], match["plus"])
             )
     return ParsedArguments(arguments, None)
+
+
+def _unescape(quoted: bytes) -> bytes:
+    """The text of a quoted string."""
+    return _ESCAPED.sub(rb"\1", quoted) if _BACKSLASH in quoted else quoted
 
 
 Field = tuple[bytes, bytes | None]
@@ -131,7 +138,7 @@ def _take_strings(text: bytes, strings: list[bytes | None]) -> Literal | None:
             _check_room(strings, int(found["size"]))
             return Literal(int(found["size"]), wait=not found["plus"])
         quoted = found["quoted"]
-        _add(strings, None if quoted is None else _ESCAPED.sub(rb"\1", quoted))
+        _add(strings, None if quoted is None else _unescape(quoted))
         text = text[found.end() :]
     return None
 

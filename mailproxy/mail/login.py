@@ -36,7 +36,17 @@ class Login:
     def at_backend(
         self, *, user: bytes, secret: bytes | None, smtp_auth: bool | None
     ) -> Login:
-        """The login for the backend, with the values that the auth source decided on."""
+        """The login for the backend, with the values that the auth source decided on.
+
+        Without the salt, which is for the auth source.
+        """
+        if (user, secret, smtp_auth, b"") == (
+            self.user,
+            self.secret,
+            self.smtp_auth,
+            self.salt,
+        ):
+            return self
         return Login(
             method=self.method,
             user=user,

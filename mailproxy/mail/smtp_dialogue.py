@@ -18,7 +18,7 @@ from mailproxy.mail.commands import BadCommand, redacted, split_words
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue
 from mailproxy.mail.sasl import clients as sasl
-from mailproxy.net.lines import NUL
+from mailproxy.net.octets import NUL
 
 if TYPE_CHECKING:
     from mailproxy.mail.backend import Backend

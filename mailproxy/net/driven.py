@@ -126,6 +126,7 @@ class DrivenTask:
     async def end(self) -> None:
         """Go back to trio in order to end there."""
         self.stop()
+        self._expired = client_timed_out  # the last one may refer to this timer
         if self._send is not None:
             self._engine.moved = True
             await self._go_back()

@@ -8,9 +8,8 @@ cdef class Handler:
 
 
 cdef class Engine:
-    cdef public calls.Epoll _epoll
     cdef public dict _handlers
-    cdef public object _again, _bell, _fault, _parked, _waiting, _stopped
+    cdef public object _epoll, _again, _bell, _fault, _parked, _waiting, _stopped
     cdef public object current, clock, time
     cdef public set limited
     cdef public Py_ssize_t limit

@@ -204,26 +204,25 @@ class _End(Handler):
         for _ in range(MAX_READS):
             if peer.pending:
                 return
-            error = None
-            size = 0
             try:
                 if tls is None:
                     size = calls.receive_into(self.fd, view)
                 else:
                     size = self._receive_tls(tls, view)
-            except OSError as raised:
-                error = raised
+            except OSError as error:
+                self.session.end_of(self, error)
+                return
             if size < 0:
                 self.hung_up = False
                 return
             if not size:
-                self.session.end_of(self, error)
+                self.session.end_of(self, None)
                 return
             self.wire.received += size
             try:
                 sent = peer.send(view[:size])
-            except OSError as raised:
-                self.session.broken(peer, raised)
+            except OSError as error:
+                self.session.broken(peer, error)
                 return
             if sent < size:
                 return
@@ -397,6 +396,7 @@ class _Session:
         for end in self.ends:
             if end.pipe is not None:
                 self.relay.take_back(end)
+            end.failed = None
             del end.peer
         self.ends = ()
 
@@ -463,7 +463,8 @@ class Relay:
         finally:
             if session.alive:
                 session.leave()
-        ended = session.ended
+        # An error refers to the frames that it went through, and these to the session.
+        ended, session.ended = session.ended, None
         assert ended is not None
         if isinstance(ended, Exception):
             raise ended

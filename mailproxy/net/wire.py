@@ -126,7 +126,12 @@ class Wire(Readiness):
             self._needs = calls.READABLE
             return None
         self.received += len(data)
-        if len(data) < size and not self.hung_up:
+        if len(data) == size:
+            # There may be more, and more of it may come all the time: others have their
+            # turn before it is read.
+            self.readable = False
+            self.engine.rearm(self.fd, calls.BOTH_WAYS)
+        elif not self.hung_up:
             self.readable = False  # a short read empties it (epoll(7))
         return data
 

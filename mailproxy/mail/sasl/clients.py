@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 USER_CHALLENGE = base64.b64encode(b"Username:")
 PASSWORD_CHALLENGE = base64.b64encode(b"Password:")
-_ALPHABET = re.compile(rb"[A-Za-z0-9+/]*")
 _XOAUTH2 = re.compile(
     rb"user=([^\x01]*)\x01auth=Bearer ([^\x01]*)\x01\x01", re.IGNORECASE
 )
@@ -198,10 +197,9 @@ def decode(text: bytes, mechanism: str) -> bytes:
       BadCommand: an octet is outside the alphabet, or the length is impossible.
     """
     digits = text.partition(b"=")[0]
-    if not _ALPHABET.fullmatch(digits) or len(digits) % 4 == 1:
-        raise _invalid("base64 encoding", f"AUTH {mechanism}")
+    padding = b"=" * (-len(digits) % 4)
     try:
-        return binascii.a2b_base64(digits + b"=" * (-len(digits) % 4))
+        return binascii.a2b_base64(digits + padding, strict_mode=True)
     except binascii.Error as error:
         raise _invalid("base64 encoding", f"AUTH {mechanism}") from error
 
