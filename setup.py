@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from mailproxy import compiled
 
-FLAGS = ("-O2", "-fno-semantic-interposition", "-fvisibility=hidden")
+FLAGS = ("-O2", "-g0", "-fno-semantic-interposition", "-fvisibility=hidden")
 
 
 class BuildCore(build_ext):

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -42,10 +41,13 @@ def _core() -> tuple[ModuleType | None, str | None]:
     """Return the build, if it can be used, and else what is wrong with it, if it is."""
     if os.environ.get("MAILPROXY_PURE"):
         return None, None
-    try:
-        core = importlib.import_module("mailproxy._core")
-    except ModuleNotFoundError:
+    # Not by an ordinary import: another checkout may be installed, with a build.
+    spec = PathFinder.find_spec("mailproxy._core", [str(Path(__file__).parent)])
+    if spec is None or spec.loader is None:
         return None, None
+    try:
+        core = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(core)
     except ImportError as error:
         return None, f"the compiled core cannot be loaded, Python runs instead: {error}"
     if digest() != core.SOURCES:

@@ -271,6 +271,7 @@ def connect(request: pytest.FixtureRequest, files: Certificates) -> Iterator[Con
         with socket.create_server(("127.0.0.1", 0)) as listening:
             theirs = socket.create_connection(listening.getsockname())
             ours, _ = listening.accept()
+        theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire = theirs.dup()
         ends = (
             context.wrap_socket(ours, server_side=True, do_handshake_on_connect=False),
@@ -315,6 +316,7 @@ def test_tls_is_received(calls: ModuleType, connect: Connect) -> None:
     assert ours.receive(2) == b"he"
     assert ours.pending() == 3
     assert ours.receive(100_000) == b"llo"
+    wait(tls)
     assert ours.receive_into(memoryview(room)[1:9]) == 5
     assert room == b"\0world\0\0\0\0"
 
@@ -364,7 +366,7 @@ def leave(tls: Tls) -> None:
 
 
 def break_off(tls: Tls) -> None:
-    tls.theirs.detach()
+    tls.theirs.close()
     reset(tls.wire)
 
 
