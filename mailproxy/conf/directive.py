@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Self, TypeVar, cast
@@ -151,7 +150,8 @@ def documented(settings: type[Settings]) -> dict[str, str]:
 
     They are read from the source, because a class does not keep them.
     """
-    import ast  # only the generated table needs it
+    import ast  # only the generated table needs them
+    import textwrap
 
     tree = ast.parse(textwrap.dedent(inspect.getsource(settings)))
     body = cast("ast.ClassDef", tree.body[0]).body
