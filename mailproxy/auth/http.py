@@ -48,15 +48,14 @@ class AuthUrl:
 
 
 def _parse_url(found: Directive, _: Reading) -> AuthUrl | None:
-    word = found.words[1]
-    text = word.value.removeprefix("http://")
+    text = found.values[1].removeprefix("http://")
     try:
         url = parse_url(text, 80, uri=True)
     except AddressError as error:
         secure = text.startswith("https://")
         raise ConfigError(
             f'{error} in auth_http "{text}"',
-            word,
+            found.words[1],
             "an auth server is asked by http:// only"
             if secure
             else error.remedy or "nginx accepts host[:port][/uri] or unix:/path[:/uri]",

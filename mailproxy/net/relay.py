@@ -244,7 +244,8 @@ class _End(Handler):
         """
         tls = self.tls
         sent = calls.send_from(self.fd, data) if tls is None else tls.send_from(data)
-        sent = max(sent, 0)
+        if sent < 0:
+            sent = 0
         self.wire.sent += sent
         if sent < len(data):
             self.pending = bytes(data[sent:])

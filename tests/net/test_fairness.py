@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -86,8 +86,12 @@ class Site:
                 stack.callback(backend.close)
                 await self.network.relay.carry(client, backend, idle_limit=60.0)
 
-        self._nursery.start_soon(driven.run, self.engine, carry)
+        self.begin(carry)
         return Flood(source, sink)
+
+    def begin(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Start a driven task."""
+        self._nursery.start_soon(driven.run, self.engine, work)
 
     async def round(self) -> None:
         """Let the engine hand out once, and all tasks of trio run."""
@@ -251,3 +255,51 @@ async def test_a_turn_of_a_flood_of_commands(
             turn = flood.go_on().count(b"\n")
             assert turn <= room + 1
             answers += turn
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+async def test_nothing_is_lost_between_reads_that_fill_their_buffer(size: int) -> None:
+    """Until the end, which may have come long before."""
+    sent = bytes(range(256)) * 10
+    async with site() as here:
+        wire, far = here.pair()
+        far.sendall(sent)
+        far.shutdown(socket.SHUT_WR)
+        received = b""
+
+        async def dialogue() -> None:
+            nonlocal received
+            while data := await wire.receive_some(size):
+                received += data
+            wire.close()
+
+        here.begin(dialogue)
+        while not wire.closed:
+            await here.round()
+        assert received == sent
+
+
+@pytest.mark.parametrize("more", [b"", b"b SELECT INBOX\r\n"])
+async def test_a_relay_begins_after_a_read_that_fills_its_buffer(more: bytes) -> None:
+    login = b"a LOGIN u p\r\n"
+    async with site() as here:
+        (client, far), (backend, sink) = here.pair(), here.pair()
+        far.sendall(login + more)
+
+        async def work() -> None:
+            with contextlib.ExitStack() as stack:
+                stack.callback(client.close)
+                stack.callback(backend.close)
+                assert await client.receive_some(len(login)) == login
+                await here.network.relay.carry(client, backend, idle_limit=60.0)
+
+        here.begin(work)
+        if more:
+            assert await here.heard(sink, more) == more
+        else:
+            await here.round()
+        far.sendall(b"c NOOP\r\n")
+        assert await here.heard(sink, b"c NOOP\r\n") == b"c NOOP\r\n"
+        far.shutdown(socket.SHUT_WR)
+        while not client.closed:
+            await here.round()

@@ -54,9 +54,6 @@ class ContextBuilder:
     def __init__(self, protocols: Collection[str]) -> None:
         """Begin a context with the options that nginx always sets.
 
-        It does not read ahead, as nginx's do: the engine would not report what OpenSSL
-        then holds, and `SSL_pending` does not count it (see `net/wire.py`).
-
         Args:
           protocols: names as in `ssl_protocols`. OpenSSL has no SSLv2, and most builds
             of it have no SSLv3: as in nginx, these names have no effect then.
