@@ -37,7 +37,7 @@ cdef class TlsCalls:
     cdef object _connection, _owner
     cdef void *_ssl
     cdef readonly unsigned int needs
-    cdef bint _would_block(self, int result) except -1
+    cdef int _outcome(self, int result) except -1
     cpdef object receive(self, Py_ssize_t size)
     cpdef Py_ssize_t receive_into(self, unsigned char[::1] view) except -2
     cpdef Py_ssize_t send(self, data) except -2

@@ -126,6 +126,11 @@ cdef enum:
     SSL_ERROR_WANT_WRITE = 3
     SSL_ERROR_SYSCALL = 5
 
+cdef enum:
+    FAILED = 0
+    BLOCKED = 1
+    BROKEN = 2
+
 cdef bint NUMBERS_ARE_KEPT = (
     sys.version_info >= (3, 12, 3) or (3, 11, 9) <= sys.version_info < (3, 12)
 )
@@ -153,9 +158,9 @@ cdef bint _find_openssl() except -1:
 cdef class TlsCalls:
     """Calls OpenSSL's functions, and the methods of `ssl` for what has failed.
 
-    A call that has failed for good says so again when it is repeated, as OpenSSL
-    requires: the connection is over, and its error still stands in OpenSSL's queue. So the
-    exception is made by `ssl`, and is the same as without this module.
+    A call that has failed says so again when it is repeated: the connection is over, and
+    its error still stands in OpenSSL's queue. So the exception is made by `ssl`, and is
+    the same as without this module. Only errors of the system are told once.
     """
 
     def __init__(self, connection):
@@ -167,20 +172,26 @@ cdef class TlsCalls:
             self._owner = connection._sslobj
             self._ssl = <void *><size_t>library.ssl_of(connection)
 
-    cdef bint _would_block(self, int result) except -1:
-        """Whether a call that has returned `result` has to wait for `needs`."""
+    cdef int _outcome(self, int result) except -1:
+        """What it means that a call has returned `result`.
+
+        BLOCKED: it has to wait for `needs`. BROKEN: by an error of the system, which
+        `ssl` does not tell, and takes for an end when it reads. FAILED: ask `ssl`.
+        """
         cdef int number = errno.errno
         cdef int reason = SSL_get_error(self._ssl, result)
         if reason == SSL_ERROR_WANT_READ:
             self.needs = READABLE
-            return True
+            return BLOCKED
         if reason == SSL_ERROR_WANT_WRITE:
             self.needs = WRITABLE
-            return True
-        if reason == SSL_ERROR_SYSCALL and number and NUMBERS_ARE_KEPT:
+            return BLOCKED
+        if reason != SSL_ERROR_SYSCALL or not number:
+            return FAILED
+        if NUMBERS_ARE_KEPT:
             errno.errno = number
             PyErr_SetFromErrno(OSError)
-        return False
+        return BROKEN
 
     cpdef object receive(self, Py_ssize_t size):
         cdef char chunk[CHUNK]
@@ -192,8 +203,9 @@ cdef class TlsCalls:
             result = SSL_read_ex(self._ssl, chunk, min(size, <Py_ssize_t>CHUNK), &done)
             if result > 0:
                 return PyBytes_FromStringAndSize(chunk, done)
-            if self._would_block(result):
-                return None
+            result = self._outcome(result)
+            if result != FAILED:
+                return None if result == BLOCKED else b""
         try:
             return self._connection.recv(size)
         except ssl.SSLWantReadError:
@@ -210,8 +222,9 @@ cdef class TlsCalls:
             result = SSL_read_ex(self._ssl, &view[0], view.shape[0], &done)
             if result > 0:
                 return done
-            if self._would_block(result):
-                return -1
+            result = self._outcome(result)
+            if result != FAILED:
+                return -1 if result == BLOCKED else 0
         try:
             return self._connection.recv_into(view)
         except ssl.SSLWantReadError:
@@ -234,7 +247,7 @@ cdef class TlsCalls:
             )
             if result > 0:
                 return done
-            if self._would_block(result):
+            if self._outcome(result) == BLOCKED:
                 return -1
         return self._send_by_ssl(data)
 
@@ -246,7 +259,7 @@ cdef class TlsCalls:
             result = SSL_write_ex(self._ssl, &view[0], view.shape[0], &done)
             if result > 0:
                 return done
-            if self._would_block(result):
+            if self._outcome(result) == BLOCKED:
                 return -1
         return self._send_by_ssl(view)
 
