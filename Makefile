@@ -12,7 +12,9 @@ help:  ## this list
 
 ## Development ------------------------------------------------------------------
 
+# Without byte code, which not every start may write, each compiles what it imports.
 env: $(BIN)/mailproxy  ## the environment in .venv, from requirements-dev.txt
+	@$(BIN)/python -m compileall -q mailproxy
 
 # The stamp is the installed command itself; a changed lock file or project file renews it.
 $(BIN)/mailproxy: requirements-dev.txt pyproject.toml

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
-import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -172,6 +172,7 @@ def _run(found: Arguments, name: str, argv: Sequence[str]) -> int:
     if found.command == "demo":
         from mailproxy import demo  # imports servers that only the demo needs
 
+        gc.enable()
         return demo.main(found.rest)
     if found.show_version:
         _show(found, name)
@@ -202,7 +203,8 @@ def _show(found: Arguments, name: str) -> None:
         default = _default_file(name)
         show(usage(name, os.path.dirname(default) + "/", default))
     if found.show_configure:
-        import ssl  # takes longer to import than everything else
+        import platform  # these take longer to import than everything else
+        import ssl
 
         from mailproxy.mail.ssl_context import not_available
 

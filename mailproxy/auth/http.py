@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -47,15 +48,14 @@ class AuthUrl:
 
 
 def _parse_url(found: Directive, _: Reading) -> AuthUrl | None:
-    word = found.words[1]
-    text = word.value.removeprefix("http://")
+    text = found.values[1].removeprefix("http://")
     try:
         url = parse_url(text, 80, uri=True)
     except AddressError as error:
         secure = text.startswith("https://")
         raise ConfigError(
             f'{error} in auth_http "{text}"',
-            word,
+            found.words[1],
             "an auth server is asked by http:// only"
             if secure
             else error.remedy or "nginx accepts host[:port][/uri] or unix:/path[:/uri]",
@@ -179,9 +179,13 @@ class AuthHttpSettings(Settings, Source):
 
         return http_request.make_template(self)
 
-    async def check(
-        self, request: AuthRequest, network: Network, timer: Timer, log: Logger
-    ) -> Verdict:
+    @cached_property
+    def _ask(self) -> Callable[..., Coroutine[object, object, Verdict]]:
         from mailproxy.auth import http_exchange  # see `mail/dialogues.py`
 
-        return await http_exchange.check(self, request, network, timer, log)
+        return http_exchange.check
+
+    def check(
+        self, request: AuthRequest, network: Network, timer: Timer, log: Logger
+    ) -> Coroutine[object, object, Verdict]:
+        return self._ask(self, request, network, timer, log)

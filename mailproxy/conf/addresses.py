@@ -63,6 +63,15 @@ class AddressError(Frozen, ValueError):
 
 def ipv4(text: str) -> str | None:
     """A dotted quad in canonical form, or None if nginx takes it for a name."""
+    try:
+        socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return _unusual_ipv4(text)
+    return None if text == "255.255.255.255" else text
+
+
+def _unusual_ipv4(text: str) -> str | None:
+    """The same for what inet_pton(3) refuses: octets that are empty, or begin with 0."""
     octets = text.split(".")
     if len(octets) != 4:
         return None
@@ -138,6 +147,9 @@ def _not_found(host: str, error: Exception | None = None) -> AddressError:
     return AddressError("host not found", remedy)
 
 
+_PATH = re.compile(r"[/?].*", re.DOTALL)
+
+
 def parse_url(
     text: str, default_port: int = 0, *, listen: bool = False, uri: bool = False
 ) -> Url:
@@ -158,13 +170,11 @@ def parse_url(
     bracket = text.find("]") if text.startswith("[") else 0
     if bracket < 0:
         raise AddressError("invalid host")
-    cut = min(
-        (at for mark in "/?" if (at := text.find(mark, bracket)) >= 0), default=-1
-    )
-    if cut >= 0:
+    found = _PATH.search(text, bracket)
+    if found is not None:
         if listen or not uri:
             raise AddressError("invalid host")
-        rest, path = text[:cut], text[cut:]
+        rest, path = text[: found.start()], found[0]
     if text.startswith("["):
         return _parse_ipv6(rest, bracket, default_port, path, listen=listen)
     return _parse_ipv4_or_name(rest, default_port, path, listen=listen)
@@ -253,12 +263,12 @@ def _url(
     host: str, ports: tuple[int, int], uri: str, found: list[tuple[int, str]]
 ) -> Url:
     first, last = ports
-    addresses = tuple(
+    addresses = [
         _at(family, address, port)
         for port in range(first, last + 1)
         for family, address in found
-    )
-    return Url(host, first, uri, addresses)
+    ]
+    return Url(host, first, uri, tuple(addresses))
 
 
 def cidr(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Self, TypeVar, cast
@@ -151,7 +150,8 @@ def documented(settings: type[Settings]) -> dict[str, str]:
 
     They are read from the source, because a class does not keep them.
     """
-    import ast  # only the generated table needs it
+    import ast  # only the generated table needs them
+    import textwrap
 
     tree = ast.parse(textwrap.dedent(inspect.getsource(settings)))
     body = cast("ast.ClassDef", tree.body[0]).body
@@ -171,7 +171,7 @@ def documented(settings: type[Settings]) -> dict[str, str]:
 class Given:
     """The value that a block gives to one directive."""
 
-    __slots__ = ("directive", "statements", "value")
+    __slots__ = ("_earlier", "directive", "value")
 
     def __init__(
         self,
@@ -182,8 +182,12 @@ class Given:
         self.value = value
         self.directive = directive
         """The statement; the last one if several were added."""
-        self.statements = (*earlier, directive)
+        self._earlier = earlier
+
+    @property
+    def statements(self) -> tuple[Directive, ...]:
         """All statements that the value comes from, in file order."""
+        return (*self._earlier, self.directive)
 
     @property
     def position(self) -> Position:
@@ -256,10 +260,9 @@ class Block:
         found = self._values.get(settings)
         if found is None:
             found = {} if self.parent is None else dict(self.parent.values(settings))
-            known = declarations(settings)
-            for name, given in self.given.items():
-                if name in known:
-                    found[name] = given.value
+            given = self.given
+            for name in given.keys() & declarations(settings).keys():
+                found[name] = given[name].value
             if self.blocks:  # each of them will ask for it again
                 self._values[settings] = found
         return found

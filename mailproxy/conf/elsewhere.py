@@ -6,6 +6,8 @@ the manuals of nginx, NGINX Plus and Angie.
 """
 
 import re
+from functools import cache
+from typing import Literal
 
 _HTTP = """
     absolute_redirect access_log add_after_body add_before_body add_header
@@ -180,14 +182,28 @@ _MAIL = {
 }
 
 
-def _patterns(table: dict[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+def module_of(name: str) -> str | None:
+    """The module that a directive belongs to; nginx alone does not know it."""
+    return _owner(name, "module")
+
+
+def extension_of(name: str) -> str | None:
+    """The same, for directives that others have added to nginx's mail."""
+    return _owner(name, "mail")
+
+
+def _owner(name: str, kind: Literal["module", "mail"]) -> str | None:
+    found = (owner for pattern, owner in _patterns(kind) if pattern.fullmatch(name))
+    return next(found, None)
+
+
+@cache
+def _patterns(
+    kind: Literal["module", "mail"],
+) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """The patterns of whole names, compiled when there is an error to explain."""
+    table = _MODULES if kind == "module" else _MAIL
     return tuple(
         (re.compile("|".join(re.sub(r"\s+\|", "|", names).split()), re.ASCII), owner)
         for owner, names in table.items()
     )
-
-
-MODULES = _patterns(_MODULES)
-"""Patterns of whole names, and the module they belong to; nginx alone does not know them."""
-MAIL = _patterns(_MAIL)
-"""The same, for directives that others have added to nginx's mail."""

@@ -16,23 +16,24 @@ ACTIONS: tuple[dict[str, int | tuple[int, str]], ...] = (
     {'EOF': (0, 'start'), 'BARE': 1, 'DQUOTED': 2, 'LAST': 3, 'SQUOTED': 4},
     {'BARE': (1, '___words_plus_1'), 'DQUOTED': (1, '___words_plus_1'), 'END': (1, '___words_plus_1'), 'LAST': (1, '___words_plus_1'), 'LUA': (1, '___words_plus_1'), 'OPEN': (1, '___words_plus_1'), 'SQUOTED': (1, '___words_plus_1')},
     {'BARE': (1, '___words_plus_1'), 'DQUOTED': (1, '___words_plus_1'), 'END': (1, '___words_plus_1'), 'LAST': (1, '___words_plus_1'), 'LUA': (1, '___words_plus_1'), 'OPEN': (1, '___words_plus_1'), 'SQUOTED': (1, '___words_plus_1')},
-    {'EOF': (1, '_statement'), 'BARE': (1, '_statement'), 'CLOSE': (1, '_statement'), 'DQUOTED': (1, '_statement'), 'LAST': (1, '_statement'), 'SQUOTED': (1, '_statement')},
+    {'EOF': (1, '__start_star_0'), 'BARE': (1, '__start_star_0'), 'CLOSE': (1, '__start_star_0'), 'DQUOTED': (1, '__start_star_0'), 'LAST': (1, '__start_star_0'), 'SQUOTED': (1, '__start_star_0')},
     {'BARE': (1, '___words_plus_1'), 'DQUOTED': (1, '___words_plus_1'), 'END': (1, '___words_plus_1'), 'LAST': (1, '___words_plus_1'), 'LUA': (1, '___words_plus_1'), 'OPEN': (1, '___words_plus_1'), 'SQUOTED': (1, '___words_plus_1')},
     {'BARE': 10, 'DQUOTED': 11, 'END': (1, '_words'), 'LAST': (1, '_words'), 'LUA': (1, '_words'), 'OPEN': (1, '_words'), 'SQUOTED': 12},
-    {'EOF': (1, 'start'), 'BARE': 1, 'DQUOTED': 2, 'LAST': 3, 'SQUOTED': 4},
+    {'EOF': (1, 'start'), 'BARE': 1, 'DQUOTED': 2, 'LAST': 13, 'SQUOTED': 4},
     {'EOF': (1, '__start_star_0'), 'BARE': (1, '__start_star_0'), 'CLOSE': (1, '__start_star_0'), 'DQUOTED': (1, '__start_star_0'), 'LAST': (1, '__start_star_0'), 'SQUOTED': (1, '__start_star_0')},
-    {'END': 14, 'LAST': 15, 'LUA': 16, 'OPEN': 17},
+    {'END': 15, 'LAST': 16, 'LUA': 17, 'OPEN': 18},
     {},
     {'BARE': (2, '___words_plus_1'), 'DQUOTED': (2, '___words_plus_1'), 'END': (2, '___words_plus_1'), 'LAST': (2, '___words_plus_1'), 'LUA': (2, '___words_plus_1'), 'OPEN': (2, '___words_plus_1'), 'SQUOTED': (2, '___words_plus_1')},
     {'BARE': (2, '___words_plus_1'), 'DQUOTED': (2, '___words_plus_1'), 'END': (2, '___words_plus_1'), 'LAST': (2, '___words_plus_1'), 'LUA': (2, '___words_plus_1'), 'OPEN': (2, '___words_plus_1'), 'SQUOTED': (2, '___words_plus_1')},
     {'BARE': (2, '___words_plus_1'), 'DQUOTED': (2, '___words_plus_1'), 'END': (2, '___words_plus_1'), 'LAST': (2, '___words_plus_1'), 'LUA': (2, '___words_plus_1'), 'OPEN': (2, '___words_plus_1'), 'SQUOTED': (2, '___words_plus_1')},
     {'EOF': (2, '__start_star_0'), 'BARE': (2, '__start_star_0'), 'CLOSE': (2, '__start_star_0'), 'DQUOTED': (2, '__start_star_0'), 'LAST': (2, '__start_star_0'), 'SQUOTED': (2, '__start_star_0')},
+    {'EOF': (2, '__start_star_0'), 'BARE': (2, '__start_star_0'), 'CLOSE': (2, '__start_star_0'), 'DQUOTED': (2, '__start_star_0'), 'LAST': (2, '__start_star_0'), 'SQUOTED': (2, '__start_star_0')},
     {'EOF': (2, '_statement'), 'BARE': (2, '_statement'), 'CLOSE': (2, '_statement'), 'DQUOTED': (2, '_statement'), 'LAST': (2, '_statement'), 'SQUOTED': (2, '_statement')},
     {'EOF': (2, '_statement'), 'BARE': (2, '_statement'), 'CLOSE': (2, '_statement'), 'DQUOTED': (2, '_statement'), 'LAST': (2, '_statement'), 'SQUOTED': (2, '_statement')},
     {'EOF': (2, '_statement'), 'BARE': (2, '_statement'), 'CLOSE': (2, '_statement'), 'DQUOTED': (2, '_statement'), 'LAST': (2, '_statement'), 'SQUOTED': (2, '_statement')},
-    {'BARE': 1, 'CLOSE': 18, 'DQUOTED': 2, 'LAST': 3, 'SQUOTED': 4},
+    {'BARE': 1, 'CLOSE': 19, 'DQUOTED': 2, 'LAST': 3, 'SQUOTED': 4},
     {'EOF': (3, '_statement'), 'BARE': (3, '_statement'), 'CLOSE': (3, '_statement'), 'DQUOTED': (3, '_statement'), 'LAST': (3, '_statement'), 'SQUOTED': (3, '_statement')},
-    {'BARE': 1, 'CLOSE': 20, 'DQUOTED': 2, 'LAST': 3, 'SQUOTED': 4},
+    {'BARE': 1, 'CLOSE': 21, 'DQUOTED': 2, 'LAST': 13, 'SQUOTED': 4},
     {'EOF': (4, '_statement'), 'BARE': (4, '_statement'), 'CLOSE': (4, '_statement'), 'DQUOTED': (4, '_statement'), 'LAST': (4, '_statement'), 'SQUOTED': (4, '_statement')},
 )
 GOTOS: tuple[dict[str, int], ...] = (
@@ -42,7 +43,7 @@ GOTOS: tuple[dict[str, int], ...] = (
     {},
     {},
     {},
-    {'___words_plus_1': 5, '_statement': 13, '_words': 8},
+    {'___words_plus_1': 5, '_statement': 14, '_words': 8},
     {},
     {},
     {},
@@ -53,9 +54,10 @@ GOTOS: tuple[dict[str, int], ...] = (
     {},
     {},
     {},
-    {'___words_plus_1': 5, '__start_star_0': 19, '_statement': 7, '_words': 8},
     {},
-    {'___words_plus_1': 5, '_statement': 13, '_words': 8},
+    {'___words_plus_1': 5, '__start_star_0': 20, '_statement': 7, '_words': 8},
+    {},
+    {'___words_plus_1': 5, '_statement': 14, '_words': 8},
     {},
 )
 SOURCE = """\
@@ -77,10 +79,9 @@ SOURCE = """\
 //
 // After a change: make grammar
 
-start: _statement*
-_statement: LAST
-          | _words (LAST | END)
-          | _words OPEN _statement* CLOSE
+start: (LAST | _statement)*
+_statement: _words (LAST | END)
+          | _words OPEN (LAST | _statement)* CLOSE
           | _words LUA
 _words: (BARE | DQUOTED | SQUOTED)+
 

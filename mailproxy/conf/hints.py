@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from mailproxy.conf.elsewhere import HTTP, MAIL, MODULES, STREAM
+from mailproxy.conf.elsewhere import HTTP, STREAM, extension_of, module_of
 from mailproxy.conf.tree import Directive, Position, SourceText, Word, decode
 
 _MAX_DISTANCE = 3
@@ -84,12 +84,12 @@ def elsewhere(name: str) -> str | None:
         return f'"{name}" is a directive of http, not of mail'
     if name in STREAM:
         return f'"{name}" is a directive of stream, not of mail'
-    for pattern, module in MODULES:
-        if pattern.fullmatch(name):
-            return f'"{name}" is a directive of {module}, not of mail'
-    for pattern, owner in MAIL:
-        if pattern.fullmatch(name):
-            return f'"{name}" is a directive of {owner}, which nginx does not have'
+    module = module_of(name)
+    if module is not None:
+        return f'"{name}" is a directive of {module}, not of mail'
+    owner = extension_of(name)
+    if owner is not None:
+        return f'"{name}" is a directive of {owner}, which nginx does not have'
     return None
 
 

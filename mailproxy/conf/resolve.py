@@ -137,9 +137,14 @@ class Interpreter:
         self.reading.messages.append(message)
 
     def _run(self, statements: list[Directive], block: Block) -> None:
+        directives = self._places.tables[block.context].directives
         for statement in statements:
+            declaration = directives.get(statement.values[0])
             try:
-                self._statement(statement, block)
+                if declaration is not None:
+                    self._set(statement, declaration, block)
+                else:
+                    self._run_other(statement, block)
             except ConfigError as error:
                 position = error.position
                 remedy = (
@@ -151,21 +156,16 @@ class Interpreter:
                     end = statement.words[0].source.line(statement.end)
                     position = position._replace(end=end)
                 # If a ";" was forgotten, a directive may be among the arguments.
-                block.failed.update(word.value for word in statement.words)
+                block.failed.update(statement.values)
                 self._say(error.with_place(position, remedy))
 
-    def _statement(self, statement: Directive, block: Block) -> None:
+    def _run_other(self, statement: Directive, block: Block) -> None:
+        """Execute a statement that sets no value: a block, an `include`."""
         name = statement.name
-        table = self._places.tables[block.context]
-        declaration = table.directives.get(name)
-        if declaration is not None:
-            _check_form(statement, declaration.value.least, declaration.value.most)
-            _check_nul(statement)
-            self._set(statement, declaration, block)
-            self._warn_of_variables(statement, declaration.value.means_dollar)
-        elif name in table.blocks:
+        blocks = self._places.tables[block.context].blocks
+        if name in blocks:
             _check_form(statement, 0, 0, block=True)
-            self._enter(statement, table.blocks[name], block)
+            self._enter(statement, blocks[name], block)
         elif name == "include":
             _check_form(statement, 1, 1)
             _check_nul(statement)
@@ -197,7 +197,7 @@ class Interpreter:
         if declaration is None:
             return None
         meant = declaration.value.means_dollar
-        words = [word.value for word in statement.args]
+        words = statement.values[1:]
         found = any(has_variable(word) and not meant(word) for word in words)
         return NO_VARIABLES if found else None
 
@@ -207,13 +207,13 @@ class Interpreter:
         meant: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """Warn of a ``$`` that is not a variable, without the value, which may be secret."""
-        for word in statement.args:
-            if has_variable(word.value) and not meant(word.value):
+        for at, value in enumerate(statement.values):
+            if "$" in value and at and has_variable(value) and not meant(value):
                 self.reading.statement = statement
                 self.reading.warn(
                     f'"{statement.name}" directive has no variables, '
                     '"$" is taken literally',
-                    word,
+                    statement.words[at],
                     NO_VARIABLES,
                 )
                 return
@@ -221,7 +221,9 @@ class Interpreter:
     def _set(
         self, statement: Directive, declaration: Declaration, block: Block
     ) -> None:
-        name = declaration.name
+        name, value = declaration.name, declaration.value
+        _check_form(statement, value.least, value.most)
+        _check_nul(statement)
         before = block.given.get(name)
         if before is not None and declaration.repeats == "duplicate":
             line = before.position
@@ -233,19 +235,20 @@ class Interpreter:
         self.reading.block = block
         self.reading.statement = statement
         try:
-            value = declaration.value.parse(statement, self.reading)
+            found = value.parse(statement, self.reading)
         except ValueError as reason:
             wrong = statement.words[0 if isinstance(reason, DuplicateError) else 1]
             raise ConfigError(
-                f'"{name}" directive {reason}', wrong, declaration.value.remedy
+                f'"{name}" directive {reason}', wrong, value.remedy
             ) from None
         if before is not None and declaration.repeats == "add":
-            value = _add(before.value, value)
-            block.given[name] = Given(value, statement, before.statements)
+            found = _add(before.value, found)
+            block.given[name] = Given(found, statement, before.statements)
         else:
-            block.given[name] = Given(value, statement)
+            block.given[name] = Given(found, statement)
         if declaration.obsolete:
             self.reading.warn(declaration.obsolete, statement)
+        self._warn_of_variables(statement, value.means_dollar)
 
     def _enter(self, statement: Directive, kind: BlockKind, parent: Block) -> None:
         self._blocks_begun = True
@@ -273,8 +276,7 @@ class Interpreter:
             self._checks[kind.name] = first, len(self.reading.messages)
 
     def _include_all(self, statement: Directive, block: Block | None) -> None:
-        word = statement.words[1]
-        path = self.reading.in_directory(c_string(word.value))
+        path = self.reading.in_directory(c_string(statement.values[1]))
         if not any(mark in path for mark in "*?["):
             self._include(path, statement, block)
             return
@@ -307,7 +309,7 @@ class Interpreter:
                     self._check_hidden(statement)
                     left.append(iter(statement.block))
                     break
-                if statement.name == "include" and len(statement.words) == 2:
+                if statement.name == "include" and len(statement.values) == 2:
                     self._include_all(statement, None)
             else:
                 left.pop()
@@ -334,20 +336,20 @@ def _check_nul(statement: Directive) -> None:
 
     nginx cuts some words there, and refuses or passes on others.
     """
-    for word in statement.args:
-        if "\0" in word.value:
-            raise ConfigError(f'"{statement.name}" directive has a NUL', word)
+    for at, value in enumerate(statement.values):
+        if "\0" in value and at:
+            wrong = statement.words[at]
+            raise ConfigError(f'"{statement.name}" directive has a NUL', wrong)
 
 
 def _check_form(
     statement: Directive, least: int, most: int | None, *, block: bool = False
 ) -> None:
-    name = statement.name
+    name, count = statement.name, len(statement.values) - 1
     if not block and statement.block is not None:
         raise ConfigError(f'directive "{name}" is not terminated by ";"', statement)
     if block and statement.block is None:
         raise ConfigError(f'directive "{name}" has no opening "{{"', statement)
-    count = len(statement.words) - 1
     if count < least or (most is not None and count > most):
         wrong, remedy = statement.words[0], _arity(least, most)
         if most is not None and count > most:

@@ -159,14 +159,18 @@ class _Parser:
         }
         stack = [0]
         for kind, start, end in self._tokens():
-            while not isinstance(action := actions[stack[-1]].get(kind), int):
+            expected = actions[stack[-1]]
+            while not isinstance(action := expected.get(kind), int):
                 if action is None:
-                    raise self._unexpected(kind, start, actions[stack[-1]])
+                    raise self._unexpected(kind, start, expected)
                 size, symbol = action
                 if symbol == grammar.START:
                     return
-                del stack[len(stack) - size :]
-                stack.append(gotos[stack[-1]][symbol])
+                if size:
+                    del stack[-size:]
+                state = gotos[stack[-1]][symbol]
+                expected = actions[state]
+                stack.append(state)
             stack.append(action)
             take[kind](start, end)
 

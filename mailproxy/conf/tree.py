@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple, Self
 
 from mailproxy.frozen import Frozen
@@ -44,32 +44,25 @@ COMMAND_LINE = "command line"
 class SourceText:
     """The text of a file or of -g, in which offsets can be turned into lines."""
 
-    __slots__ = ("_lines", "name", "text")
-
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text
-        self._lines: list[int] | None = None
 
     def position(self, offset: int, end: int | None = None) -> Position:
         """The position of an offset; `end` is the offset of the statement's end."""
-        line = self.line(offset)
-        assert self._lines is not None
-        column = offset - self._lines[line - 1] + 1
-        return Position(self.name, line, column, 0 if end is None else self.line(end))
+        begins = self._begins
+        line = bisect_right(begins, offset)
+        last = 0 if end is None else bisect_right(begins, end)
+        return Position(self.name, line, offset - begins[line - 1] + 1, last)
 
     def line(self, offset: int) -> int:
         """The number of the line that an offset is in; only LF ends a line."""
-        if self._lines is None:
-            self._lines = [0, *_after_newlines(self.text)]
-        return bisect_right(self._lines, offset)
+        return bisect_right(self._begins, offset)
 
-
-def _after_newlines(text: str) -> Iterator[int]:
-    at = text.find("\n")
-    while at >= 0:
-        yield at + 1
-        at = text.find("\n", at + 1)
+    @cached_property
+    def _begins(self) -> list[int]:
+        """The offset of each line."""
+        return [0, *(found.end() for found in re.finditer("\n", self.text))]
 
 
 _NOWHERE = SourceText("", "")
@@ -111,7 +104,16 @@ class Word:
 class Directive:
     """A statement: its words, its end, and its block if it has one."""
 
-    __slots__ = ("_words", "block", "closed", "end", "raw", "values")
+    __slots__ = (
+        "_source",
+        "_start",
+        "_words",
+        "block",
+        "closed",
+        "end",
+        "raw",
+        "values",
+    )
 
     def __init__(
         self,
@@ -120,7 +122,9 @@ class Directive:
         block: list[Directive] | None = None,
         raw: str | None = None,
     ) -> None:
-        self._words: list[Word] | tuple[SourceText, int] = words
+        first = words[0]
+        self._source, self._start = first.source, first.offset
+        self._words: list[Word] | None = words
         self.values = [word.value for word in words]
         """The values of `words`."""
         self.end = end
@@ -146,7 +150,7 @@ class Directive:
           end: offset of the ``;``.
         """
         made = cls.__new__(cls)
-        made._words = source, start  # noqa: SLF001 # its own class's
+        made._source, made._start, made._words = source, start, None  # noqa: SLF001 # its own class's
         made.values = values
         made.end = end
         made.block = made.raw = made.closed = None
@@ -155,14 +159,15 @@ class Directive:
     @property
     def words(self) -> list[Word]:
         """The name and the arguments."""
-        if isinstance(self._words, tuple):
-            source, at = self._words
-            self._words = []
+        words = self._words
+        if words is None:
+            words = self._words = []
+            at = self._start
             for value in self.values:
-                at = source.text.index(value, at)
-                self._words.append(Word(value, source, at))
+                at = self._source.text.index(value, at)
+                words.append(Word(value, self._source, at))
                 at += len(value)
-        return self._words
+        return words
 
     @property
     def name(self) -> str:
@@ -177,11 +182,7 @@ class Directive:
     @property
     def position(self) -> Position:
         """The position of the name, with the line that nginx would report."""
-        if isinstance(self._words, tuple):
-            source, start = self._words
-        else:
-            source, start = self._words[0].source, self._words[0].offset
-        return source.position(start, self.end)
+        return self._source.position(self._start, self.end)
 
     def __repr__(self) -> str:
         return f"Directive({' '.join(self.values)!r})"

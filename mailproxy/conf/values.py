@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from mailproxy.conf import hints
 from mailproxy.conf.directive import Reading, Value
-from mailproxy.conf.tree import ConfigError, Directive, Word
+from mailproxy.conf.tree import ConfigError, Directive, Word, encode
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz
 
 def lower(text: str) -> str:
     """Convert to lower case as C does it: ASCII letters only."""
-    return text.translate(_LOWER)
+    return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 def c_string(text: str) -> str:
@@ -41,20 +41,20 @@ def shown(source: str) -> str:
 
 def one(parse: Callable[[str], T], usage: str, remedy: str = "") -> Value[T]:
     """Make the `Value` of a directive with one argument from a parser of its text."""
-    return Value(lambda found, _: parse(found.words[1].value), usage, remedy=remedy)
+    return Value(lambda found, _: parse(found.values[1]), usage, remedy=remedy)
 
 
 def _flag(found: Directive, _: Reading) -> bool:
-    word = found.words[1]
-    text = lower(c_string(word.value))
+    value = c_string(found.values[1])
+    text = lower(value)
     if text == "on":
         return True
     if text == "off":
         return False
     raise ConfigError(
-        f'invalid value "{c_string(word.value)}" in "{found.name}" directive, '
+        f'invalid value "{value}" in "{found.name}" directive, '
         'it must be "on" or "off"',
-        word,
+        found.words[1],
     )
 
 
@@ -199,14 +199,14 @@ seconds: Value[float] = one(
 
 text: Value[str] = one(str, "string")
 """Any word."""
-octets: Value[bytes] = Value(lambda found, _: found.words[1].octets, "string")
+octets: Value[bytes] = Value(lambda found, _: encode(found.values[1]), "string")
 """Any word, as it goes on the wire."""
 words: Value[tuple[bytes, ...]] = Value(
-    lambda found, _: tuple(word.octets for word in found.args), "string ...", most=None
+    lambda found, _: tuple(map(encode, found.values[1:])), "string ...", most=None
 )
 """One or more words, as they go on the wire."""
 pair: Value[tuple[tuple[bytes, bytes], ...]] = Value(
-    lambda found, _: ((found.words[1].octets, found.words[2].octets),),
+    lambda found, _: ((encode(found.values[1]), encode(found.values[2])),),
     "name value",
     least=2,
     most=2,
@@ -214,11 +214,11 @@ pair: Value[tuple[tuple[bytes, bytes], ...]] = Value(
 )
 """A name and a value that may be a secret; repeated ones are added."""
 in_prefix: Value[str] = Value(
-    lambda found, reading: reading.in_prefix(found.words[1].value), "file"
+    lambda found, reading: reading.in_prefix(found.values[1]), "file"
 )
 """A file name, relative to P/."""
 in_directory: Value[str] = Value(
-    lambda found, reading: reading.in_directory(found.words[1].value), "file"
+    lambda found, reading: reading.in_directory(found.values[1]), "file"
 )
 """A file name, relative to C/."""
 
@@ -228,11 +228,10 @@ def choice(*accepted: str) -> Value[str]:
     known = {lower(word): word for word in accepted}
 
     def parse(found: Directive, _: Reading) -> str:
-        word = found.words[1]
         try:
-            return known[lower(word.value)]
+            return known[lower(found.values[1])]
         except KeyError:
-            raise _not_accepted(word, accepted) from None
+            raise _not_accepted(found.words[1], accepted) from None
 
     return Value(parse, " | ".join(accepted), parameters=accepted)
 

@@ -20,6 +20,9 @@ MAX_SHOWN = 400
 """Octets of a too long command that the log shows. Log lines are cut at 2048, an
 escaped octet takes four, and the advice behind the command has to fit as well."""
 
+MAX_ANSWERS = 256
+"""Lists of capabilities that a worker remembers: four at most for each server's."""
+
 _REVEALING = re.compile(
     rb"\s*(?:\S+\s+)??(?:LOGIN|AUTHENTICATE|AUTH|PASS|APOP)(?!\S)", re.IGNORECASE
 )

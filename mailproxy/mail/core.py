@@ -38,13 +38,16 @@ MAX_RESOLV_CONF = 64 * KIB
 
 
 def _parse_protocol(found: Directive, reading: Reading) -> str:
-    word = found.words[1]
+    text = found.values[1]
     known = load_state(reading).protocols
-    if c_string(word.value) not in known:
+    name = c_string(text)
+    if name not in known:
         raise ConfigError(
-            f'unknown protocol "{word.value}"', word, f"known are {', '.join(known)}"
+            f'unknown protocol "{text}"',
+            found.words[1],
+            f"known are {', '.join(known)}",
         )
-    return c_string(word.value)
+    return name
 
 
 def _parse_resolver(found: Directive, _: Reading) -> ResolverSettings | None:
@@ -218,27 +221,26 @@ class CoreSettings(Settings):
         Raises:
           ConfigError: neither `protocol` nor a port says which protocol it is.
         """
-        settings = super().make(block, reading)
+        values = dict(block.values(cls))
         state = load_state(reading)
-        changes: dict[str, object] = {}
-        if not settings.server_name:
-            changes["server_name"] = hostname()
-        if not settings.protocol:
-            guess = state.guesses.get(block)
-            if guess is None:
-                raise ConfigError(
-                    "unknown mail protocol for server",
-                    block.directive,
-                    f"add: protocol {' | '.join(state.protocols)};",
-                )
-            changes["protocol"] = guess
+        if not values.get("server_name"):
+            values["server_name"] = hostname()
+        protocol = values.get("protocol") or state.guesses.get(block)
+        if protocol is None:
+            raise ConfigError(
+                "unknown mail protocol for server",
+                block.directive,
+                f"add: protocol {' | '.join(state.protocols)};",
+            )
+        values["protocol"] = protocol
+        settings = cls(**values)  # type: ignore[arg-type] # they are fields
         if settings.so_keepalive:
-            changes["listen"] = tuple(
+            listen = tuple(
                 each
                 if each.so_keepalive
                 else replace(each, so_keepalive=Keepalive(True), bind=True)
                 for each in settings.listen
             )
-        settings = replace(settings, **changes)  # type: ignore[arg-type] # they are fields
+            settings = replace(settings, listen=listen)
         state.protocol[block] = settings.protocol
         return settings

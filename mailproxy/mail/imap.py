@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from mailproxy.conf.directive import directive
@@ -15,6 +16,7 @@ from mailproxy.mail.protocol import Dialogue, MailProtocol
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
+    from mailproxy.mail.imap_dialogue import ImapDialogue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,11 @@ class ImapSettings(MailProtocol):
     def client_buffer(self) -> int:
         return self.imap_client_buffer
 
-    def dialogue(self, client: Client) -> Dialogue:
+    @cached_property
+    def _dialogue(self) -> type[ImapDialogue]:
         from mailproxy.mail.imap_dialogue import ImapDialogue  # see `mail/dialogues.py`
 
-        return ImapDialogue(client, self)
+        return ImapDialogue
+
+    def dialogue(self, client: Client) -> Dialogue:
+        return self._dialogue(client, self)

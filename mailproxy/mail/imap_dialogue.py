@@ -5,10 +5,11 @@ The one with backends is in `mail/imap_backend.py`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mailproxy.mail import imap_backend
-from mailproxy.mail.commands import BadCommand, Command
+from mailproxy.mail.commands import MAX_ANSWERS, BadCommand, Command
 from mailproxy.mail.imap_commands import CommandReader
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue
@@ -106,14 +107,11 @@ class ImapDialogue(Dialogue):
 
     def _capabilities(self) -> bytes:
         client, settings = self.client, self._settings
-        words = [b"* CAPABILITY", *settings.imap_capabilities]
-        if client.may_log_in:
-            words += [b"AUTH=" + each for each in sasl.announced(settings.imap_auth)]
-        if client.may_start_tls:
-            words.append(b"STARTTLS")
-            if not client.may_log_in:
-                words.append(b"LOGINDISABLED")
-        return b" ".join(words) + b"\r\n"
+        return _capability_line(
+            settings.imap_capabilities,
+            settings.imap_auth if client.may_log_in else None,
+            client.may_start_tls,
+        )
 
     def _identify(self, fields: tuple[Field, ...]) -> None:
         """Keep the fields of the first ID command, and log those that help in support.
@@ -144,6 +142,26 @@ class ImapDialogue(Dialogue):
     async def enter(self, backend: Backend, login: Login) -> bytes:
         proxy_login = self.client.server.proxy.proxy_login
         return await imap_backend.enter(backend, login, proxy_login)
+
+
+@lru_cache(MAX_ANSWERS)
+def _capability_line(
+    capabilities: tuple[bytes, ...], mechanisms: frozenset[str] | None, starttls: bool
+) -> bytes:
+    """The answer of a server to CAPABILITY, up to the line that completes the command.
+
+    Args:
+      mechanisms: None if the client may not log in now.
+      starttls: whether STARTTLS is allowed.
+    """
+    words = [b"* CAPABILITY", *capabilities]
+    if mechanisms is not None:
+        words += [b"AUTH=" + each for each in sasl.announced(mechanisms)]
+    if starttls:
+        words.append(b"STARTTLS")
+        if mechanisms is None:
+            words.append(b"LOGINDISABLED")
+    return b" ".join(words) + b"\r\n"
 
 
 _INVALID = b"BAD invalid command\r\n"

@@ -25,13 +25,13 @@ class Listen(ListenAddress):
 
 
 def _parse_listen(found: Directive, reading: Reading) -> tuple[Listen, ...]:
-    word = found.words[1]
+    text = found.values[1]
     try:
-        url = parse_url(word.value, listen=True)
+        url = parse_url(text, listen=True)
     except AddressError as error:
         raise ConfigError(
-            f'{error} in "{word.value}" of the "listen" directive',
-            word,
+            f'{error} in "{text}" of the "listen" directive',
+            found.words[1],
             error.remedy
             or "nginx accepts 143, 127.0.0.1:143, [::1]:143, *:143, name:143, unix:/path",
         ) from None
@@ -40,12 +40,12 @@ def _parse_listen(found: Directive, reading: Reading) -> tuple[Listen, ...]:
         if url.port in ports:
             state.guesses.setdefault(reading.block, name)
     parameters: dict[str, object] = {}
-    for parameter in found.words[2:]:
+    for parameter in found.words[2:] if len(found.values) > 2 else ():
         name, value = _parse_parameter(parameter)
         parameters[name] = value
         if name not in ("ssl", "proxy_protocol"):
             parameters["bind"] = True
-    return tuple(_take(each, found, parameters, state) for each in url.addresses)
+    return tuple([_take(each, found, parameters, state) for each in url.addresses])
 
 
 def _take(

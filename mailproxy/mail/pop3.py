@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from mailproxy.conf.directive import Block, Reading, directive
@@ -15,6 +16,7 @@ from mailproxy.mail.protocol import Dialogue, MailProtocol
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
+    from mailproxy.mail.pop3_dialogue import Pop3Dialogue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,11 @@ class Pop3Settings(MailProtocol):
     def client_buffer(self) -> int:
         return self.pop3_client_buffer
 
-    def dialogue(self, client: Client) -> Dialogue:
+    @cached_property
+    def _dialogue(self) -> type[Pop3Dialogue]:
         from mailproxy.mail.pop3_dialogue import Pop3Dialogue  # see `mail/dialogues.py`
 
-        return Pop3Dialogue(client, self)
+        return Pop3Dialogue
+
+    def dialogue(self, client: Client) -> Dialogue:
+        return self._dialogue(client, self)

@@ -6,9 +6,10 @@ Clients may log in in several ways; backends only see USER and PASS.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from mailproxy.mail.commands import BadCommand, Command, split_words
+from mailproxy.mail.commands import MAX_ANSWERS, BadCommand, Command, split_words
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue
 from mailproxy.mail.sasl import clients as sasl
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_ARGUMENTS = 3
 
-_COMMAND = re.compile(rb"([A-Za-z]{4})(?: +|$)(.*)", re.DOTALL)
 _COMMANDS = frozenset(
     (b"USER", b"PASS", b"APOP", b"QUIT", b"CAPA", b"AUTH", b"NOOP", b"STLS")
 )
@@ -49,14 +49,16 @@ async def _read_command(client: Client) -> Command:
       BadCommand: the line is not a command.
       ClientError: the client left.
     """
-    match = _COMMAND.fullmatch(await client.read_text())
-    if match is None or (name := match[1].upper()) not in _COMMANDS:
+    word, _, rest = (await client.read_text()).partition(b" ")
+    name = word.upper()
+    if name not in _COMMANDS:
         raise BadCommand(counted=True)
     if name in (b"USER", b"PASS"):
         # Names and passwords may contain spaces.
-        arguments = [match[2]] if match[2] else []
+        rest = rest.lstrip(b" ")
+        arguments = [rest] if rest else []
     else:
-        arguments = split_words(match[2], MAX_ARGUMENTS)
+        arguments = split_words(rest, MAX_ARGUMENTS)
     client.accepted()
     return Command(name, arguments)
 
@@ -162,16 +164,11 @@ class Pop3Dialogue(Dialogue):
     def _capabilities(self) -> bytes:
         """The answer to CAPA (RFC 2449); between USER and PASS, STLS is refused."""
         client, settings = self.client, self._settings
-        lines = list(settings.pop3_capabilities)
-        if client.may_log_in:
-            mechanisms = sasl.announced(settings.pop3_auth)
-            if mechanisms:  # nginx sends an empty line, which RFC 2449 forbids
-                lines.append(b" ".join((b"SASL", *mechanisms)))
-        else:
-            lines = [each for each in lines if each.upper() != b"USER"]
-        if client.may_start_tls and not self._user:
-            lines.append(b"STLS")
-        return _listed(b"+OK Capability list follows", lines)
+        return _answer_to_capa(
+            settings.pop3_capabilities,
+            settings.pop3_auth if client.may_log_in else None,
+            client.may_start_tls and not self._user,
+        )
 
     async def challenge(self, text: bytes) -> list[bytes]:
         return await self.client.ask(b"+ %s\r\n" % text, MAX_ARGUMENTS)
@@ -190,6 +187,27 @@ class Pop3Dialogue(Dialogue):
         backend.sending("password")
         await backend.send_command(b"PASS %s\r\n" % (login.secret or b""))
         return await _expect_ok(backend)
+
+
+@lru_cache(MAX_ANSWERS)
+def _answer_to_capa(
+    capabilities: tuple[bytes, ...], mechanisms: frozenset[str] | None, stls: bool
+) -> bytes:
+    """The answer of a server to CAPA.
+
+    Args:
+      mechanisms: None if the client may not log in now.
+      stls: whether STLS is allowed.
+    """
+    lines = list(capabilities)
+    if mechanisms is None:
+        lines = [each for each in lines if each.upper() != b"USER"]
+    elif announced := sasl.announced(mechanisms):
+        # nginx sends an empty line if there is none, which RFC 2449 forbids.
+        lines.append(b" ".join((b"SASL", *announced)))
+    if stls:
+        lines.append(b"STLS")
+    return _listed(b"+OK Capability list follows", lines)
 
 
 def _listed(first: bytes, lines: list[bytes]) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from mailproxy.conf.directive import directive
@@ -15,6 +16,7 @@ from mailproxy.mail.protocol import Dialogue, MailProtocol
 
 if TYPE_CHECKING:
     from mailproxy.mail.client import Client
+    from mailproxy.mail.smtp_dialogue import SmtpDialogue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,11 @@ class SmtpSettings(MailProtocol):
     def client_buffer(self) -> int:
         return self.smtp_client_buffer
 
-    def dialogue(self, client: Client) -> Dialogue:
+    @cached_property
+    def _dialogue(self) -> type[SmtpDialogue]:
         from mailproxy.mail.smtp_dialogue import SmtpDialogue  # see `mail/dialogues.py`
 
-        return SmtpDialogue(client, self)
+        return SmtpDialogue
+
+    def dialogue(self, client: Client) -> Dialogue:
+        return self._dialogue(client, self)

@@ -177,17 +177,21 @@ def format_xclient(
         all. Others are omitted, and the command is empty if none remains.
     """
     is_ipv6 = ":" in address and address != "unix:"
-    values = [(b"ADDR", (b"IPV6:" if is_ipv6 else b"") + address.encode())]
+    words = [b"ADDR=IPV6:" if is_ipv6 else b"ADDR="]
+    words[0] += address.encode()
     if login:
-        xtext = _NOT_XTEXT.sub(lambda match: b"+%02X" % match[0][0], login)
-        values.append((b"LOGIN", xtext))
-    values.append((b"NAME", host))
-    words = [
-        b"%s=%s" % (name, value)
-        for name, value in values
-        if offered is None or name in offered
-    ]
+        words.append(b"LOGIN=" + _xtext(login))
+    words.append(b"NAME=" + host)
+    if offered is not None:
+        words = [word for word in words if word.partition(b"=")[0] in offered]
     return b"XCLIENT %s\r\n" % b" ".join(words) if words else b""
+
+
+def _xtext(text: bytes) -> bytes:
+    """Encode as xtext (RFC 3461, section 4)."""
+    if _NOT_XTEXT.search(text) is None:
+        return text
+    return _NOT_XTEXT.sub(lambda match: b"+%02X" % match[0][0], text)
 
 
 async def _read_reply(backend: Backend) -> bytes:

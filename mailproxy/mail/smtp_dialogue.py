@@ -6,15 +6,15 @@ may replace a login: the auth source sees them, and they are repeated to the bac
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mailproxy.auth.request import Envelope
 from mailproxy.errors import ClientError
 from mailproxy.mail import smtp_backend
 from mailproxy.mail.client_host import UNAVAILABLE, find_client_host
-from mailproxy.mail.commands import BadCommand, redacted, split_words
+from mailproxy.mail.commands import MAX_ANSWERS, BadCommand, redacted, split_words
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue
 from mailproxy.mail.sasl import clients as sasl
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MAX_ARGUMENTS = 11
 
-_COMMAND = re.compile(rb"([A-Za-z]+)(?: +|$)(.*)", re.DOTALL)
 _COMMANDS = frozenset(
     (
         *(b"HELO", b"EHLO", b"QUIT", b"AUTH", b"NOOP", b"MAIL", b"RSET", b"RCPT"),
@@ -69,10 +68,11 @@ async def _read_command(client: Client) -> _Command:
       ClientError: the client left.
     """
     text = await client.read_text()
-    match = _COMMAND.fullmatch(text)
-    if match is None or (name := match[1].upper()) not in _COMMANDS:
+    word, _, rest = text.partition(b" ")
+    name = word.upper()
+    if name not in _COMMANDS:
         raise BadCommand(counted=True)
-    arguments = split_words(match[2], MAX_ARGUMENTS)
+    arguments = split_words(rest, MAX_ARGUMENTS)
     client.accepted()
     if NUL in text:
         arguments = []
@@ -190,24 +190,18 @@ class SmtpDialogue(Dialogue):
         """The answer to EHLO or HELO."""
         if len(command.arguments) != 1:
             return _INVALID_ARGUMENT
-        self.client.info.helo = command.arguments[0]
+        client, settings = self.client, self._settings
+        client.info.helo = command.arguments[0]
         self.esmtp = command.name == b"EHLO"
         self.mail = b""
-        lines = [self.client.server.core.server_name]
-        if self.esmtp:
-            lines += self._capabilities()
-        first = b"".join(b"250-%s\r\n" % line for line in lines[:-1])
-        return first + b"250 %s\r\n" % lines[-1]
-
-    def _capabilities(self) -> list[bytes]:
-        client, settings = self.client, self._settings
-        lines = list(settings.smtp_capabilities)
-        mechanisms = sasl.announced(settings.smtp_auth)
-        if mechanisms and client.may_log_in:
-            lines.append(b" ".join((b"AUTH", *mechanisms)))
-        if client.may_start_tls:
-            lines.append(b"STARTTLS")
-        return lines
+        if not self.esmtp:
+            return b"250 %s\r\n" % client.server.core.server_name
+        return _answer_to_ehlo(
+            client.server.core.server_name,
+            settings.smtp_capabilities,
+            settings.smtp_auth if client.may_log_in else frozenset(),
+            client.may_start_tls,
+        )
 
     def _mail(self, command: _Command) -> bytes:
         """The answer to the MAIL command of a client that has not logged in."""
@@ -239,6 +233,30 @@ class SmtpDialogue(Dialogue):
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
         return await smtp_backend.enter(backend, login, self)
+
+
+@lru_cache(MAX_ANSWERS)
+def _answer_to_ehlo(
+    name: bytes,
+    capabilities: tuple[bytes, ...],
+    mechanisms: frozenset[str],
+    starttls: bool,
+) -> bytes:
+    """The answer of a server to EHLO.
+
+    Args:
+      name: its name.
+      mechanisms: those that the client may use now.
+      starttls: whether STARTTLS is allowed.
+    """
+    lines = [name, *capabilities]
+    announced = sasl.announced(mechanisms)
+    if announced:
+        lines.append(b" ".join((b"AUTH", *announced)))
+    if starttls:
+        lines.append(b"STARTTLS")
+    first = b"".join(b"250-%s\r\n" % line for line in lines[:-1])
+    return first + b"250 %s\r\n" % lines[-1]
 
 
 def _one_line(text: bytes) -> bytes:

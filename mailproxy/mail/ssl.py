@@ -17,6 +17,7 @@ from mailproxy.conf.values import choice, choices, flag, number, seconds, shown,
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import load_state
 from mailproxy.mail.ssl_values import (
+    NO_CACHE,
     Key,
     PasswordFile,
     SessionCache,
@@ -85,7 +86,7 @@ class SslSettings(Settings):
 
     ssl_session_cache: SessionCache = directive(
         session_cache,
-        default=SessionCache(mode="none"),
+        default=NO_CACHE,
         repeats="last",
     )
     """Where TLS sessions are kept for resumption: in each worker, in shared memory."""
@@ -137,7 +138,9 @@ class SslSettings(Settings):
             nginx's words.
         """
         settings = super().make(block, reading)
-        settings = replace(settings, ssl_session_cache=_inherited_cache(block))
+        cache = _inherited_cache(block)
+        if cache is not settings.ssl_session_cache:
+            settings = replace(settings, ssl_session_cache=cache)
         mode, position = _mode(block, settings)
         if not mode:
             return settings
@@ -191,13 +194,10 @@ def _mode(block: Block, settings: SslSettings) -> tuple[str, Position | None]:
 
 def _inherited_cache(block: Block) -> SessionCache:
     """Both parts of `ssl_session_cache`, each from the innermost block that sets it."""
-    cache = SessionCache()
+    cache = None
     for level in block.around():
         given = level.given.get("ssl_session_cache")
         if given is not None:
             outer = cast("SessionCache", given.value)
-            if cache.mode is None:
-                cache = replace(cache, mode=outer.mode, builtin=outer.builtin)
-            if cache.shared is None:
-                cache = replace(cache, shared=outer.shared)
-    return cache if cache.mode else replace(cache, mode="none")
+            cache = outer if cache is None else cache.within(outer)
+    return NO_CACHE if cache is None else cache.within(NO_CACHE)

@@ -70,6 +70,19 @@ class SessionCache:
             parts.append("shared:{}:{}".format(*self.shared))
         return " ".join(parts)
 
+    def within(self, outer: SessionCache) -> SessionCache:
+        """Return the cache of a block, with what it inherits from the one around it."""
+        cache = self
+        if cache.mode is None:
+            cache = replace(cache, mode=outer.mode, builtin=outer.builtin)
+        if cache.shared is None and outer.shared is not None:
+            cache = replace(cache, shared=outer.shared)
+        return cache
+
+
+NO_CACHE = SessionCache(mode="none")
+"""The default."""
+
 
 def _parse_session_cache(found: Directive, reading: Reading) -> SessionCache:
     before = reading.block.given.get(found.name)

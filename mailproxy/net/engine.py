@@ -296,10 +296,16 @@ class Engine:
                 if now >= deadline:
                     self.woke = True
                     break
-                patience = 0.0
-                if not self._again:
-                    patience = max(min(deadline, self.due) - now, 0.0)
-                self._round(min(patience, _MAX_WAIT))
+                # No min() and max() here: they cost as much as the rest of a round.
+                if self._again or self.due <= now:
+                    patience = 0.0
+                elif self.due < deadline:
+                    patience = self.due - now
+                else:
+                    patience = deadline - now
+                if patience > _MAX_WAIT:
+                    patience = _MAX_WAIT
+                self._round(patience)
                 now = self.now
         except Exception as error:  # noqa: BLE001 # trio would end the whole process
             self._fault = error  # `run` raises it

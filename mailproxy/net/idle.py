@@ -152,7 +152,7 @@ class _Server:
 
     def waits_since(self) -> float:
         """When the request was sent that waits the longest; inf if none does."""
-        return next((c.sent for c in self.waiting), math.inf)
+        return next(iter(self.waiting)).sent if self.waiting else math.inf
 
     def limit(self, reuse: Reuse) -> float:
         """How long a connection may be idle, in seconds."""

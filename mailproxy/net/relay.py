@@ -252,7 +252,9 @@ class _End(Handler):
         Raises:
           OSError: of send().
         """
-        sent = max(self._send(data), 0)
+        sent = self._send(data)
+        if sent < 0:
+            sent = 0
         self.wire.sent += sent
         if sent < len(data):
             self.pending = bytes(data[sent:])

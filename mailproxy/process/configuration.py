@@ -92,10 +92,12 @@ class _Made:
         """
         if not module.applies(self.block, reading):
             return
-        needed = {*declarations(module), *module.depends_on}
-        if not all(needed.isdisjoint(each.failed) for each in self.block.around()):
-            self.complete = False  # the error has been reported already
-            return
+        for around in self.block.around():
+            if around.failed:
+                needed = {*declarations(module), *module.depends_on}
+                if not needed.isdisjoint(around.failed):
+                    self.complete = False  # the error has been reported already
+                    return
         try:
             self.settings[module] = module.make(self.block, reading)
         except ConfigError:

@@ -7,6 +7,7 @@ after all that, with an exit code for the outcome.
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import resource
@@ -67,6 +68,7 @@ def run(options: Options, load: Load, startup: Logs) -> int:
             " only Linux can run the proxy, though any system can test a configuration"
         )
         return 1
+    gc.freeze()  # what was imported stays: the workers' start need not look through it
     started_with = dict(os.environ)
     notify = Notify(os.environ)
     numbers = upgrade.inherited(os.environ, startup.main)
@@ -80,6 +82,7 @@ def run(options: Options, load: Load, startup: Logs) -> int:
         foreground = _settle_down(born, daemon=old_master is None and born.main.daemon)
     except GenerationError:
         return 1
+    gc.enable()  # `main` turned it off
     startup.close()
     background = foreground is not None or old_master is not None
     origin = Origin(background, old_master, activated=bool(given))

@@ -31,7 +31,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 SCRIPT = f"""#!{sys.executable}
 import sys
 sys.path.insert(0, {str(Path(mailproxy.__file__).parent.parent)!r})
-from mailproxy.cli import main
+from mailproxy.__main__ import main
 sys.exit(main())
 """
 
