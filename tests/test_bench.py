@@ -57,7 +57,9 @@ def test_a_case_of_each_kind_is_measured(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench", *TINY, "--scale", "100", "--cases", "S1"]
+    # A test run in the background ignores SIGINT, and so would what it starts.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "bench", *TINY]
+    command += ["--scale", "100", "--cases", "S1"]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     benchmark = Process(command, tmp_path, environment)
     started: set[int] = set()

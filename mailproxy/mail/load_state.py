@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mailproxy.conf.addresses import SocketAddress
     from mailproxy.conf.directive import Block, Reading
     from mailproxy.conf.tree import Word
+    from mailproxy.mail.ssl import SslSettings
 
 
 @dataclass(kw_only=True)
@@ -34,6 +35,10 @@ class LoadState:
     """By name, the size of each session zone, in octets."""
     contexts: dict[object, SSLContext] = field(default_factory=dict)
     """TLS contexts by settings: servers with the same settings share one."""
+    with_context: dict[tuple[int, str | None], tuple[SslSettings, SslSettings]] = field(
+        default_factory=dict
+    )
+    """By `id` and protocol, settings without their context, and with it."""
     refused_protocols: set[Word] = field(default_factory=set)
     """Arguments of `ssl_protocols` for which a warning about refused versions was given."""
     outdated: set[str] = field(default_factory=set)

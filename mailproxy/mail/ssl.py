@@ -146,13 +146,20 @@ class SslSettings(Settings):
             return settings
         settings.check_certificates(mode, position)
         state = load_state(reading)
+        protocol = state.protocol.get(block)
+        # Servers that inherit all their settings have the same object.
+        known = state.with_context.get((id(settings), protocol))
+        if known is not None:
+            return cast("Self", known[1])
         contexts = state.contexts
-        key = replace(settings, starttls="", ssl=False), state.protocol.get(block)
+        key = replace(settings, starttls="", ssl=False), protocol
         if key not in contexts:
             from mailproxy.mail.ssl_context import build  # loads OpenSSL
 
             contexts[key] = build(settings, block, reading)
-        return replace(settings, context=contexts[key])
+        complete = replace(settings, context=contexts[key])
+        state.with_context[id(settings), protocol] = settings, complete
+        return complete
 
     def check_certificates(self, mode: str, position: Position | None) -> None:
         """Check that there is a certificate, and a key for each certificate.

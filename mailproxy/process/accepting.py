@@ -188,6 +188,8 @@ class AcceptLoop:
             if self._close_socket:
                 self._listener.socket.close()
             self.stopped.set()
+        # It was a driven task that ended; what goes on now may be others.
+        self._admission.network.engine.woke = True
         self.finished.set()
 
     async def _accept(self, listening: ListeningWire, sessions: trio.Nursery) -> None:

@@ -47,11 +47,17 @@ class FarTls:
         )
         self.ended = ""
 
-    def shake(self) -> bool:
-        """Go on with the handshake; return whether it is done."""
+    def shake(self, behind: bytes = b"") -> bool:
+        """Go on with the handshake; return whether it is done.
+
+        Args:
+          behind: is sent together with the end of the handshake.
+        """
         self._fetch()
         try:
             self.tls.do_handshake()
+            if behind:
+                self.tls.write(behind)
         except ssl.SSLWantReadError:
             return False
         finally:

@@ -180,6 +180,20 @@ async def test_a_deadline_wakes_the_worker(engine: Engine) -> None:
 
 
 @in_a_process
+async def test_what_a_task_waits_for_after_its_deadline_wakes_the_worker(
+    engine: Engine,
+) -> None:
+    """The engine asks again who else there is."""
+    read_end, write_end = os.pipe()
+    async with worker(engine):
+        await trio.sleep(0.01)
+        with once_asleep(lambda: os.write(write_end, b"x")):
+            await trio.lowlevel.wait_readable(read_end)
+    os.close(read_end)
+    os.close(write_end)
+
+
+@in_a_process
 async def test_a_call_from_another_thread_wakes_the_worker(engine: Engine) -> None:
     token = trio.lowlevel.current_trio_token()
     read_end, write_end = os.pipe()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -68,6 +68,8 @@ class Line:
       client: its end.
       ended: whether the session has seen the end of the client.
       answer: what a dialogue sends after each receive.
+      first: what the client gets as the relay begins, after a login.
+      error: with which the relay has ended.
       wires: the session's.
     """
 
@@ -78,6 +80,8 @@ class Line:
         self.ended = False
         self.wires: list[Wire] = []
         self.answer = b""
+        self.first = b""
+        self.error: OSError | None = None
         self._read = bytearray()
         self._unsent = bytearray()
         self._sockets: list[socket.socket] = []
@@ -92,11 +96,13 @@ class Line:
         self.wires.append(wire)
         return wire, far
 
-    async def begin(self, nursery: trio.Nursery, version: ssl.TLSVersion) -> None:
-        """Shake hands, and begin the session."""
+    async def begin(
+        self, nursery: trio.Nursery, version: ssl.TLSVersion, behind: bytes
+    ) -> None:
+        """Shake hands, and begin the session; see `line`."""
         wire, far = self.pair()
         self.client = FarTls(far, client_context(version))
-        await self._shake(self.client, wire.start_tls, server_context())
+        await self._shake(self.client, wire.start_tls, server_context(), behind)
         if self.place == "dialogue":
             nursery.start_soon(driven.run, self.engine, self._dialogue, wire)
             return
@@ -109,10 +115,16 @@ class Line:
             await self._shake(self.backend, backend.connect_tls, client)
         nursery.start_soon(driven.run, self.engine, self._carry, wire, backend)
 
-    async def _shake(self, far: FarTls, ours: object, context: ssl.SSLContext) -> None:
+    async def _shake(
+        self,
+        far: FarTls,
+        ours: Callable[[ssl.SSLContext], Awaitable[None]],
+        context: ssl.SSLContext,
+        behind: bytes = b"",
+    ) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(driven.run, self.engine, ours, context)  # type: ignore[arg-type] # one of two methods
-            while not far.shake():
+            nursery.start_soon(driven.run, self.engine, ours, context)
+            while not far.shake(behind):
                 await wait_all_tasks_blocked()
 
     async def _dialogue(self, wire: Wire) -> None:
@@ -123,7 +135,12 @@ class Line:
         self.ended = True
 
     async def _carry(self, client: Wire, backend: Wire) -> None:
-        await self.relay.carry(client, backend, idle_limit=3600.0)
+        if self.first:
+            await client.receive_some(100)  # a login
+        ended = await self.relay.carry(
+            client, backend, to_client=self.first, idle_limit=3600.0
+        )
+        self.error = ended.error
         self.ended = True
 
     async def received(self) -> bytes:
@@ -156,15 +173,24 @@ class Line:
 
 
 @asynccontextmanager
-async def line(place: str, version: ssl.TLSVersion) -> AsyncIterator[Line]:
+async def line(
+    place: str, version: ssl.TLSVersion, *, behind: bytes = b"", first: bytes = b""
+) -> AsyncIterator[Line]:
+    """A session.
+
+    Args:
+      behind: what the client sends together with the end of its handshake.
+      first: see `Line.first`.
+    """
     engine = Engine()
     relay = Relay(engine)
     here = Line(engine, relay, place)
+    here.first = first
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.run)
-            await here.begin(nursery, version)
-            assert await here.received() == b""
+            await here.begin(nursery, version, behind)
+            assert await here.received() == behind
             yield here
             nursery.cancel_scope.cancel()
     finally:
@@ -270,6 +296,50 @@ async def test_an_end_after_a_short_record(
             here.client.socket.shutdown(socket.SHUT_WR)
         assert await here.received() == b""
         assert here.ended
+
+
+@every_version
+@every_place
+async def test_a_command_behind_the_handshake(
+    place: str, version: ssl.TLSVersion
+) -> None:
+    async with line(place, version, behind=LINES[0]) as here:
+        here.client.send(LINES[1])
+        assert await here.received() == LINES[1]
+
+
+@every_version
+@pytest.mark.parametrize("place", ["relay", "relay to TLS"])
+@pytest.mark.parametrize("number", [0, 1, 3, 200])
+async def test_nonsense_behind_records(
+    place: str, version: ssl.TLSVersion, number: int
+) -> None:
+    """What came before counts; the error is OpenSSL's first one."""
+    async with line(place, version) as here:
+        sent = b"".join(here.client.record(LINES[0]) for _ in range(number))
+        here.client.socket.sendall(sent + b"\x17\x03\x03\x00\x40" + bytes(64))
+        assert await here.received() == LINES[0] * number
+        assert here.ended
+        assert isinstance(here.error, ssl.SSLError)
+        assert "BAD_RECORD_MAC" in here.error.reason
+
+
+@every_version
+@pytest.mark.parametrize("place", ["relay", "relay to TLS"])
+async def test_a_relay_that_begins_with_more_than_there_is_room_for(
+    place: str, version: ssl.TLSVersion
+) -> None:
+    sent = bytes(range(256)) * 4096
+    async with line(place, version, first=sent) as here:
+        here.client.send(LINES[0])
+        assert await here.received() == b""
+        got = b""
+        while data := here.client.receive():
+            got += data
+            await here.received()
+        assert got == sent
+        here.client.send(LINES[1])
+        assert await here.received() == LINES[1]
 
 
 @needs_openssl
