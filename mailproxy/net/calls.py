@@ -73,7 +73,7 @@ send_from = send
 
 
 class TlsCalls:
-    """The same for a connection in TLS, after its handshake.
+    """The same for a connection in TLS.
 
     Errors are those of `ssl`, and `OSError`.
 

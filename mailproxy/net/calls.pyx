@@ -166,10 +166,11 @@ cdef class TlsCalls:
     def __init__(self, connection):
         self._connection = connection
         self.needs = READABLE
-        if _find_openssl():
+        self._owner = connection._sslobj
+        # It has none if the connection broke before TLS began.
+        if self._owner is not None and _find_openssl():
             from mailproxy.net.openssl import library
 
-            self._owner = connection._sslobj
             self._ssl = <void *><size_t>library.ssl_of(connection)
 
     cdef int _outcome(self, int result) except -1:

@@ -36,7 +36,7 @@ class Wire(Readiness):
     Attributes:
       fd: its descriptor, non-blocking.
       tls: TLS on it, or None while in clear text.
-      tls_calls: moves its octets, once the handshake is done.
+      tls_calls: moves the octets in TLS; None in clear text, too.
       received: octets that were read from it. Octets that were only peeked at and
         dropped do not count, nor does the overhead of TLS.
       sent: octets that the kernel, or OpenSSL, has taken, without the overhead of TLS.
@@ -343,6 +343,7 @@ class Wire(Readiness):
             reset = errno.ECONNRESET
             raise ConnectionResetError(reset, os.strerror(reset)) from error
         self._socket = self.tls
+        self.tls_calls = calls.TlsCalls(self.tls)
         return self.tls
 
     async def _shake_hands(self, tls: ssl.SSLSocket) -> None:
@@ -357,7 +358,6 @@ class Wire(Readiness):
             else:
                 # Data that came right after the handshake may be inside OpenSSL by now.
                 self.readable = True
-                self.tls_calls = calls.TlsCalls(tls)
                 return
 
     def probe_peer(self) -> None:
