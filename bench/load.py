@@ -83,11 +83,13 @@ class Load:
     def log_in(self, *, seconds: float, at_once: int) -> None:
         """Keep `at_once` sessions busy with logging in and out."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and self._loop.failures < MAX_FAILURES:
-            while len(self._loop) < at_once:
+        loop = self._loop
+        while time.monotonic() < end and loop.failures < MAX_FAILURES:
+            # As many as have ended; those that fail at once wait for the next turn.
+            for _ in range(at_once - len(loop)):
                 wire = Wire(socket.socket())
-                self._loop.start(wire, self._come_and_go(wire))
-            self._loop.turn(TURN)
+                loop.start(wire, self._come_and_go(wire))
+            loop.turn(TURN)
         self._finish()
 
     def open(self, *, count: int) -> None:

@@ -204,10 +204,11 @@ def _greets(host: str, port: int) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a proxy, and whatever it leaves behind."""
+    """End a proxy, and whatever it leaves behind or does not end."""
     try:
         process.terminate()
-        process.wait(PATIENCE)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from bench.cases import CASES, select
+from bench.helpers import Helper
+from bench.load import MAX_FAILURES
 from bench.measuring import Measurement
 from bench.proxies import NGINX, Proxy
 from bench.report import table, text
 from bench.results import Results
 from tests.process.site import children
-from tests.processes import PATIENCE, Process, wait_for
+from tests.processes import PATIENCE, Process, free_port, wait_for
 
 CHECKOUT = Path(__file__).parent.parent
 TINY = ["--rounds", "1", "--scale", "0.01", "--no-nginx"]
@@ -74,6 +76,19 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     benchmark.popen.send_signal(signal.SIGINT)
     assert benchmark.popen.wait(PATIENCE) == 128 + signal.SIGINT
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_clients_that_reach_nobody_give_up() -> None:
+    plan = {"port": free_port(), "protocol": "imap", "tls": "no", "resume": False}
+    with Helper("bench.load", json.dumps(plan)) as clients:
+        for do, details in (
+            ("log_in", {"seconds": PATIENCE, "at_once": 64}),
+            ("open", {"count": 1000}),
+        ):
+            answer = clients.obey(do, **details)
+            assert answer["count"] == 0
+            assert MAX_FAILURES <= answer["failures"] < MAX_FAILURES + 64
+            assert "Connection refused" in answer["first_failure"]
 
 
 def test_a_target_that_does_not_start_is_shown_with_its_log(tmp_path: Path) -> None:
