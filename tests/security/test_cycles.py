@@ -333,9 +333,10 @@ def of_ours(item: object) -> bool:
             return True
         case _:
             kind = type(item)
-            return kind.__module__.startswith("mailproxy.") or (
-                kind is trio.lowlevel.Task
-            )
+            module = str(kind.__module__)  # Cython's own types have no text there
+            if "cython" in module:  # coroutines and functions of the compiled core
+                module = str(getattr(item, "__module__", ""))
+            return module.startswith("mailproxy.") or kind is trio.lowlevel.Task
 
 
 def alive() -> Counter[type]:
@@ -344,7 +345,7 @@ def alive() -> Counter[type]:
     return Counter(
         kind
         for kind in kinds
-        if kind.__module__.startswith("mailproxy.") and kind is not Pipe
+        if str(kind.__module__).startswith("mailproxy.") and kind is not Pipe
     )
 
 

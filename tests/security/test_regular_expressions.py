@@ -86,10 +86,13 @@ OWN = {
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for found in pkgutil.walk_packages([str(ROOT)], "mailproxy."):
-        if found.name != "mailproxy.__main__":
-            module = importlib.import_module(found.name)
-            assert module.__file__ is not None
-            yield found.name, ast.parse(Path(module.__file__).read_bytes())
+        if found.name not in ("mailproxy.__main__", "mailproxy._core"):
+            importlib.import_module(found.name)
+            source = ROOT.parent.joinpath(*found.name.split("."))
+            source = (
+                source / "__init__.py" if found.ispkg else source.with_suffix(".py")
+            )
+            yield found.name, ast.parse(source.read_bytes())
 
 
 def short(name: str) -> str:
