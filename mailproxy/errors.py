@@ -119,6 +119,10 @@ class BackendError(UpstreamError):
     """The backend cannot be reached, or does not answer as its protocol requires."""
 
 
+class LocalError(BackendError):
+    """There is no connection to the backend, for a reason on this machine."""
+
+
 class LoginRefused(UpstreamError):  # noqa: N818 - an answer, not a fault
     """The backend does not accept the user name and the secret."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack, cast
 
@@ -66,6 +66,7 @@ class MemoryWire(Wire):
         self._socket = cast("socket.socket", MemorySocket())
         self.tls = None
         self.closed = False
+        self.connecting = False
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.received = 0
@@ -82,6 +83,11 @@ class MemoryWire(Wire):
     def put(self, data: bytes) -> None:
         """Send to the proxy, as its peer."""
         self.incoming += data
+        self._changed()
+
+    def establish(self) -> None:
+        """Let connect() succeed."""
+        self.connecting = False
         self._changed()
 
     def finish(self, fault: int | None = None) -> None:
@@ -151,6 +157,12 @@ class MemoryWire(Wire):
         self.shaken = False
         self.tls = cast("ssl.SSLSocket", MemoryTls())
         self._news()
+
+    async def wait_connected(self) -> None:
+        while self.connecting:
+            if self.fault:
+                raise OSError(self.fault, os.strerror(self.fault))
+            await self._parking.park()
 
     def is_quiet(self) -> bool:
         return not self.incoming and not self.ended
@@ -232,8 +244,26 @@ class ScopeTimer(Timer):
     def stop(self) -> None:
         self._scope.deadline = math.inf
 
+    def now(self) -> float:
+        return trio.current_time()
+
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        outer = self._scope
+        self._scope = inner = trio.CancelScope(deadline=outer.deadline)
+        outer.deadline = math.inf
+        try:
+            with inner:
+                yield
+        finally:
+            self._scope = outer
+            if not inner.cancelled_caught:
+                outer.deadline = inner.deadline
+        if inner.cancelled_caught:
+            raise self._expired()
 
     def at_most(self, seconds: float) -> AbstractContextManager[None]:
         return cast("AbstractContextManager[None]", trio.move_on_after(seconds))
@@ -263,6 +293,7 @@ class MemoryNetwork(Network):
     Attributes:
       wires: connections to the auth server ("Q") and to backends ("P").
       failing: what connect() says to them, if it is to fail.
+      pending: whether connect() does not succeed until a test says so.
       known: answers for every `resolver` directive.
     """
 
@@ -272,6 +303,7 @@ class MemoryNetwork(Network):
         self.sessions = {}
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
+        self.pending = False
         self.known: Resolver | None = None
         self._auth = auth
         self._news = news
@@ -294,6 +326,7 @@ class MemoryNetwork(Network):
         if kind in self.failing:
             raise OSError(self.failing[kind], os.strerror(self.failing[kind]))
         wire = MemoryWire(self._news)
+        wire.connecting = self.pending and kind == "P"
         self.wires[kind].append(wire)
         self._news()
         return wire

@@ -298,6 +298,8 @@ class Stage:
                 wire.finish(errno.ECONNRESET)
             case "⟨refused⟩":
                 wire.finish(errno.ECONNREFUSED)
+            case "⟨connected⟩":
+                wire.establish()
             case "⟨tls⟩":
                 wire.shake()
             case _ if step.kind == "A":

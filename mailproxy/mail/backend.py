@@ -14,7 +14,13 @@ import re
 import ssl
 from typing import TYPE_CHECKING, TypeVar
 
-from mailproxy.errors import READING, BackendError, LoginRefused, UpstreamError
+from mailproxy.errors import (
+    READING,
+    BackendError,
+    LocalError,
+    LoginRefused,
+    UpstreamError,
+)
 from mailproxy.log import Phase
 from mailproxy.mail.trace import backend_lines
 from mailproxy.net import faults
@@ -54,9 +60,19 @@ class Backend:
     Attributes:
       wire: the connection.
       lines: the same, line by line.
+      greeting: what it says of itself before the login, as its protocol keeps it.
     """
 
-    __slots__ = ("_header_refusal", "_info", "_sendings", "_trace", "lines", "wire")
+    __slots__ = (
+        "_header_refusal",
+        "_info",
+        "_sendings",
+        "_spare",
+        "_trace",
+        "greeting",
+        "lines",
+        "wire",
+    )
 
     def __init__(
         self,
@@ -83,6 +99,8 @@ class Backend:
         info.upstream_wire = wire
         self._info = info
         self._trace = trace
+        self.greeting = b""
+        self._spare = False
         self._header_refusal: re.Pattern[bytes] | None = None
         self._sendings = 0
 
@@ -95,7 +113,7 @@ class Backend:
         info: SessionInfo,
         trace: Trace | None = None,
     ) -> Backend:
-        """Begin to connect; the first send or read waits for the result.
+        """Begin to connect; see `wait_connected`.
 
         Raises:
           BackendError: connect() failed at once, or `worker_connections` are in use.
@@ -108,18 +126,31 @@ class Backend:
         try:
             wire = network.connect(candidate.family, candidate.address)
         except OSError as error:
-            raise BackendError(
-                "connect() to %s failed",
-                candidate.name,
-                error=error,
-                level=connect_level(error),
-                action=None,
+            raise _failed_connect(
+                "connect() to %s failed", candidate.name, error
             ) from None
-        return cls(wire, reply_limit, info, trace)
+        backend = cls(wire, reply_limit, info, trace)
+        backend._spare = candidate.spare
+        return backend
 
-    def close(self) -> None:
-        """Close the connection; a second call does nothing."""
-        self.wire.close()
+    async def wait_connected(self) -> None:
+        """Wait until connect() is done.
+
+        Raises:
+          BackendError: it failed.
+        """
+        try:
+            await self.wire.wait_connected()
+        except OSError as error:
+            raise _failed_connect("connect() failed", None, error) from None
+
+    def close(self, *, notify: bool = True) -> None:
+        """Close the connection; a second call does nothing.
+
+        Args:
+          notify: see `Wire.close`.
+        """
+        self.wire.close(notify=notify)
 
     async def start_tls(
         self, context: ssl.SSLContext, server_name: str | None = None
@@ -335,9 +366,18 @@ class Backend:
         """The error for a backend that did not answer within `timeout`."""
         if self.lines.buffered:
             self._info.action = READING
+        level = "error" if self._spare else "info"
         return BackendError(
-            "upstream timed out", error=timed_out(), level="info", action=None
+            "upstream timed out", error=timed_out(), level=level, action=None
         )
+
+
+def _failed_connect(event: str, name: str | None, error: OSError) -> BackendError:
+    """The error for a failed connect()."""
+    level = connect_level(error)
+    kind = BackendError if level == BackendError.level else LocalError
+    values = () if name is None else (name,)
+    return kind(event, *values, error=error, level=level, action=None)
 
 
 def _failed_handshake(error: OSError) -> BackendError:

@@ -45,13 +45,18 @@ leaves octets from 128 on to literals), without `"` and `\\`. These could be esc
 some servers take the backslash for a part of the password, as DavMail long did."""
 
 
+async def meet(backend: Backend) -> None:
+    """Read the greeting; see `Dialogue.meet`."""
+    backend.greeting = await _expect(backend, b"* OK")
+
+
 async def enter(backend: Backend, login: Login, proxy_login: str) -> bytes:
     """Log in at the backend; see `Dialogue.enter`.
 
     Args:
       proxy_login: the value of that directive.
     """
-    greeting = await _expect(backend, b"* OK")
+    greeting = backend.greeting
     backend.sending("LOGIN command")
     whole = None if proxy_login == "literal" else _format_whole(login, greeting)
     if whole is not None:

@@ -139,6 +139,9 @@ class ImapDialogue(Dialogue):
     def refusal(self, login: Login, text: bytes, _code: bytes) -> bytes:
         return b"%sNO %s\r\n" % (login.tag, text)
 
+    async def meet(self, backend: Backend) -> None:
+        await imap_backend.meet(backend)
+
     async def enter(self, backend: Backend, login: Login) -> bytes:
         proxy_login = self.client.server.proxy.proxy_login
         return await imap_backend.enter(backend, login, proxy_login)

@@ -179,8 +179,10 @@ class Pop3Dialogue(Dialogue):
     def refusal(self, _login: Login, text: bytes, _code: bytes) -> bytes:
         return b"-ERR %s\r\n" % text
 
+    async def meet(self, backend: Backend) -> None:
+        backend.greeting = await backend.expect(b"+OK")
+
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        await backend.expect(b"+OK")
         backend.sending("user name")
         await backend.send_command(b"USER %s\r\n" % login.user)
         await _expect_ok(backend)

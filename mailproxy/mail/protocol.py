@@ -115,8 +115,18 @@ class Dialogue(ABC):
         """
 
     @abstractmethod
+    async def meet(self, backend: Backend) -> None:
+        """Read the greeting of a backend, and find out what it offers.
+
+        If that fails, another backend may take its place.
+
+        Raises:
+          BackendError: the backend closed, or greets otherwise.
+        """
+
+    @abstractmethod
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        """Log in at the backend; returns the answer for the client.
+        """Log in at a backend that was met; returns the answer for the client.
 
         Args:
           login: has the user and the secret for the backend.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from dataclasses import dataclass
 
@@ -9,11 +10,13 @@ from mailproxy.conf.directive import Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive
 from mailproxy.conf.values import (
     HOUR,
+    MINUTE,
     c_string,
     choice,
     duration,
     flag,
     lower,
+    number,
     size,
 )
 
@@ -49,6 +52,20 @@ class ProxySettings(Settings):
     proxy_timeout: float = directive(duration, default=24 * HOUR)
     """Idle time after which a relayed session is closed, in seconds."""
 
+    proxy_connect_timeout: float = directive(duration, default=MINUTE)
+    """Time for a connection to a backend to be made, in seconds; then `timeout` begins
+    for its greeting and the login."""
+
+    proxy_next_upstream: bool = directive(flag, default=True)
+    """Whether another backend of the group is tried if one cannot be reached, or does
+    not greet as its protocol requires."""
+
+    proxy_next_upstream_tries: int = directive(number, default=0)
+    """Backends that are tried for one login, at most; 0: all."""
+
+    proxy_next_upstream_timeout: float = directive(duration, default=0.0)
+    """Time after which no further backend is tried, in seconds; 0: no limit."""
+
     proxy_pass_error_message: bool = directive(flag, default=False)
     """Whether a client gets the backend's own message when the login there failed."""
 
@@ -70,6 +87,11 @@ class ProxySettings(Settings):
 
     proxy_protocol: str = directive(choice("off", "on", "v2"), default="off")
     """Whether backends get a PROXY header, and its version: on is version 1."""
+
+    @property
+    def next_upstream_timeout(self) -> float:
+        """`proxy_next_upstream_timeout`, as a number of seconds that may be inf."""
+        return self.proxy_next_upstream_timeout or math.inf
 
     @property
     def reply_limit(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mailproxy.auth.verdict import Granted, Refused, Unavailable
@@ -16,18 +17,18 @@ from mailproxy.errors import (
 from mailproxy.log import DEBUG, Phase
 from mailproxy.mail import proxy_header
 from mailproxy.mail.auth_request import make_auth_request
-from mailproxy.mail.backend import Backend
-from mailproxy.mail.candidates import candidates
+from mailproxy.mail.candidates import choose
 from mailproxy.mail.client import Client
 from mailproxy.mail.commands import BadCommand
+from mailproxy.mail.reach import reach
 from mailproxy.mail.sasl import clients as sasl
 from mailproxy.mail.trace import Secrets
 from mailproxy.net import faults
 from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
-    from mailproxy.auth.verdict import Route
     from mailproxy.log import Logger, SessionInfo
+    from mailproxy.mail.candidates import Choice
     from mailproxy.mail.listen import Listen
     from mailproxy.mail.login import Login
     from mailproxy.mail.protocol import Dialogue
@@ -47,11 +48,13 @@ class Entered:
       to_client: octets that the client gets first: the backend's answer to the login,
         and what the backend sent after it.
       to_backend: octets that the client sent after its login.
+      choice: hears when the session has left the backend.
     """
 
     wire: Wire
     to_client: bytes
     to_backend: bytes
+    choice: Choice
 
 
 async def run(
@@ -238,36 +241,24 @@ async def _enter(
     route = granted.route
     assert route is not None, "the chain has looked"
     client.info.login = granted.user
-    backend = _connect(client, route)
+    login = login.at_backend(
+        user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
+    )
+    client.secrets.remember(login)
+    choice = await choose(route, client)
+    backend = await reach(client, dialogue, choice, partial(_report, client))
     try:
-        client.timer.limit(client.server.core.timeout, backend.expired)
-        if client.server.proxy.proxy_protocol != "off":
-            header = proxy_header.format_header(client)
-            await backend.send_header(header, dialogue.header_refusal)
-        login = login.at_backend(
-            user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
-        )
-        client.secrets.remember(login)
         answer = await dialogue.enter(backend, login)
     except BaseException:
         backend.close()
+        choice.release()
         raise
     return Entered(
         wire=backend.wire,
         to_client=answer + backend.lines.take_rest(),
         to_backend=client.lines.take_rest(),
+        choice=choice,
     )
-
-
-def _connect(client: Client, route: Route) -> Backend:
-    """Begin to connect to the only candidate.
-
-    Raises:
-      BackendError: connect() failed at once, or `worker_connections` are in use.
-    """
-    candidate, *_ = candidates(route)
-    limit = client.server.proxy.reply_limit
-    return Backend.connect(client.network, candidate, limit, client.info, client.trace)
 
 
 async def _relay(
@@ -299,6 +290,7 @@ async def _relay(
         return ended.reason == "done"
     finally:
         entered.wire.close()
+        entered.choice.release()
 
 
 async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> None:
@@ -307,17 +299,22 @@ async def _tell_failure(client: Client, error: AuthError | UpstreamError) -> Non
     The caller ends the session.
     """
     answer, level = client.server.protocol.internal_error, error.level
-    if isinstance(error, UpstreamError):
-        if error.action is not None:
-            client.info.action = error.action
-        if error.reply and client.server.proxy.proxy_pass_error_message:
-            answer, level = error.reply, "info"
-    _log_error(error, client.log, client.secrets, level)
+    passes_on = client.server.proxy.proxy_pass_error_message
+    if passes_on and isinstance(error, UpstreamError) and error.reply:
+        answer, level = error.reply, "info"
+    _report(client, error, level)
     try:
         with client.timer.at_most(client.server.core.timeout):
             await client.send(answer)
     except ClientError as left:
         _log_error(left, client.log, client.secrets)
+
+
+def _report(client: Client, error: SessionError, level: str | None = None) -> None:
+    """Log a failure that is not the client's fault; see `_log_error`."""
+    if isinstance(error, UpstreamError) and error.action is not None:
+        client.info.action = error.action
+    _log_error(error, client.log, client.secrets, level)
 
 
 def _log_error(

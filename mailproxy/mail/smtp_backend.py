@@ -32,6 +32,17 @@ HEADER_REFUSAL = re.compile(rb"\A50[023](?=[- \r\n])")
 implemented, or out of order before HELO (RFC 5321, section 4.2.3)."""
 
 
+async def meet(backend: Backend, dialogue: SmtpDialogue) -> None:
+    """Read the greeting, and say EHLO or HELO; see `Dialogue.meet`.
+
+    Args:
+      dialogue: the dialogue with the client.
+    """
+    await _expect(backend, b"220")
+    backend.sending("HELO/EHLO")
+    backend.greeting = await _say_hello(backend, dialogue)
+
+
 async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes:
     """Introduce a client to its backend, and log in; see `Dialogue.enter`.
 
@@ -41,10 +52,8 @@ async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes
     with_auth = login.smtp_auth
     if with_auth is None:
         with_auth = dialogue.client.server.proxy.proxy_smtp_auth
-    await _expect(backend, b"220")
-    backend.sending("HELO/EHLO")
-    reply = await _say_hello(backend, dialogue)
-    command = _xclient(dialogue, b"" if with_auth else login.user, reply)
+    user = b"" if with_auth else login.user
+    command = _xclient(dialogue, user, backend.greeting)
     if command:
         await _introduce(backend, dialogue, command)
     if login.envelope is not None:

@@ -231,6 +231,9 @@ class SmtpDialogue(Dialogue):
     def refusal(self, _login: Login, text: bytes, code: bytes) -> bytes:
         return b"%s %s\r\n" % (code or b"535 5.7.0", text)
 
+    async def meet(self, backend: Backend) -> None:
+        await smtp_backend.meet(backend, self)
+
     async def enter(self, backend: Backend, login: Login) -> bytes:
         return await smtp_backend.enter(backend, login, self)
 

@@ -179,12 +179,18 @@ class DrivenTask:
         self.deadline = math.inf
         self._engine.limited.discard(self)
 
+    def now(self) -> float:
+        return self._engine.time()
+
     async def sleep(self, seconds: float) -> None:
         with self.at_most(seconds):
             await self.park()
 
     def at_most(self, seconds: float) -> AbstractContextManager[None]:
         return _AtMost(self, self._engine, seconds)
+
+    def attempt(self) -> AbstractContextManager[None]:
+        return _Attempt(self)
 
     async def in_trio(
         self, work: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args
@@ -211,6 +217,10 @@ class DrivenTask:
         await self.detach()
         self.restore(deadline)
 
+    def expired(self) -> SessionError:
+        """Return the error of a present phase whose time is over."""
+        return self._expired()
+
     def restore(self, deadline: float) -> None:
         """Set the deadline of the present phase."""
         self.stop()
@@ -231,7 +241,28 @@ class DrivenTask:
     ) -> None:
         self.stop()
         if kind is PhaseOver:
-            raise self._expired()
+            raise self.expired()
+
+
+class _Attempt:
+    """See `Timer.attempt`."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: DrivenTask) -> None:
+        self._task = task
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is PhaseOver:
+            raise self._task.expired()
 
 
 class _AtMost:

@@ -49,8 +49,18 @@ class Timer(Protocol):
         """Begin a phase that has no limit, or sets its own."""
 
     @abstractmethod
+    def now(self) -> float:
+        """Return the time of the clock that limits are measured with, in seconds."""
+
+    @abstractmethod
     async def sleep(self, seconds: float) -> None:
         """Wait for a time, which may be 0."""
+
+    @abstractmethod
+    def attempt(self) -> AbstractContextManager[None]:
+        """Raise the error of a phase that expires within it from its own `with`
+        statement, and not from that of the timer: the session may try something else.
+        """
 
     @abstractmethod
     def at_most(self, seconds: float) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ cdef class Wire(Readiness):
     cdef public int fd
     cdef public object tls, _socket
     cdef public calls.TlsCalls tls_calls
-    cdef public bint closed
+    cdef public bint closed, connecting
     cdef public long long received, sent
     cdef public unsigned int _needs
     @cython.locals(data=bytes)

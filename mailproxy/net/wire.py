@@ -41,12 +41,14 @@ class Wire(Readiness):
         dropped do not count, nor does the overhead of TLS.
       sent: octets that the kernel, or OpenSSL, has taken, without the overhead of TLS.
       closed: whether `close` was called.
+      connecting: whether connect() was not done when this was last looked at.
     """
 
     __slots__ = (
         "_needs",
         "_socket",
         "closed",
+        "connecting",
         "fd",
         "received",
         "sent",
@@ -65,6 +67,7 @@ class Wire(Readiness):
         self.tls: ssl.SSLSocket | None = None
         self.tls_calls: calls.TlsCalls | None = None
         self.closed = False
+        self.connecting = False
         self.received = 0
         self.sent = 0
         self._needs = calls.READABLE
@@ -74,9 +77,8 @@ class Wire(Readiness):
 
     @classmethod
     def connect(cls, engine: Engine, family: int, address: SocketAddress) -> Wire:
-        """Begin to connect; the first receive or send waits for the result.
-
-        As in nginx, a refused connection shows as a failed recv().
+        """Begin to connect; `wait_connected`, or the first receive or send, waits for
+        the result.
 
         Raises:
           OSError: connect() failed at once, or `worker_connections` are in use.
@@ -90,6 +92,7 @@ class Wire(Readiness):
             if family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wire = cls(engine, connection.fileno())
+            wire.connecting = failed != 0 and not _is_connected(connection)
         except BaseException:
             connection.close()
             raise
@@ -290,25 +293,22 @@ class Wire(Readiness):
           OSError: connecting or the handshake failed; `ssl.SSLError` if TLS is the
             reason, `ssl.SSLCertVerificationError` if the certificate is.
         """
-        await self._wait_connected()
+        await self.wait_connected()
+        self._check_socket()
         await self._shake_hands(self._wrap(context, server_name=server_name))
 
-    async def _wait_connected(self) -> None:
+    async def wait_connected(self) -> None:
         """Wait until connect() is done.
 
         Raises:
           OSError: why it failed.
         """
-        while True:
+        while self.connecting:
             self._check_socket()
-            try:
-                self.socket.getpeername()
-            except OSError as error:
-                if error.errno != errno.ENOTCONN:
-                    raise
-                await self.wait(calls.WRITABLE)
+            if _is_connected(self.socket):
+                self.connecting = False
             else:
-                return
+                await self.wait(calls.WRITABLE)
 
     def _check_socket(self) -> None:
         """Raise the pending error of the socket (SO_ERROR), if any."""
@@ -433,3 +433,16 @@ class Wire(Readiness):
             with contextlib.suppress(OSError, ValueError):
                 self.tls.unwrap()
         self._socket.close()
+
+
+def _is_connected(connection: socket.SocketType) -> bool:
+    """Return whether connect() is done, and was successful.
+
+    On the same machine that is so as soon as it has begun: a look at it is cheaper than
+    to wait for the event.
+    """
+    try:
+        connection.getpeername()
+    except OSError:
+        return False
+    return True

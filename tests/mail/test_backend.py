@@ -237,9 +237,13 @@ async def enter(
     )
     backend = Backend(answering(replies), 4096, client.info)
     login = Login(method="plain", user=b"u", secret=secret, tag=b"a1 ")
-    with pytest.raises(UpstreamError) as caught:
-        await server.protocol.dialogue(client).enter(backend, login)
-    return caught.value
+    dialogue = server.protocol.dialogue(client)
+    try:
+        await dialogue.meet(backend)
+        await dialogue.enter(backend, login)
+    except UpstreamError as error:
+        return error
+    pytest.fail("it has entered")
 
 
 IMAP = ["* OK [CAPABILITY LITERAL+] ready"]

@@ -67,8 +67,10 @@ class DoorDialogue(Dialogue):
     def refusal(self, _login: Login, text: bytes, _code: bytes) -> bytes:
         return b"no: %s\r\n" % text
 
-    async def enter(self, backend: Backend, login: Login) -> bytes:
+    async def meet(self, backend: Backend) -> None:
         await backend.expect(b"who")
+
+    async def enter(self, backend: Backend, login: Login) -> bytes:
         backend.sending("knock")
         await backend.send_command(b"KNOCK %s %s\r\n" % (login.user, login.secret))
         return await backend.expect(b"open")

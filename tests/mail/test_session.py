@@ -265,7 +265,6 @@ def test_client_that_resets_while_its_login_is_checked() -> None:
     [
         ("⟨close⟩", "upstream closed connection prematurely"),
         ("⟨reset⟩", "recv() failed (104: Connection reset by peer)"),
-        ("⟨refused⟩", "recv() failed (111: Connection refused)"),
     ],
 )
 def test_backend_that_leaves(event: str, line: str) -> None:
