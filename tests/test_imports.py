@@ -175,6 +175,7 @@ LEAVES = {
     "Login",
     "MailProtocol",
     "Pop3Settings",
+    "ProxySslSettings",
     "Server",
     "SmtpDialogue",
     "SmtpSettings",

@@ -271,15 +271,19 @@ def _granted(answer: HttpAnswer, request: AuthRequest) -> Granted:
         )
     user, secret = _credentials(answer, request)
     smtp = b"" if request.needs_password else fields.get(b"auth-smtp", b"")
-    return Granted(user=user, secret=secret, route=_route(host, port, smtp))
+    route = _route(host, port, smtp, fields.get(b"auth-server-ssl", b""))
+    if route.ssl == "off" and request.needs_backend_tls:
+        raise _bad_ssl(b"off", "on or starttls, as proxy_ssl says")
+    return Granted(user=user, secret=secret, route=route)
 
 
 @lru_cache(MAX_ROUTES)
-def _route(host: bytes, port: bytes, smtp: bytes) -> Route:
+def _route(host: bytes, port: bytes, smtp: bytes, tls: bytes) -> Route:
     """The route that an answer names.
 
     Args:
-      host, port, smtp: the values of `Auth-Server`, `Auth-Port`, `Auth-SMTP`.
+      host, port, smtp, tls: the values of `Auth-Server`, `Auth-Port`, `Auth-SMTP`,
+        `Auth-Server-SSL`.
 
     Raises:
       Unusable: one of them is invalid.
@@ -289,6 +293,7 @@ def _route(host: bytes, port: bytes, smtp: bytes) -> Route:
         server=address,
         port=number,
         text=f"{address}:{port.decode()}",
+        ssl=_ssl(tls),
         smtp_auth=_smtp_auth(smtp),
     )
 
@@ -361,3 +366,20 @@ def _smtp_auth(value: bytes) -> bool | None:
     if value.lower() not in (b"yes", b"no"):
         raise Unusable('sent invalid "Auth-SMTP":', value, "yes or no")
     return value.lower() == b"yes"
+
+
+def _ssl(value: bytes) -> str:
+    """Whether there is TLS to the backend; empty: the answer is silent.
+
+    Raises:
+      Unusable: the value is none of on, off, starttls.
+    """
+    mode = value.decode("latin-1").lower()
+    if mode not in ("", "on", "off", "starttls"):
+        raise _bad_ssl(value, "on, off or starttls")
+    return mode
+
+
+def _bad_ssl(value: bytes, wanted: str) -> Unusable:
+    """The error for `Auth-Server-SSL`."""
+    return Unusable('sent invalid "Auth-Server-SSL":', value, wanted)

@@ -22,12 +22,16 @@ class Candidate:
       name: the address as the auth source wrote it, for the log.
       spare: whether another one may take its place: then a failure is an event of its
         own, and an error in the log, even where nginx thinks of the client alone.
+      host: its name for SNI and verification, as written; empty for a unix socket.
+      ssl: whether there is TLS to it: on, off, starttls; empty: as `proxy_ssl` says.
     """
 
     family: int
     address: SocketAddress
     name: str
     spare: bool = False
+    host: str = ""
+    ssl: str = ""
 
 
 class Choice(ABC):
@@ -89,4 +93,12 @@ async def choose(route: Route, client: Client) -> Choice:  # noqa: ARG001
       UpstreamError: there is none.
     """
     family = socket.AF_INET6 if ":" in route.server else socket.AF_INET
-    return OneCandidate(Candidate(family, (route.server, route.port), route.name))
+    return OneCandidate(
+        Candidate(
+            family,
+            (route.server, route.port),
+            route.name,
+            host=route.server,
+            ssl=route.ssl,
+        )
+    )

@@ -53,8 +53,39 @@ some servers take the backslash for a part of the password, as DavMail long did.
 
 
 async def meet(backend: Backend) -> None:
-    """Read the greeting; see `Dialogue.meet`."""
+    """Read the greeting, and have TLS begin; see `Dialogue.meet`."""
     backend.greeting = await _expect(backend, b"* OK")
+    if backend.needs_starttls:
+        await _start_tls(backend)
+    if backend.secure:
+        _check_login_allowed(backend)
+
+
+async def _start_tls(backend: Backend) -> None:
+    """Say STARTTLS (RFC 3501, section 6.2.1), and ask for the capabilities anew.
+
+    Raises:
+      BackendError: the backend does not offer it, or refuses, or the handshake failed.
+    """
+    if b"STARTTLS" not in await learn_offers(backend):
+        raise backend.unfit("upstream does not offer STARTTLS")
+    backend.sending("STARTTLS command")
+    await _send(backend, b"mp2 STARTTLS\r\n")
+    status = _status(await _read_reply(backend, b"mp2 ", own=True), b"mp2 ")
+    if not _is_ok(status):
+        raise backend.unfit('upstream refused STARTTLS: "%s"', status.rstrip(b"\r\n"))
+    await backend.start_tls()
+    backend.offers = await _ask_capabilities(backend, b"mp3 ")
+
+
+def _check_login_allowed(backend: Backend) -> None:
+    """Check that logins are possible in TLS, as far as the backend has told.
+
+    Raises:
+      BackendError: it has said that they are not (RFC 3501, section 6.2.3).
+    """
+    if b"LOGINDISABLED" in (known_offers(backend) or ()):
+        raise backend.unfit("upstream does not allow logins")
 
 
 async def learn_offers(backend: Backend) -> frozenset[bytes]:
@@ -65,11 +96,18 @@ async def learn_offers(backend: Backend) -> frozenset[bytes]:
     Raises:
       BackendError: the backend refused to tell, or closed.
     """
-    if backend.offers is None:
-        backend.offers = parse_capabilities(backend.greeting)
-    if backend.offers is None:
-        backend.offers = await _ask_capabilities(backend, b"mp1 ")
-    return backend.offers
+    offers = known_offers(backend)
+    if offers is None:
+        offers = await _ask_capabilities(backend, b"mp1 ")
+    backend.offers = offers
+    return offers
+
+
+def known_offers(backend: Backend) -> frozenset[bytes] | None:
+    """Return what the backend has said that it offers; None: nothing, so far."""
+    if backend.offers is not None:
+        return backend.offers
+    return parse_capabilities(backend.greeting)
 
 
 async def _ask_capabilities(backend: Backend, tag: bytes) -> frozenset[bytes]:
@@ -80,10 +118,10 @@ async def _ask_capabilities(backend: Backend, tag: bytes) -> frozenset[bytes]:
     """
     backend.sending("CAPABILITY command")
     await _send(backend, b"%sCAPABILITY\r\n" % tag)
-    reply = await _read_reply(backend, tag)
+    reply = await _read_reply(backend, tag, own=True)
     offers = parse_capabilities(reply)
     if offers is None or not _is_ok(_status(reply, tag)):
-        raise backend.invalid_reply(reply)
+        raise backend.unusable_reply(reply)
     return offers
 
 
@@ -156,10 +194,7 @@ async def _send_in_turns(backend: Backend, login: Login) -> None:
 
 def _offers_literal_plus(backend: Backend) -> bool:
     """Whether the backend has offered LITERAL+ (RFC 7888) unasked; it is not asked."""
-    offers = backend.offers
-    if offers is None:
-        offers = parse_capabilities(backend.greeting)
-    return offers is not None and b"LITERAL+" in offers
+    return b"LITERAL+" in (known_offers(backend) or ())
 
 
 async def _send(backend: Backend, data: bytes) -> None:
@@ -215,8 +250,11 @@ async def _read_answer(backend: Backend, tag: bytes) -> bytes:
     raise _refusal(backend, reply, status)
 
 
-async def _read_reply(backend: Backend, tag: bytes) -> bytes:
+async def _read_reply(backend: Backend, tag: bytes, *, own: bool = False) -> bytes:
     """Read the whole answer to a command: untagged lines, and one with its tag.
+
+    Args:
+      own: the command is not the client's, so the client must not see the answer.
 
     Raises:
       BackendError: the backend sent another line, or BYE.
@@ -228,6 +266,8 @@ async def _read_reply(backend: Backend, tag: bytes) -> bytes:
         if line.startswith(tag):
             backend.header_accepted()
             return reply
+        if own and (_BYE.match(line) or not line.startswith(b"* ")):
+            raise backend.unusable_reply(line)
         if not line.startswith(b"* "):
             raise backend.invalid_reply(reply)
         if _BYE.match(line):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mailproxy.conf.addresses import SocketAddress
     from mailproxy.conf.directive import Block, Reading
-    from mailproxy.conf.tree import Word
+    from mailproxy.conf.tree import Directive, Word
     from mailproxy.mail.ssl import SslSettings
 
 
@@ -41,6 +41,8 @@ class LoadState:
     """By `id` and protocol, settings without their context, and with it."""
     refused_protocols: set[Word] = field(default_factory=set)
     """Arguments of `ssl_protocols` for which a warning about refused versions was given."""
+    unverified: set[Directive] = field(default_factory=set)
+    """Directives ``proxy_ssl_verify off`` that were already warned of."""
     outdated: set[str] = field(default_factory=set)
     """Certificates that are expired or not yet valid, already warned of."""
 

@@ -7,6 +7,7 @@ from mailproxy.conf.directive import Settings
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
+from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 
@@ -19,6 +20,7 @@ MODULES: tuple[type[Settings], ...] = (
     *PROTOCOLS,
     *SOURCES,
     ProxySettings,
+    ProxySslSettings,
     RealipSettings,
 )
 """All modules of mail, in the order in which nginx checks them."""

@@ -13,6 +13,7 @@ from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.modules import SOURCES
 from mailproxy.mail.protocol import MailProtocol
 from mailproxy.mail.proxy import ProxySettings
+from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 
@@ -26,6 +27,7 @@ class Server:
     core: CoreSettings
     ssl: SslSettings
     proxy: ProxySettings
+    proxy_ssl: ProxySslSettings
     auth: Chain
     """The auth sources, which decide whether a login is good."""
     realip: RealipSettings
@@ -64,6 +66,7 @@ def make_server(block: Block, made: Mapping[type[Settings], Settings]) -> Server
         core=core,
         ssl=ssl,
         proxy=_one(made, ProxySettings),
+        proxy_ssl=_one(made, ProxySslSettings),
         auth=Chain(tuple(each for each in made.values() if isinstance(each, Source))),
         realip=_one(made, RealipSettings),
         protocol=next(each for each in made.values() if isinstance(each, MailProtocol)),

@@ -13,6 +13,7 @@ from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.relay import Relay
 from mailproxy.net.resolver_settings import ResolverSettings
+from mailproxy.net.resumption import Resumption
 from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
 
@@ -35,6 +36,7 @@ class Network:
     Attributes:
       sessions: the live sessions of this worker, by the number of the client's
         connection, from accept to close.
+      resumption: the TLS sessions with backends.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -42,6 +44,7 @@ class Network:
         self.relay = Relay(engine)
         self.idle = IdleConnections(engine)
         self.sessions: dict[int, SessionInfo] = {}
+        self.resumption = Resumption()
         self._numbers = itertools.count(1)
         self._transport = NameServers(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
