@@ -19,6 +19,7 @@ from mailproxy.net.dns import Resolver
 from mailproxy.net.engine import Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.network import Network
+from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Ended, Relay, Side
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer, client_timed_out
@@ -67,6 +68,7 @@ class MemoryWire(Wire):
         self.tls = None
         self.closed = False
         self.connecting = False
+        self.fd = -1
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.received = 0
@@ -321,7 +323,9 @@ class MemoryNetwork(Network):
         assert self.known is not None
         return self.known
 
-    def connect(self, family: int, address: SocketAddress) -> MemoryWire:
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> MemoryWire:
         kind = "Q" if address == self._auth else "P"
         if kind in self.failing:
             raise OSError(self.failing[kind], os.strerror(self.failing[kind]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from mailproxy.errors import BackendError, LocalError
+from mailproxy.errors import BackendError, LocalError, LoopError
 from mailproxy.mail import proxy_header
 from mailproxy.mail.backend import Backend
 
@@ -73,9 +73,16 @@ async def _try(client: Client, dialogue: Dialogue, candidate: Candidate) -> Back
     """
     proxy, timer = client.server.proxy, client.timer
     backend = Backend.connect(
-        client.network, candidate, proxy.reply_limit, client.info, client.trace
+        client.network,
+        candidate,
+        proxy.reply_limit,
+        client.info,
+        client.trace,
+        proxy.outgoing,
     )
     try:
+        if client.server.upstreams.leads_back(candidate, backend.wire.fd):
+            raise LoopError("upstream is this server itself", action=None)
         with timer.attempt():
             if backend.wire.connecting:
                 timer.limit(proxy.proxy_connect_timeout, backend.expired)
@@ -92,5 +99,7 @@ async def _try(client: Client, dialogue: Dialogue, candidate: Candidate) -> Back
 
 
 def _is_final(error: BackendError) -> bool:
-    """Whether a connection to another backend would fail in the same way."""
+    """Whether a connection to another backend is useless, or would fail as well."""
+    if isinstance(error, LoopError):
+        return True
     return error.error is not None and error.error.errno == errno.ENOBUFS
