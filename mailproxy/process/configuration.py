@@ -19,12 +19,13 @@ from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.listen import Listen
-from mailproxy.mail.load_state import LoadState
+from mailproxy.mail.load_state import LoadState, Reason, load_state
 from mailproxy.mail.modules import MODULES
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
 from mailproxy.process.options import Options
 from mailproxy.process.settings import EventsSettings, MainSettings
+from mailproxy.stats.cells import CellKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,15 @@ class Configuration:
     """The logs of mail and of each server that has its own: all are opened at start."""
     messages: Messages
     """Warnings."""
+    manager: tuple[Reason, ...] = ()
+    """What needs the manager process; empty: there is none."""
+    counted: tuple[CellKey, ...] = ()
+    """The numbers that processes share, besides those that all have."""
+
+    @property
+    def shares_numbers(self) -> bool:
+        """Whether processes need the shared mapping."""
+        return bool(self.manager or self.counted)
 
     @property
     def listens(self) -> tuple[Listen, ...]:
@@ -202,12 +212,16 @@ class Loader:
             raise ConfigErrors.of(said, parsed=parsed)
         assert main is not None
         assert events is not None
+        state = load_state(self.reading)
+        shares = state.shares_numbers or state.manager
         return Configuration(
             main=main,
             events=events,
             servers=tuple(self.assembly.servers),
             error_logs=tuple(self._error_logs()),
             messages=said,
+            manager=tuple(state.manager),
+            counted=tuple(state.counted) if shares else (),
         )
 
     def _warn_of_idleness(self) -> None:
