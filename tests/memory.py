@@ -24,6 +24,7 @@ from mailproxy.net.relay import Ended, Relay, Side
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer, client_timed_out
 from mailproxy.net.wire import Wire
+from mailproxy.stats.mapping import Row
 
 if TYPE_CHECKING:
     import socket
@@ -303,6 +304,7 @@ class MemoryNetwork(Network):
         self.relay = MemoryRelay()
         self.idle = IdleConnections()
         self.sessions = {}
+        self.row = Row()
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
         self.pending = False

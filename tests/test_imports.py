@@ -20,12 +20,15 @@ ALLOWED = {
     "outside": set(),
     "frozen": set(),
     "compiled": set(),
+    "stats": set(),
     "conf": {"outside"},
     "log": {"conf", "errors"},
-    "net": {"compiled", "conf", "errors", "log", "outside"},
+    "net": {"compiled", "conf", "errors", "log", "outside", "stats"},
     "auth": {"conf", "errors", "log", "net"},
-    "mail": {"auth", "conf", "errors", "log", "net", "outside"},
-    "process": {"compiled", "conf", "errors", "log", "mail", "net", "outside"},
+    "mail": {"auth", "conf", "errors", "log", "net", "outside", "stats"},
+    "process": {
+        *("compiled", "conf", "errors", "log", "mail", "net", "outside", "stats"),
+    },
     "arguments": {"conf", "process"},
     "cli": {
         "arguments",

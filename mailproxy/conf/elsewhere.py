@@ -72,11 +72,10 @@ _HTTP = """
     proxy_cache_key proxy_cache_lock proxy_cache_lock_age proxy_cache_lock_timeout
     proxy_cache_max_range_offset proxy_cache_methods proxy_cache_min_uses
     proxy_cache_path proxy_cache_revalidate proxy_cache_use_stale proxy_cache_valid
-    proxy_connect_timeout proxy_cookie_domain proxy_cookie_flags proxy_cookie_path
-    proxy_force_ranges proxy_headers_hash_bucket_size proxy_headers_hash_max_size
-    proxy_hide_header proxy_http_version proxy_ignore_client_abort proxy_ignore_headers
+    proxy_cookie_domain proxy_cookie_flags proxy_cookie_path proxy_force_ranges
+    proxy_headers_hash_bucket_size proxy_headers_hash_max_size proxy_hide_header
+    proxy_http_version proxy_ignore_client_abort proxy_ignore_headers
     proxy_intercept_errors proxy_limit_rate proxy_max_temp_file_size proxy_method
-    proxy_next_upstream proxy_next_upstream_timeout proxy_next_upstream_tries
     proxy_no_cache proxy_pass_header proxy_pass_request_body
     proxy_pass_request_headers proxy_pass_trailers proxy_read_timeout proxy_redirect
     proxy_request_buffering proxy_send_lowat proxy_send_timeout proxy_set_body

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from mailproxy.conf.tree import Directive, Position, Word
     from mailproxy.mail.group import Group, Method
     from mailproxy.mail.ssl import SslSettings
+    from mailproxy.stats.cells import CellKey
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a configuration needs a manager process."""
+
+    directive: str
+    position: Position | None
+
+    def __str__(self) -> str:
+        return f"{self.directive} in {self.position}"
 
 
 @dataclass(kw_only=True)
@@ -54,6 +66,12 @@ class LoadState:
     """Arguments of `ssl_protocols` for which a warning about refused versions was given."""
     outdated: set[str] = field(default_factory=set)
     """Certificates that are expired or not yet valid, already warned of."""
+    manager: list[Reason] = field(default_factory=list)
+    """What needs the manager process, in the order of the file; empty: there is none."""
+    counted: list[CellKey] = field(default_factory=list)
+    """The numbers of the peers of all groups that are used."""
+    shares_numbers: bool = False
+    """Whether one of these groups needs the numbers of all workers."""
 
 
 def load_state(reading: Reading) -> LoadState:

@@ -168,33 +168,41 @@ class ProxySettings(Settings):
     """Idle time after which a relayed session is closed, in seconds."""
 
     proxy_pass: PassTarget | None = directive(
-        proxy_pass, default=None, shown="", origin="nginx (stream)"
+        proxy_pass, default=None, shown="", origin="nginx's stream module"
     )
     """Where sessions go if the auth source does not say: a group (see `upstream`), or a
     server, whose addresses are looked up when the configuration is read."""
 
     proxy_bind: Address | None = directive(
-        proxy_bind, default=None, shown="off", origin="nginx (stream)"
+        proxy_bind, default=None, shown="off", origin="nginx's stream module"
     )
     """The address that connections to backends come from; off: the system chooses."""
 
     proxy_socket_keepalive: bool = directive(
-        flag, default=False, origin="nginx (stream)"
+        flag, default=False, origin="nginx's stream module"
     )
     """Whether the kernel finds out that a silent backend is gone (SO_KEEPALIVE)."""
 
-    proxy_connect_timeout: float = directive(duration, default=MINUTE)
+    proxy_connect_timeout: float = directive(
+        duration, default=MINUTE, origin="nginx's stream module"
+    )
     """Time for a connection to a backend to be made, in seconds; then `timeout` begins
     for its greeting and the login."""
 
-    proxy_next_upstream: bool = directive(flag, default=True)
+    proxy_next_upstream: bool = directive(
+        flag, default=True, origin="nginx's stream module"
+    )
     """Whether another backend of the group is tried if one cannot be reached, or does
     not greet as its protocol requires."""
 
-    proxy_next_upstream_tries: int = directive(number, default=0)
+    proxy_next_upstream_tries: int = directive(
+        number, default=0, origin="nginx's stream module"
+    )
     """Backends that are tried for one login, at most; 0: all."""
 
-    proxy_next_upstream_timeout: float = directive(duration, default=0.0)
+    proxy_next_upstream_timeout: float = directive(
+        duration, default=0.0, origin="nginx's stream module"
+    )
     """Time after which no further backend is tried, in seconds; 0: no limit."""
 
     proxy_pass_error_message: bool = directive(flag, default=False)

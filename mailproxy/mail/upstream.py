@@ -217,7 +217,7 @@ class UpstreamSettings(Settings):
         contexts="upstream",
         repeats="add",
         shown="",
-        origin="nginx (stream), NGINX Plus, Angie",
+        origin="nginx's stream module, NGINX Plus, Angie",
     )
     """A backend of the group: HOST:PORT or unix:/path, with all its addresses. `weight=1`:
     its share. `max_conns=0`: sessions that all workers together may have with it; 0: no
@@ -228,7 +228,7 @@ class UpstreamSettings(Settings):
     `name=HOST`: for SNI and verification. A group of one has no failures."""
 
     zone: str = directive(
-        zone, default="", contexts="upstream", shown="", origin="nginx (stream)"
+        zone, default="", contexts="upstream", shown="", origin="nginx's stream module"
     )
     """Workers share what they find out about backends. The size is not needed."""
 
@@ -238,7 +238,7 @@ class UpstreamSettings(Settings):
         contexts="upstream",
         repeats="last",
         shown="",
-        origin="nginx (stream)",
+        origin="nginx's stream module",
     )
     """The same key leads to the same backend. Variables are `$auth_user` (at the
     backend), `$auth_domain` (what is behind its last `@`), `$remote_addr`,
@@ -250,7 +250,7 @@ class UpstreamSettings(Settings):
         default=False,
         contexts="upstream",
         repeats="last",
-        origin="nginx (stream)",
+        origin="nginx's stream module",
     )
     """The backend with the fewest sessions for its weight."""
 
@@ -260,7 +260,7 @@ class UpstreamSettings(Settings):
         contexts="upstream",
         repeats="last",
         shown="",
-        origin="nginx (stream)",
+        origin="nginx's stream module",
     )
     """A backend at random, by weight; two: of two, that with fewer sessions for its
     weight."""

@@ -16,6 +16,7 @@ from mailproxy.net.relay import Relay
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
+from mailproxy.stats.mapping import Row
 
 _NOT_REACHED = frozenset(
     (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
@@ -36,13 +37,15 @@ class Network:
     Attributes:
       sessions: the live sessions of this worker, by the number of the client's
         connection, from accept to close.
+      row: the numbers of this worker, and its view of those of all others.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, row: Row | None = None) -> None:
         self.engine = engine
         self.relay = Relay(engine)
         self.idle = IdleConnections(engine)
         self.sessions: dict[int, SessionInfo] = {}
+        self.row = Row() if row is None else row
         self._numbers = itertools.count(1)
         self._transport = NameServers(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}

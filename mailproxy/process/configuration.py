@@ -20,7 +20,7 @@ from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.listen import Listen
-from mailproxy.mail.load_state import LoadState, load_state
+from mailproxy.mail.load_state import LoadState, Reason, load_state
 from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
@@ -28,6 +28,7 @@ from mailproxy.mail.upstream import close_upstream, open_upstream, warn_of_loops
 from mailproxy.mail.upstreams import Upstreams
 from mailproxy.process.options import Options
 from mailproxy.process.settings import EventsSettings, MainSettings
+from mailproxy.stats.cells import CellKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,15 @@ class Configuration:
     """Warnings."""
     upstreams: Upstreams
     """The groups of backends, and what this process knows of them."""
+    manager: tuple[Reason, ...] = ()
+    """What needs the manager process; empty: there is none."""
+    counted: tuple[CellKey, ...] = ()
+    """The numbers that processes share, besides those that all have."""
+
+    @property
+    def shares_numbers(self) -> bool:
+        """Whether processes need the shared mapping."""
+        return bool(self.manager or self.counted)
 
     @property
     def listens(self) -> tuple[Listen, ...]:
@@ -219,6 +229,8 @@ class Loader:
             raise ConfigErrors.of(said, parsed=parsed)
         assert main is not None
         assert events is not None
+        state = load_state(self.reading)
+        shares = state.shares_numbers or state.manager
         return Configuration(
             main=main,
             events=events,
@@ -226,6 +238,8 @@ class Loader:
             error_logs=tuple(self._error_logs()),
             messages=said,
             upstreams=self.assembly.upstreams,
+            manager=tuple(state.manager),
+            counted=tuple(state.counted) if shares else (),
         )
 
     def _warn_of_idleness(self) -> None:

@@ -247,7 +247,7 @@ def test_nobody_to_try(choices: list[Listed]) -> None:
     )
 
 
-@pytest.mark.proves("proxy_next_upstream", "off")
+@pytest.mark.proves("proxy_next_upstream")
 @pytest.mark.proves("proxy_next_upstream_tries")
 @pytest.mark.parametrize(
     ("directive", "tries"),
