@@ -80,7 +80,7 @@ class LeastConn(RoundRobin):
         candidates = [each for each in peers.all if self._is_open(each, now)]
         if self._single or not candidates:
             return candidates[0] if candidates else None
-        loads = [(each.counters.conns, each.weight(now)) for each in candidates]
+        loads = [(each.numbers.conns, each.weight(now)) for each in candidates]
         least, weight = loads[0]
         for conns, own in loads:
             if conns * weight < least * own:
@@ -233,5 +233,5 @@ class Random(RoundRobin):
 
 
 def _less_busy(first: Peer, second: Peer) -> Peer:
-    ours = second.counters.conns * first.member.weight
-    return first if ours > first.counters.conns * second.member.weight else second
+    ours = second.numbers.conns * first.member.weight
+    return first if ours > first.numbers.conns * second.member.weight else second

@@ -8,10 +8,13 @@ one process. What others find out about it comes in through `Peer.set_health`,
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from mailproxy.mail.candidates import Candidate
+from mailproxy.stats.mapping import Row
+from mailproxy.stats.peers import PeerNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,45 +45,6 @@ class PeerState(IntEnum):
     """It has as many sessions as it may have (`max_conns`)."""
 
 
-class Counters(Protocol):
-    """The counters of one peer; see `OwnCounters`."""
-
-    @property
-    def conns(self) -> int:
-        """Sessions that connect, log in or are relayed, of all who count here."""
-
-    def add(self, number: int, /) -> None:
-        """Count sessions of this process: 1 for a new one, -1 when it is over."""
-
-    def selected(self) -> None:
-        """Count that the peer was chosen."""
-
-    def failed(self) -> None:
-        """Count that it failed."""
-
-
-class OwnCounters:
-    """Counts the sessions of this process alone."""
-
-    __slots__ = ("_conns",)
-
-    def __init__(self) -> None:
-        self._conns = 0
-
-    @property
-    def conns(self) -> int:
-        return self._conns
-
-    def add(self, number: int, /) -> None:
-        self._conns += number
-
-    def selected(self) -> None:
-        pass
-
-    def failed(self) -> None:
-        pass
-
-
 class Peer:
     """One address of a `server`.
 
@@ -92,7 +56,7 @@ class Peer:
       down: gets no sessions.
       draining: gets no new sessions.
       health: what health checks say.
-      counters: its sessions.
+      numbers: its sessions, and those of other workers if the mapping has it.
       fails: failures in a row, within `fail_timeout` of each other.
       current, effective: the weights of nginx's round robin.
     """
@@ -103,7 +67,6 @@ class Peer:
         "_recovers",
         "address",
         "candidate",
-        "counters",
         "current",
         "down",
         "draining",
@@ -112,9 +75,12 @@ class Peer:
         "fails",
         "health",
         "member",
+        "numbers",
     )
 
-    def __init__(self, member: Member, address: Address, epoch: int = 0) -> None:
+    def __init__(
+        self, member: Member, address: Address, numbers: PeerNumbers, epoch: int = 0
+    ) -> None:
         self.member = member
         self.address = address
         self.candidate = Candidate(
@@ -129,7 +95,7 @@ class Peer:
         self.down = member.down
         self.draining = member.drain
         self.health: Health = "healthy"
-        self.counters: Counters = OwnCounters()
+        self.numbers = numbers
         self.fails = 0
         self.current = 0
         self.effective = member.weight
@@ -161,7 +127,7 @@ class Peer:
     @property
     def is_busy(self) -> bool:
         """Whether it has `max_conns` sessions."""
-        return 0 < self.member.max_conns <= self.counters.conns
+        return 0 < self.member.max_conns <= self.numbers.conns
 
     def weight(self, now: int) -> int:
         """Its weight, which grows while it recovers."""
@@ -197,14 +163,13 @@ class Peer:
 
     def enter(self, now: int) -> None:
         """Count a session that is about to connect."""
-        self.counters.add(1)
-        self.counters.selected()
+        self.numbers.enter()
         if now - self._checked > self.member.fail_timeout:
             self._checked = now
 
     def leave(self) -> None:
         """Count that a session is over, or was not connected."""
-        self.counters.add(-1)
+        self.numbers.leave()
 
     def fail(self, now: int) -> bool:
         """Note that it was not reached, or did not greet.
@@ -213,7 +178,7 @@ class Peer:
           Whether it is unavailable now.
         """
         member = self.member
-        self.counters.failed()
+        self.numbers.fail()
         self.fails += 1
         self._accessed = self._checked = now
         if not member.max_fails:
@@ -270,7 +235,23 @@ class LiveGroup:
     def __init__(self, group: Group) -> None:
         self.group = group
         self.epoch = 0
-        self.renew([Peer(each, at) for each in group.members for at in each.addresses])
+        self._row = Row()
+        self.renew([self.make_peer(*each) for each in named_peers(group)])
+
+    def count_in(self, row: Row) -> None:
+        """Count in a row of the mapping from now on; there must be no sessions yet."""
+        self._row = row
+        for peer, (name, _, _) in zip(self, named_peers(self.group), strict=True):
+            peer.numbers = PeerNumbers(row, self.group.name, name)
+
+    def make_peer(self, name: str, member: Member, address: Address) -> Peer:
+        """Make a peer, which is used once it is in a list for `renew`.
+
+        Args:
+          name: what its numbers are found by; see `peer_keys`.
+        """
+        numbers = PeerNumbers(self._row, self.group.name, name)
+        return Peer(member, address, numbers, self.epoch)
 
     def renew(self, peers: Sequence[Peer]) -> None:
         """Use these peers from now on; those that stay must be the same objects."""
@@ -284,5 +265,19 @@ class LiveGroup:
         return len(self.primaries.all) == 1 and not self.backups.all
 
     def __iter__(self) -> Iterator[Peer]:
+        """Primaries come first."""
         yield from self.primaries.all
         yield from self.backups.all
+
+
+def named_peers(group: Group) -> list[tuple[str, Member, Address]]:
+    """The peers of a group as configured, primaries first, with different names."""
+    found: list[tuple[str, Member, Address]] = []
+    times: Counter[str] = Counter()
+    for member in sorted(group.members, key=lambda each: each.backup):
+        for address in member.addresses:
+            times[address.text] += 1
+            more = times[address.text]
+            name = address.text if more == 1 else f"{address.text}#{more}"
+            found.append((name, member, address))
+    return found

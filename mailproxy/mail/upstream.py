@@ -30,6 +30,8 @@ from mailproxy.mail.group import (
     read_address,
 )
 from mailproxy.mail.load_state import load_state
+from mailproxy.mail.peers import named_peers
+from mailproxy.stats.peers import peer_keys
 
 MAX_WEIGHT = 65535
 """The largest weight; `hash … consistent` needs 160 points for each unit."""
@@ -314,13 +316,16 @@ def close_upstream(block: Block, reading: Reading) -> Iterator[ConfigError]:
             f'no servers in upstream "{name}"', statement, "not all can be backups"
         )
     zone = block.given.get("zone")
-    state.groups[lower(name)] = Group(
+    state.groups[lower(name)] = group = Group(
         name=name,
         members=members,
         method=method,
         zone="" if zone is None else cast("str", zone.value),
         position=statement.position,
     )
+    state.shares_numbers |= group.counts_over_workers
+    for peer, _, _ in named_peers(group):
+        state.counted += peer_keys(name, peer)
 
 
 def warn_of_loops(reading: Reading, is_own: Callable[[Address], bool]) -> None:

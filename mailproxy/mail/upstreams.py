@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy.conf.values import lower
 from mailproxy.mail.group import Group, Member
-from mailproxy.mail.peers import LiveGroup, Peer
+from mailproxy.mail.peers import LiveGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mailproxy.conf.addresses import Address, IPAddress
     from mailproxy.mail.candidates import Candidate
     from mailproxy.net.listen_address import ListenAddress
+    from mailproxy.stats.mapping import Row
 
 MAX_HOSTS = 1024
 """Hosts named by auth sources whose failures a process remembers."""
@@ -44,6 +45,11 @@ class Upstreams:
         self._hosts: dict[tuple[str, int], LiveGroup] = {}
         self._own = {at for each in listens for at in _accepted(each)}
         self._own_ports = {at[1] for at in self._own if not isinstance(at, str)}
+
+    def count_in(self, row: Row) -> None:
+        """Count sessions in a row of the mapping; a process does this at its start."""
+        for live in self.groups.values():
+            live.count_in(row)
 
     def live(self, group: Group) -> LiveGroup:
         """The state of a group of this configuration."""
@@ -69,7 +75,9 @@ class Upstreams:
         known = {peer.address: peer for peer in live}
         if known.keys() != set(found):
             (member,) = live.group.members
-            live.renew([known.get(at) or Peer(member, at, live.epoch) for at in found])
+            live.renew(
+                [known.get(at) or live.make_peer(at.text, member, at) for at in found]
+            )
         self._hosts[key] = live  # as the last one that was used
         return live
 
