@@ -212,7 +212,7 @@ async def start_servers(
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(directory / "server.pem", directory / "server.key")
         contexts = dict.fromkeys(site.secured, context)
-    named: dict[str, int | None] = {protocol: None for protocol in site.routed}
+    named: dict[str, int | None] = dict.fromkeys(site.routed)
     others = {name: 0 for name in mail_servers(mailbox) if name not in named}
     places = [ports for ports in (*site.machines, others) if ports]
     machines = [Machine(ports, mailbox, contexts) for ports in places]

@@ -48,9 +48,11 @@ mail {{
 """
 
 SERVER = """
+    # Logins take turns, and go on at one of them if the other is down. It is tried again
+    # after a second.
     upstream {protocol} {{
-        server {first};
-        server {second};  # gets every second login, and all of them if the other is down
+        server {first} fail_timeout=1s;
+        server {second} fail_timeout=1s;
     }}
 
     server {{
