@@ -79,7 +79,11 @@ class Peer:
     )
 
     def __init__(
-        self, member: Member, address: Address, numbers: PeerNumbers, epoch: int = 0
+        self,
+        member: Member,
+        address: Address,
+        numbers: PeerNumbers,
+        epoch: int = 0,
     ) -> None:
         self.member = member
         self.address = address
