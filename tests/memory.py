@@ -20,6 +20,7 @@ from mailproxy.net.engine import Engine, Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.manager_line import ManagerLine
 from mailproxy.net.network import Network
+from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Ended, Relay, Side
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer, client_timed_out
@@ -69,6 +70,7 @@ class MemoryWire(Wire):
         self.tls = None
         self.closed = False
         self.connecting = False
+        self.fd = -1
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.received = 0
@@ -297,6 +299,7 @@ class MemoryNetwork(Network):
       failing: what connect() says to them, if it is to fail.
       pending: whether connect() does not succeed until a test says so.
       known: answers for every `resolver` directive.
+      reached: the addresses of backends that were connected to, in order.
     """
 
     def __init__(self, auth: object, news: Callable[[], None] = lambda: None) -> None:
@@ -309,6 +312,7 @@ class MemoryNetwork(Network):
         self.failing: dict[str, int] = {}
         self.pending = False
         self.known: Resolver | None = None
+        self.reached: list[SocketAddress] = []
         self._auth = auth
         self._news = news
 
@@ -325,8 +329,12 @@ class MemoryNetwork(Network):
         assert self.known is not None
         return self.known
 
-    def connect(self, family: int, address: SocketAddress) -> MemoryWire:
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> MemoryWire:
         kind = "Q" if address == self._auth else "P"
+        if kind == "P":
+            self.reached.append(address)
         if kind in self.failing:
             raise OSError(self.failing[kind], os.strerror(self.failing[kind]))
         wire = MemoryWire(self._news)

@@ -12,6 +12,7 @@ from mailproxy.net.dns_transport import NameServers
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.manager_line import ManagerLine
+from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Relay
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer
@@ -72,15 +73,18 @@ class Network:
         """
         return not self.engine.full or self.idle.evict() or self._transport.make_room()
 
-    def connect(self, family: int, address: SocketAddress) -> Wire:
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> Wire:
         """Begin to connect.
 
         Raises:
-          OSError: connect() failed at once, or `worker_connections` are in use.
+          OSError: connect() failed at once, or `worker_connections` are in use; a
+            `BindError` if `how` cannot be.
         """
         self.next_number()
         self.make_room()
-        return Wire.connect(self.engine, family, address)
+        return Wire.connect(self.engine, family, address, how)
 
     def resolver(self, settings: ResolverSettings, timeout: float) -> Resolver:
         """Return the resolver of a `resolver` directive, with its cache.

@@ -82,6 +82,7 @@ class Worker:
     ) -> None:
         self._main = configuration.main
         self._logs = logs
+        configuration.upstreams.count_in(self.network.row)
         admission = Admission(configuration, logs, self.network)
         self._loops = [AcceptLoop(listener, admission) for listener in listeners]
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from mailproxy.log import NOTICE, ErrorLog, Logger, open_logs
 from mailproxy.log.directive import File
 from mailproxy.mail.load_state import Reason
+from mailproxy.mail.upstreams import Upstreams
 from mailproxy.outside import Findings
 from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW, End, Heard, SpawnError
 from mailproxy.process.configuration import Configuration, Messages
@@ -151,6 +152,7 @@ class World:
             servers=(),
             error_logs=(),
             messages=Messages(),
+            upstreams=Upstreams({}, ()),
             counted=self.counted,
             manager=self.reasons,
         )
