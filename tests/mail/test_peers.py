@@ -13,7 +13,8 @@ import pytest
 from mailproxy.conf.addresses import Address
 from mailproxy.mail.balancing import ConsistentHash, Hash, LeastConn, Random, RoundRobin
 from mailproxy.mail.group import Group, Member, Method
-from mailproxy.mail.peers import LiveGroup, Peer, PeerState
+from mailproxy.mail.peer_states import PeerState
+from mailproxy.mail.peers import LiveGroup, Peer
 from mailproxy.mail.upstreams import MAX_HOSTS, Upstreams
 from mailproxy.stats.cells import Role
 from mailproxy.stats.mapping import Statistics
