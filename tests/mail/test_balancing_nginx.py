@@ -126,7 +126,7 @@ def our_choices(path: Path, refusing: set[object]) -> list[object]:
     configuration = Loader(prefix="/", path=str(path), name="mailproxy").load()
     live = configuration.upstreams.groups["group"]
     log = CapturedLog(INFO).log
-    found = []
+    found: list[object] = []
     held: list[GroupChoice] = []
 
     async def choose() -> None:
