@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from mailproxy.errors import BackendError, LocalError
+from mailproxy.errors import BackendError, LocalError, LoopError
 from mailproxy.mail import proxy_header
 from mailproxy.mail.backend import Backend
 
@@ -29,68 +29,94 @@ async def reach(
 ) -> Backend:
     """Connect to the first candidate that greets as its protocol requires.
 
-    The limit of the login's phase has begun when it returns.
-
-    Args:
-      report: logs the failure of a try that is not the last one.
+    The limit of the login's phase has begun then. `report` logs a try that failed and
+    is not the last one.
 
     Raises:
       BackendError: no candidate was reached; that of the last try.
     """
-    proxy = client.server.proxy
-    began = client.timer.now()
-    tries = 0
     candidate = choice.next()
     if candidate is None:
         client.info.upstream = choice.name
         raise BackendError("no live upstreams", action="connecting to upstream")
+    tries = _Tries(client)
     while True:
-        tries += 1
         try:
-            backend = await _try(client, dialogue, candidate)
+            backend = await _try(client, dialogue, choice, candidate)
         except BackendError as error:
-            choice.failed(counts=not isinstance(error, LocalError))
-            late = client.timer.now() - began >= proxy.next_upstream_timeout
-            if late or tries == proxy.proxy_next_upstream_tries or _is_final(error):
-                raise
-            candidate = choice.next() if proxy.proxy_next_upstream else None
+            candidate = choice.next() if tries.may_go_on(error) else None
             if candidate is None:
                 raise
             report(error)
-        except BaseException:
-            choice.failed(counts=False)
-            raise
         else:
             choice.reached()
             return backend
 
 
-async def _try(client: Client, dialogue: Dialogue, candidate: Candidate) -> Backend:
-    """Connect to one candidate, and have it greet.
+class _Tries:
+    """The tries of one session: how many, and since when."""
+
+    def __init__(self, client: Client) -> None:
+        self._proxy = client.server.proxy
+        self._timer = client.timer
+        self._began = client.timer.now()
+        self._made = 0
+
+    def may_go_on(self, error: BackendError) -> bool:
+        """Whether there may be another try after one that failed."""
+        proxy = self._proxy
+        self._made += 1
+        if (
+            not proxy.proxy_next_upstream
+            or self._made == proxy.proxy_next_upstream_tries
+        ):
+            return False
+        if error.error is not None and error.error.errno == errno.ENOBUFS:
+            return False  # `worker_connections` are in use, whoever comes next
+        if isinstance(error, LoopError):
+            return False  # the configuration is wrong, and should be seen to be
+        return self._timer.now() - self._began < proxy.next_upstream_timeout
+
+
+async def _try(
+    client: Client, dialogue: Dialogue, choice: Choice, candidate: Candidate
+) -> Backend:
+    """Connect to one candidate, have it greet, and tell `choice` if that fails.
 
     Raises:
       BackendError: it cannot be reached, or does not greet.
     """
-    proxy, timer = client.server.proxy, client.timer
-    backend = Backend.connect(
-        client.network, candidate, proxy.reply_limit, client.info, client.trace
-    )
+    backend = None
     try:
-        with timer.attempt():
-            if backend.wire.connecting:
-                timer.limit(proxy.proxy_connect_timeout, backend.expired)
-                await backend.wait_connected()
-            timer.limit(client.server.core.timeout, backend.expired)
-            if proxy.proxy_protocol != "off":
-                header = proxy_header.format_header(client)
-                await backend.send_header(header, dialogue.header_refusal)
-            await dialogue.meet(backend)
-    except BaseException:
-        backend.close(notify=False)
+        backend = Backend.connect(
+            client.network,
+            candidate,
+            client.server.proxy.reply_limit,
+            client.info,
+            client.trace,
+            client.server.proxy.outgoing,
+        )
+        if client.server.upstreams.leads_back(candidate, backend.wire.fd):
+            raise LoopError("upstream is this server itself", action=None)
+        with client.timer.attempt():
+            await _meet(client, dialogue, backend)
+    except BaseException as error:
+        if backend is not None:
+            backend.close(notify=False)
+        remote = isinstance(error, BackendError) and not isinstance(error, LocalError)
+        choice.failed(counts=remote)
         raise
     return backend
 
 
-def _is_final(error: BackendError) -> bool:
-    """Whether a connection to another backend would fail in the same way."""
-    return error.error is not None and error.error.errno == errno.ENOBUFS
+async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
+    """Wait for the connection, send the PROXY header, and have the backend greet."""
+    server, timer = client.server, client.timer
+    if backend.wire.connecting:
+        timer.limit(server.proxy.proxy_connect_timeout, backend.expired)
+        await backend.wait_connected()
+    timer.limit(server.core.timeout, backend.expired)
+    if server.proxy.proxy_protocol != "off":
+        header = proxy_header.format_header(client)
+        await backend.send_header(header, dialogue.header_refusal)
+    await dialogue.meet(backend)
