@@ -25,6 +25,7 @@ ALLOWED = {
     "net": {"compiled", "conf", "errors", "log", "outside"},
     "auth": {"conf", "errors", "log", "net"},
     "mail": {"auth", "conf", "errors", "log", "net", "outside"},
+    "manager": {"conf", "errors", "log", "mail", "net"},
     "process": {"compiled", "conf", "errors", "log", "mail", "net", "outside"},
     "arguments": {"conf", "process"},
     "cli": {
@@ -252,7 +253,7 @@ def asked_by_name(path: Path) -> Iterator[str]:
 
 def test_nothing_asks_for_the_name_of_a_protocol() -> None:
     """What differs between protocols is a field, a method or a file of theirs."""
-    rooms = ("auth", "log", "mail", "net", "process")
+    rooms = ("auth", "log", "mail", "manager", "net", "process")
     found = [
         place
         for path in FILES
@@ -272,6 +273,9 @@ OF_TRIO = {
 
 AMONG_THE_TASKS = (["net", "engine"], ["net", "driven"])
 """The files that may do more: they know whose turn it is."""
+
+OWN_LOOPS = (["demo"], ["manager"])
+"""Rooms whose code runs in processes that serve no sessions, and waits as trio does."""
 
 USED_BY_SESSIONS = ("auth", "mail")
 """Rooms whose code runs in driven tasks, where "the current task" of trio is another one:
@@ -300,7 +304,7 @@ def used_of_trio(path: Path) -> Iterator[str]:
 def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
     """Anything else would take the fast path away from all sessions."""
     for path in FILES:
-        if names(path)[:1] != ["demo"] and names(path) not in AMONG_THE_TASKS:
+        if names(path)[:1] not in OWN_LOOPS and names(path) not in AMONG_THE_TASKS:
             assert set(used_of_trio(path)) <= OF_TRIO, path
 
 
