@@ -19,7 +19,7 @@ from mailproxy.conf.directive import (
     documented,
 )
 from mailproxy.conf.tree import Position, encode
-from mailproxy.mail.modules import MODULES
+from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.server import Server
 from mailproxy.process.configuration import Configuration, Loader
 from mailproxy.process.settings import EventsSettings, MainSettings
@@ -109,11 +109,11 @@ def _list() -> Iterator[str]:
     yield "Made from the declarations by `mailproxy --list-directives`."
     yield ""
     yield (
-        "A block directive is `events`, `mail` or `server`; `include` may stand "
-        "everywhere; `load_module` is accepted before the first block. `http` and "
+        "A block directive is `events`, `mail`, `upstream NAME` or `server`; `include` "
+        "may stand everywhere; `load_module` is accepted before the first block. `http` and "
         "`stream` blocks are skipped with a warning."
     )
-    for settings in (MainSettings, EventsSettings, *MODULES):
+    for settings in (MainSettings, EventsSettings, *MODULES, *OF_BLOCKS):
         module = settings.__module__.removeprefix("mailproxy.").replace(".", "/")
         purpose = (settings.__doc__ or "").partition("\n")[0].rstrip(".")
         yield ""

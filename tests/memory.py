@@ -19,10 +19,12 @@ from mailproxy.net.dns import Resolver
 from mailproxy.net.engine import Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.network import Network
+from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Ended, Relay, Side
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer, client_timed_out
 from mailproxy.net.wire import Wire
+from mailproxy.stats.mapping import Row
 
 if TYPE_CHECKING:
     import socket
@@ -67,6 +69,7 @@ class MemoryWire(Wire):
         self.tls = None
         self.closed = False
         self.connecting = False
+        self.fd = -1
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.received = 0
@@ -301,6 +304,7 @@ class MemoryNetwork(Network):
         self.relay = MemoryRelay()
         self.idle = IdleConnections()
         self.sessions = {}
+        self.row = Row()
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
         self.pending = False
@@ -321,7 +325,9 @@ class MemoryNetwork(Network):
         assert self.known is not None
         return self.known
 
-    def connect(self, family: int, address: SocketAddress) -> MemoryWire:
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> MemoryWire:
         kind = "Q" if address == self._auth else "P"
         if kind in self.failing:
             raise OSError(self.failing[kind], os.strerror(self.failing[kind]))

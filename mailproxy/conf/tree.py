@@ -184,6 +184,11 @@ class Directive:
         """The position of the name, with the line that nginx would report."""
         return self._source.position(self._start, self.end)
 
+    @property
+    def closing(self) -> Position:
+        """The same, with the line of the block's ``}``."""
+        return self._source.position(self._start, self.closed)
+
     def __repr__(self) -> str:
         return f"Directive({' '.join(self.values)!r})"
 

@@ -28,6 +28,7 @@ def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
         envelope=login.envelope,
         needs_password=protocol.needs_password,
         attempt=client.info.attempts,
+        destinations=server.destinations,
         client=client.info.client,
         client_port=client.info.client_port,
         client_host=dialogue.host,

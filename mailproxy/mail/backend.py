@@ -26,6 +26,7 @@ from mailproxy.mail.trace import backend_lines
 from mailproxy.net import faults
 from mailproxy.net.lines import TooLong
 from mailproxy.net.network import connect_level
+from mailproxy.net.outgoing import BindError
 from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mailproxy.mail.candidates import Candidate
     from mailproxy.mail.trace import Trace
     from mailproxy.net.network import Network
+    from mailproxy.net.outgoing import Outgoing
     from mailproxy.net.wire import Wire
 
 E = TypeVar("E", bound=UpstreamError)
@@ -112,8 +114,9 @@ class Backend:
         reply_limit: int,
         info: SessionInfo,
         trace: Trace | None = None,
+        how: Outgoing | None = None,
     ) -> Backend:
-        """Begin to connect; see `wait_connected`.
+        """Begin to connect, from where `how` says; see `wait_connected`.
 
         Raises:
           BackendError: connect() failed at once, or `worker_connections` are in use.
@@ -124,11 +127,12 @@ class Backend:
         if trace is not None:
             trace.note('upstream is "%s"', candidate.name)
         try:
-            wire = network.connect(candidate.family, candidate.address)
+            wire = network.connect(candidate.family, candidate.address, how)
         except OSError as error:
-            raise _failed_connect(
-                "connect() to %s failed", candidate.name, error
-            ) from None
+            event, at = "connect() to %s failed", candidate.name
+            if isinstance(error, BindError):
+                event, at = "bind(%s) failed", error.text
+            raise _failed_connect(event, at, error) from None
         backend = cls(wire, reply_limit, info, trace)
         backend._spare = candidate.spare
         return backend

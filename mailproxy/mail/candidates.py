@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mailproxy.auth.verdict import Route
     from mailproxy.conf.addresses import SocketAddress
-    from mailproxy.mail.client import Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +19,16 @@ class Candidate:
       name: the address as the auth source wrote it, for the log.
       spare: whether another one may take its place: then a failure is an event of its
         own, and an error in the log, even where nginx thinks of the client alone.
+      host: its name for SNI and verification, as written; empty for a unix socket.
+      ssl: whether there is TLS to it: on, off, starttls; empty: as `proxy_ssl` says.
     """
 
     family: int
     address: SocketAddress
     name: str
     spare: bool = False
+    host: str = ""
+    ssl: str = ""
 
 
 class Choice(ABC):
@@ -80,13 +81,3 @@ class OneCandidate(Choice):
 
     def release(self) -> None:
         pass
-
-
-async def choose(route: Route, client: Client) -> Choice:  # noqa: ARG001
-    """Find the backends of a route.
-
-    Raises:
-      UpstreamError: there is none.
-    """
-    family = socket.AF_INET6 if ":" in route.server else socket.AF_INET
-    return OneCandidate(Candidate(family, (route.server, route.port), route.name))

@@ -13,10 +13,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-    from mailproxy.conf.addresses import SocketAddress
+    from mailproxy.conf.addresses import Address, SocketAddress
     from mailproxy.conf.directive import Block, Reading
-    from mailproxy.conf.tree import Word
+    from mailproxy.conf.tree import Directive, Position, Word
+    from mailproxy.mail.group import Group, Method
     from mailproxy.mail.ssl import SslSettings
+    from mailproxy.stats.cells import CellKey
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a configuration needs a manager process."""
+
+    directive: str
+    position: Position | None
+
+    def __str__(self) -> str:
+        return f"{self.directive} in {self.position}"
 
 
 @dataclass(kw_only=True)
@@ -31,6 +44,16 @@ class LoadState:
     """By server block, the protocol of its first well-known port."""
     protocol: dict[Block, str] = field(default_factory=dict)
     """By server block, its protocol; known once its core settings are made."""
+    group_names: dict[str, Position] = field(default_factory=dict)
+    """Where each `upstream` is, by its name in lower case."""
+    methods: dict[Block, Method] = field(default_factory=dict)
+    """By `upstream` block, how it chooses; missing if it does not say."""
+    groups: dict[str, Group] = field(default_factory=dict)
+    """The complete groups, by name in lower case."""
+    targets: dict[Directive, Group | None] = field(default_factory=dict)
+    """What each `proxy_pass` names; None if that has an error."""
+    reached: list[tuple[Address, Directive]] = field(default_factory=list)
+    """The addresses of backends, and the directives that have them."""
     zone_sizes: dict[str, int] = field(default_factory=dict)
     """By name, the size of each session zone, in octets."""
     contexts: dict[object, SSLContext] = field(default_factory=dict)
@@ -43,6 +66,12 @@ class LoadState:
     """Arguments of `ssl_protocols` for which a warning about refused versions was given."""
     outdated: set[str] = field(default_factory=set)
     """Certificates that are expired or not yet valid, already warned of."""
+    manager: list[Reason] = field(default_factory=list)
+    """What needs the manager process, in the order of the file; empty: there is none."""
+    counted: list[CellKey] = field(default_factory=list)
+    """The numbers of the peers of all groups that are used."""
+    shares_numbers: bool = False
+    """Whether one of these groups needs the numbers of all workers."""
 
 
 def load_state(reading: Reading) -> LoadState:

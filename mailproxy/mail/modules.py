@@ -9,6 +9,7 @@ from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
+from mailproxy.mail.upstream import UpstreamSettings
 
 SOURCES: tuple[type[Settings], ...] = (AuthHttpSettings,)
 """The auth sources: settings classes that are a `Source`, too. A server needs one."""
@@ -22,3 +23,6 @@ MODULES: tuple[type[Settings], ...] = (
     RealipSettings,
 )
 """All modules of mail, in the order in which nginx checks them."""
+
+OF_BLOCKS: tuple[type[Settings], ...] = (UpstreamSettings,)
+"""The modules whose directives stand in blocks of their own, not in a server."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from mailproxy.errors import BackendError, LocalError
+from mailproxy.errors import BackendError, LocalError, LoopError
 from mailproxy.mail import proxy_header
 from mailproxy.mail.backend import Backend
 
@@ -73,6 +73,8 @@ class _Tries:
             return False
         if error.error is not None and error.error.errno == errno.ENOBUFS:
             return False  # `worker_connections` are in use, whoever comes next
+        if isinstance(error, LoopError):
+            return False  # the configuration is wrong, and should be seen to be
         return self._timer.now() - self._began < proxy.next_upstream_timeout
 
 
@@ -92,7 +94,10 @@ async def _try(
             client.server.proxy.reply_limit,
             client.info,
             client.trace,
+            client.server.proxy.outgoing,
         )
+        if client.server.upstreams.leads_back(candidate, backend.wire.fd):
+            raise LoopError("upstream is this server itself", action=None)
         with client.timer.attempt():
             await _meet(client, dialogue, backend)
     except BaseException as error:

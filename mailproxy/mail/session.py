@@ -17,10 +17,10 @@ from mailproxy.errors import (
 from mailproxy.log import DEBUG, Phase
 from mailproxy.mail import proxy_header
 from mailproxy.mail.auth_request import make_auth_request
-from mailproxy.mail.candidates import choose
 from mailproxy.mail.client import Client
 from mailproxy.mail.commands import BadCommand
 from mailproxy.mail.reach import reach
+from mailproxy.mail.routing import choose
 from mailproxy.mail.sasl import clients as sasl
 from mailproxy.mail.trace import Secrets
 from mailproxy.net import faults
@@ -239,10 +239,11 @@ async def _enter(
       UpstreamError: the backend cannot be reached, fails, or refuses the login.
     """
     route = granted.route
-    assert route is not None, "the chain has looked"
     client.info.login = granted.user
     login = login.at_backend(
-        user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
+        user=granted.user,
+        secret=granted.secret,
+        smtp_auth=None if route is None else route.smtp_auth,
     )
     client.secrets.remember(login)
     choice = await choose(route, client)

@@ -11,10 +11,12 @@ from mailproxy.net.dns import Resolver
 from mailproxy.net.dns_transport import NameServers
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
+from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Relay
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
+from mailproxy.stats.mapping import Row
 
 _NOT_REACHED = frozenset(
     (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
@@ -35,13 +37,15 @@ class Network:
     Attributes:
       sessions: the live sessions of this worker, by the number of the client's
         connection, from accept to close.
+      row: the numbers of this worker, and its view of those of all others.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, row: Row | None = None) -> None:
         self.engine = engine
         self.relay = Relay(engine)
         self.idle = IdleConnections(engine)
         self.sessions: dict[int, SessionInfo] = {}
+        self.row = Row() if row is None else row
         self._numbers = itertools.count(1)
         self._transport = NameServers(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
@@ -66,15 +70,18 @@ class Network:
         """
         return not self.engine.full or self.idle.evict() or self._transport.make_room()
 
-    def connect(self, family: int, address: SocketAddress) -> Wire:
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> Wire:
         """Begin to connect.
 
         Raises:
-          OSError: connect() failed at once, or `worker_connections` are in use.
+          OSError: connect() failed at once, or `worker_connections` are in use; a
+            `BindError` if `how` cannot be.
         """
         self.next_number()
         self.make_room()
-        return Wire.connect(self.engine, family, address)
+        return Wire.connect(self.engine, family, address, how)
 
     def resolver(self, settings: ResolverSettings, timeout: float) -> Resolver:
         """Return the resolver of a `resolver` directive, with its cache.

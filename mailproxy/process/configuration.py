@@ -18,13 +18,17 @@ from mailproxy.conf.resolve import Interpreter
 from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
+from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.listen import Listen
-from mailproxy.mail.load_state import LoadState
-from mailproxy.mail.modules import MODULES
+from mailproxy.mail.load_state import LoadState, Reason, load_state
+from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
+from mailproxy.mail.upstream import close_upstream, open_upstream, warn_of_loops
+from mailproxy.mail.upstreams import Upstreams
 from mailproxy.process.options import Options
 from mailproxy.process.settings import EventsSettings, MainSettings
+from mailproxy.stats.cells import CellKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,17 @@ class Configuration:
     """The logs of mail and of each server that has its own: all are opened at start."""
     messages: Messages
     """Warnings."""
+    upstreams: Upstreams
+    """The groups of backends, and what this process knows of them."""
+    manager: tuple[Reason, ...] = ()
+    """What needs the manager process; empty: there is none."""
+    counted: tuple[CellKey, ...] = ()
+    """The numbers that processes share, besides those that all have."""
+
+    @property
+    def shares_numbers(self) -> bool:
+        """Whether processes need the shared mapping."""
+        return bool(self.manager or self.counted)
 
     @property
     def listens(self) -> tuple[Listen, ...]:
@@ -83,6 +98,13 @@ class _Made:
         self.block = block
         self.settings: dict[type[Settings], Settings] = {}
         self.complete = True
+
+    @property
+    def listens(self) -> tuple[Listen, ...]:
+        """Where it listens; known once it is complete."""
+        core = self.settings[CoreSettings]
+        assert isinstance(core, CoreSettings)
+        return core.listen
 
     def add(self, module: type[Settings], reading: Reading) -> None:
         """Make the settings of one module, if it applies and its directives are valid.
@@ -111,6 +133,7 @@ class Assembly:
     def __init__(self) -> None:
         self.servers: list[Server] = []
         self.blocks: list[Block] = []
+        self.upstreams = Upstreams({}, ())
 
     def close_server(self, block: Block, _: Reading) -> Iterator[ConfigError]:
         """Check at the end of a server that it listens."""
@@ -124,8 +147,8 @@ class Assembly:
 
     def close_mail(self, mail: Block, reading: Reading) -> Iterator[ConfigError]:
         """Make the servers at the end of mail: module by module, then server by server."""
-        self.blocks = mail.blocks
-        blocks = [_Made(block) for block in mail.blocks]
+        self.blocks = [each for each in mail.blocks if each.context == "server"]
+        blocks = [_Made(block) for block in self.blocks]
         said: set[str] = set()
         for module in MODULES:
             for made in blocks:
@@ -143,9 +166,13 @@ class Assembly:
             except ConfigError as error:
                 made.complete = False
                 yield error
+        complete = [made for made in blocks if made.complete]
+        listens = [each for made in complete for each in made.listens]
+        self.upstreams = Upstreams(load_state(reading).groups, listens)
         self.servers = [
-            make_server(made.block, made.settings) for made in blocks if made.complete
+            make_server(made.block, made.settings, self.upstreams) for made in complete
         ]
+        warn_of_loops(reading, self.upstreams.is_own)
 
 
 class Loader:
@@ -202,12 +229,17 @@ class Loader:
             raise ConfigErrors.of(said, parsed=parsed)
         assert main is not None
         assert events is not None
+        state = load_state(self.reading)
+        shares = state.shares_numbers or state.manager
         return Configuration(
             main=main,
             events=events,
             servers=tuple(self.assembly.servers),
             error_logs=tuple(self._error_logs()),
             messages=said,
+            upstreams=self.assembly.upstreams,
+            manager=tuple(state.manager),
+            counted=tuple(state.counted) if shares else (),
         )
 
     def _warn_of_idleness(self) -> None:
@@ -288,7 +320,7 @@ def language(assembly: Assembly | None = None) -> Language:
     """Return all directives and blocks, and where they may stand."""
     assembly = Assembly() if assembly is None else assembly
     return Language(
-        settings=(MainSettings, EventsSettings, *MODULES),
+        settings=(MainSettings, EventsSettings, *MODULES, *OF_BLOCKS),
         blocks=(
             BlockKind(name="events", parent="main"),
             BlockKind(
@@ -296,6 +328,14 @@ def language(assembly: Assembly | None = None) -> Language:
             ),
             BlockKind(
                 name="server", parent="mail", repeats="add", close=assembly.close_server
+            ),
+            BlockKind(
+                name="upstream",
+                parent="mail",
+                repeats="add",
+                arguments=1,
+                open=open_upstream,
+                close=close_upstream,
             ),
         ),
     )

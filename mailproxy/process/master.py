@@ -30,6 +30,7 @@ from mailproxy.process.notify import Notify
 from mailproxy.process.reader import MAX_READING, TOO_SLOW, ConfigurationReader
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.workers import MAX_SILENCE, Processes, Work, Workers
+from mailproxy.stats.mapping import Statistics
 
 MAX_COMING_UP = 30.0
 """Seconds that new workers may take to come up. After that the master goes on: at a
@@ -125,7 +126,7 @@ class Master:
         self._origin = origin
         self._clock = clock
         patience = notify.watchdog or MAX_SILENCE
-        self._workers = Workers(first, work, processes, clock, patience)
+        self._workers = Workers(first, work, processes, clock, Statistics(), patience)
         self._new_binary: int | None = None
         self._paused = False
         self._listening = True

@@ -51,6 +51,7 @@ from mailproxy.process.reader import ConfigurationReader
 from mailproxy.process.title import set_title
 from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
+from mailproxy.stats.mapping import Row
 
 Load = Callable[[Logger], Configuration]
 """Reads the configuration; logs what is wrong and raises GenerationError."""
@@ -146,10 +147,12 @@ class _Home:
         born: Generation,
         outgoing: Generation | None,
         slot: int,
+        row: Row,
         orders: socket.socket,
     ) -> int:
         """Run as a worker, from the fork to the exit code."""
         log = born.log
+        row.begin()
         retitle = partial(set_title, self.options.name)
         retitle("worker process")
         self.notify.close()
@@ -169,6 +172,7 @@ class _Home:
                 born.logs,
                 worker_services.of_worker(orders),
                 retitle,
+                row=row,
             ).run()
         except UnfitError:
             return FATAL

@@ -29,6 +29,7 @@ from mailproxy.process.accepting import AcceptLoop, Admission
 from mailproxy.process.configuration import Configuration
 from mailproxy.process.services import Service
 from mailproxy.process.settings import MainSettings
+from mailproxy.stats.mapping import Row
 
 GARBAGE_THRESHOLD = 20_000
 """Objects between two garbage collections: a session makes a few hundred, and hardly
@@ -44,6 +45,7 @@ class Worker:
       logs: the open logs of the configuration.
       hosted: the services to run (see `worker_services`).
       retitle: sets the process title.
+      row: its row in the statistics; None: it counts for itself.
 
     Attributes:
       network: what its sessions need to reach clients, backends and auth sources.
@@ -57,8 +59,9 @@ class Worker:
         logs: Logs,
         hosted: Sequence[Service],
         retitle: Callable[[str], None] = lambda _: None,
+        row: Row | None = None,
     ) -> None:
-        self.network = Network(Engine(configuration.events.worker_connections))
+        self.network = Network(Engine(configuration.events.worker_connections), row)
         self.told_to_leave = trio.Event()
         self._services = hosted
         self._retitle = retitle
@@ -76,6 +79,7 @@ class Worker:
     ) -> None:
         self._main = configuration.main
         self._logs = logs
+        configuration.upstreams.count_in(self.network.row)
         admission = Admission(configuration, logs, self.network)
         self._loops = [AcceptLoop(listener, admission) for listener in listeners]
 

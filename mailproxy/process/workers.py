@@ -20,6 +20,8 @@ from mailproxy.log import Logger
 from mailproxy.process.children import FATAL, End, Heard, SpawnError
 from mailproxy.process.generation import Generation
 from mailproxy.process.messages import Complaints, Order
+from mailproxy.stats.cells import CellKey, Role
+from mailproxy.stats.mapping import Row, Statistics
 
 MIN_HEALTHY = 10.0
 """Seconds that a worker must have run for its end not to be blamed on its start."""
@@ -47,9 +49,10 @@ class Processes(Protocol):
     def reap(self) -> list[End]: ...
 
 
-Work = Callable[[Generation, Generation | None, int, socket.socket], int]
+Work = Callable[[Generation, Generation | None, int, Row, socket.socket], int]
 """Runs as a worker and returns the exit code. Takes the generation, the outgoing one if
-that is still open (at a reload), the slot, and the line to the master."""
+that is still open (at a reload), the slot, the row in the statistics, and the line to the
+master."""
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class WorkerProcess:
     started: float
     died_young: int
     """How many workers in a row before it, in its slot, ended right after their start."""
+    row: Row
+    """Its row in the statistics."""
     up: bool = False
     """It has answered a ping."""
     leaving: bool = False
@@ -89,9 +94,11 @@ class Workers:
         work: Work,
         processes: Processes,
         clock: Callable[[], float],
+        statistics: Statistics,
         patience: float = MAX_SILENCE,
     ) -> None:
         self.generation = generation
+        self._statistics = statistics
         self.outgoing: Generation | None = None
         self.failed = False
         self.ever_up = False
@@ -132,8 +139,21 @@ class Workers:
         """Log that the current generation starts, and start its workers."""
         self._log.notice("start worker processes")
         self.failed = False
+        self._make_room()
         gc.collect()  # each worker would inherit the garbage
         self.fill()
+
+    def _make_room(self) -> None:
+        """Have cells for all numbers that the configuration wants to be shared."""
+        self._statistics.begin_generation()
+        configuration = self.generation.configuration
+        if not configuration.shares_numbers:
+            return
+        left_out = self._statistics.need(
+            configuration.counted, self.generation.main.worker_processes
+        )
+        for what in dict.fromkeys(map(_zone, left_out)):
+            self._log.warn(f"no room for the statistics of {what}")
 
     def fill(self) -> None:
         """Start a worker in each slot that has none of the current generation.
@@ -154,11 +174,13 @@ class Workers:
             self._log.alert(f"no more than {MAX_PROCESSES} processes can be spawned")
             self.failed = True
             return
+        row = self._statistics.take_row(Role.WORKER)
         try:
             pid = self._processes.start(
-                partial(self._work, self.generation, self.outgoing, slot)
+                partial(self._work, self.generation, self.outgoing, slot, row)
             )
         except SpawnError as failure:
+            self._statistics.free_row(row)
             self._log.alert(
                 f'{failure.call} failed while spawning "{_NAME}"', error=failure.error
             )
@@ -167,12 +189,17 @@ class Workers:
                 self._start_later(slot, died_young + 1)
             return
         self._log.notice(f"start {_NAME} {pid}")
+        if row.has_mapping and not row.is_shared:
+            self._log.warn(
+                f"no free row in the statistics, process {pid} is not counted"
+            )
         worker = WorkerProcess(
             pid,
             slot,
             self.generation,
             self._clock(),
             died_young,
+            row,
             complaints=Complaints(self._clock),
         )
         self._all[pid] = worker
@@ -191,6 +218,7 @@ class Workers:
         worker = self._all.pop(end.pid, None)
         if worker is None:
             return False
+        self._statistics.free_row(worker.row)
         (self._log.alert if end.code is None else self._log.notice)(
             f"{_NAME} {end.pid} {end.text}"
         )
@@ -317,3 +345,9 @@ class Workers:
     def _ask(self, worker: WorkerProcess) -> None:
         if self._processes.tell(worker.pid, Order.PING):
             worker.asked = self._clock()
+
+
+def _zone(key: CellKey) -> str:
+    """What a key belongs to, for the log."""
+    kind = "upstream" if key.name.startswith("peer_") else "zone"
+    return f'{kind} "{key.labels[0]}"'

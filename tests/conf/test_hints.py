@@ -81,7 +81,7 @@ def test_two_letters_swapped_are_one_mistake(name: str, data: st.DataObject) -> 
         ("mail { proxy_ssl on; }", '"proxy_ssl" is a directive of stream, not of mail'),
         ("mail { ssl_alpn x; }", '"ssl_alpn" is a directive of stream, not of mail'),
         ("mail { location / {} }", '"location" is a directive of http, not of mail'),
-        ("proxy_pass x;", '"proxy_pass" is a directive of http, not of mail'),
+        ("proxy_set_header x;", '"proxy_set_header" is a directive of http, not of mail'),
         (
             "mail { access_by_lua_block { } }",
             '"access_by_lua_block" is a directive of Lua (OpenResty), not of mail',
@@ -108,6 +108,10 @@ def test_two_letters_swapped_are_one_mistake(name: str, data: st.DataObject) -> 
             for name in names.split()
         ),
         ("server { }", "its place is mail {}"),
+        ("server x;", "its place is upstream {}"),
+        ("proxy_pass x;", "its place is mail {} or server {}"),
+        ("mail { least_conn; }", "its place is upstream {}"),
+        ("mail { server { upstream x { } } }", "its place is mail {}"),
         ("mail { pid x; }", "its place is outside of all blocks"),
         ("mail { nonsense x; }", None),
         ("mail { http_auth x; }", 'did you mean "auth_http"?'),

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mailproxy.log import NOTICE, ErrorLog, Logger, open_logs
 from mailproxy.log.directive import File
+from mailproxy.mail.upstreams import Upstreams
 from mailproxy.outside import Findings
 from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW, End, Heard, SpawnError
 from mailproxy.process.configuration import Configuration, Messages
@@ -33,6 +34,8 @@ from mailproxy.process.reader import ConfigurationReader
 from mailproxy.process.settings import EventsSettings, MainSettings
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.upgrade import Successor
+from mailproxy.stats.cells import CellKey
+from mailproxy.stats.mapping import Row
 
 SENDER = 4711
 """Who sends all signals but those of the kernel."""
@@ -94,6 +97,10 @@ class World:
     bind_rounds: int = 0
     """How often loading has to wait for an address."""
     notify: Notify = field(default_factory=lambda: Notify({}))
+    counted: tuple[CellKey, ...] = ()
+    """What the processes of the next generation count together."""
+    rows: dict[int, Row] = field(default_factory=dict)
+    """The rows of workers in the statistics, by pid."""
     now: float = 1000.0
     _next_pid: int = 101
     _next_reader: int = READER
@@ -136,6 +143,8 @@ class World:
             servers=(),
             error_logs=(),
             messages=Messages(),
+            upstreams=Upstreams({}, ()),
+            counted=self.counted,
         )
         return Generation(configuration, open_logs(error_log, default=""), ())
 
@@ -212,6 +221,7 @@ class World:
         self.forks -= 1
         pid, self._next_pid = self._next_pid, self._next_pid + 1
         self.running.append(pid)
+        self.rows[pid] = work.args[3]
         return pid
 
     def start_apart(self, work: Callable[[], int], keep: Collection[int]) -> int:
