@@ -298,6 +298,7 @@ class MemoryNetwork(Network):
       failing: what connect() says to them, if it is to fail.
       pending: whether connect() does not succeed until a test says so.
       known: answers for every `resolver` directive.
+      reached: the addresses of backends that were connected to, in order.
     """
 
     def __init__(self, auth: object, news: Callable[[], None] = lambda: None) -> None:
@@ -309,6 +310,7 @@ class MemoryNetwork(Network):
         self.failing: dict[str, int] = {}
         self.pending = False
         self.known: Resolver | None = None
+        self.reached: list[SocketAddress] = []
         self._auth = auth
         self._news = news
 
@@ -329,6 +331,8 @@ class MemoryNetwork(Network):
         self, family: int, address: SocketAddress, how: Outgoing | None = None
     ) -> MemoryWire:
         kind = "Q" if address == self._auth else "P"
+        if kind == "P":
+            self.reached.append(address)
         if kind in self.failing:
             raise OSError(self.failing[kind], os.strerror(self.failing[kind]))
         wire = MemoryWire(self._news)
