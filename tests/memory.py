@@ -16,8 +16,9 @@ from mailproxy.conf.addresses import SocketAddress
 from mailproxy.errors import SessionError
 from mailproxy.net.calls import READABLE
 from mailproxy.net.dns import Resolver
-from mailproxy.net.engine import Handler
+from mailproxy.net.engine import Engine, Handler
 from mailproxy.net.idle import IdleConnections
+from mailproxy.net.manager_line import ManagerLine
 from mailproxy.net.network import Network
 from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Ended, Relay, Side
@@ -306,6 +307,7 @@ class MemoryNetwork(Network):
         self.idle = IdleConnections()
         self.sessions = {}
         self.row = Row()
+        self.manager = ManagerLine(cast("Engine", None))
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
         self.pending = False

@@ -25,10 +25,11 @@ ALLOWED = {
     "log": {"conf", "errors"},
     "net": {"compiled", "conf", "errors", "log", "outside", "stats"},
     "auth": {"conf", "errors", "log", "net"},
+    "manager": {"conf", "errors", "log", "mail", "net", "stats"},
     "mail": {"auth", "conf", "errors", "log", "net", "outside", "stats"},
-    "manager": {"conf", "errors", "log", "mail", "net"},
     "process": {
-        *("compiled", "conf", "errors", "log", "mail", "net", "outside", "stats"),
+        *("compiled", "conf", "errors", "log", "mail", "manager", "net"),
+        *("outside", "stats"),
     },
     "arguments": {"conf", "process"},
     "cli": {
@@ -274,11 +275,8 @@ OF_TRIO = {
 }
 """What a worker uses of trio; the rest waits for descriptors by itself, or with threads."""
 
-AMONG_THE_TASKS = (["net", "engine"], ["net", "driven"])
-"""The files that may do more: they know whose turn it is."""
-
-OWN_LOOPS = (["demo"], ["manager"])
-"""Rooms whose code runs in processes that serve no sessions, and waits as trio does."""
+AMONG_THE_TASKS = (["net", "engine"], ["net", "driven"], ["process", "manager"])
+"""The files that may do more: they know whose turn it is, or are no part of a worker."""
 
 USED_BY_SESSIONS = ("auth", "mail")
 """Rooms whose code runs in driven tasks, where "the current task" of trio is another one:
@@ -307,7 +305,9 @@ def used_of_trio(path: Path) -> Iterator[str]:
 def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
     """Anything else would take the fast path away from all sessions."""
     for path in FILES:
-        if names(path)[:1] not in OWN_LOOPS and names(path) not in AMONG_THE_TASKS:
+        if names(path)[:1] not in (["demo"], ["manager"]) and (
+            names(path) not in AMONG_THE_TASKS
+        ):
             assert set(used_of_trio(path)) <= OF_TRIO, path
 
 

@@ -11,6 +11,7 @@ from mailproxy.net.dns import Resolver
 from mailproxy.net.dns_transport import NameServers
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
+from mailproxy.net.manager_line import ManagerLine
 from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Relay
 from mailproxy.net.resolver_settings import ResolverSettings
@@ -37,6 +38,7 @@ class Network:
     Attributes:
       sessions: the live sessions of this worker, by the number of the client's
         connection, from accept to close.
+      manager: the line to the manager process, which may have none.
       row: the numbers of this worker, and its view of those of all others.
     """
 
@@ -44,6 +46,7 @@ class Network:
         self.engine = engine
         self.relay = Relay(engine)
         self.idle = IdleConnections(engine)
+        self.manager = ManagerLine(engine)
         self.sessions: dict[int, SessionInfo] = {}
         self.row = Row() if row is None else row
         self._numbers = itertools.count(1)

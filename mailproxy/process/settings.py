@@ -53,7 +53,7 @@ class Affinity:
 def _parse_user(found: Directive, reading: Reading) -> User | None:
     if os.geteuid() != 0:
         reading.warn(
-            'the "user" directive makes sense only if the master process runs '
+            f'the "{found.name}" directive makes sense only if the master process runs '
             "with super-user privileges, ignored",
             found,
         )
@@ -202,7 +202,7 @@ def _parse_use(found: Directive, _: Reading) -> str:
     return word.value
 
 
-user: Value[User | None] = Value(_parse_user, "user [group]", most=2)
+account: Value[User | None] = Value(_parse_user, "user [group]", most=2)
 processes: Value[int] = Value(_parse_processes, "number | auto", parameters=("auto",))
 priority: Value[int] = Value(_parse_priority, "number")
 affinity: Value[Affinity] = Value(
@@ -231,9 +231,20 @@ class MainSettings(Settings):
     """The main context: processes, files, rights."""
 
     user: User | None = directive(
-        user, default=None, contexts="main", repeats="last", shown=DEFAULT_USER
+        account, default=None, contexts="main", repeats="last", shown=DEFAULT_USER
     )
     """The account that workers run as; used only if the master is root."""
+
+    manager_user: User | None = directive(
+        account,
+        default=None,
+        contexts="main",
+        repeats="last",
+        origin="mailproxy",
+        shown="user",
+    )
+    """The account that the manager process runs as, if there is one; used only if the
+    master is root. One of its own keeps the secrets of the manager from workers."""
 
     worker_processes: int = directive(processes, default=1, contexts="main")
     """How many workers serve clients."""

@@ -37,12 +37,14 @@ from mailproxy.process.children import FATAL, Children
 from mailproxy.process.configuration import Configuration
 from mailproxy.process.daemon import Foreground, daemonise
 from mailproxy.process.generation import Generation, GenerationError
+from mailproxy.process.managers import ManagerPlace
 from mailproxy.process.master import Master, Origin, Pause
 from mailproxy.process.notify import Notify, activated
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
 from mailproxy.process.privileges import (
     UnfitError,
+    become_manager,
     become_worker,
     environment,
     set_environment,
@@ -51,7 +53,7 @@ from mailproxy.process.reader import ConfigurationReader
 from mailproxy.process.title import set_title
 from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
-from mailproxy.stats.mapping import Row
+from mailproxy.process.workers import WorkerPlace
 
 Load = Callable[[Logger], Configuration]
 """Reads the configuration; logs what is wrong and raises GenerationError."""
@@ -142,37 +144,29 @@ class _Home:
         if self.foreground is not None:
             self.foreground.release(code)
 
-    def work(
-        self,
-        born: Generation,
-        outgoing: Generation | None,
-        slot: int,
-        row: Row,
-        orders: socket.socket,
-    ) -> int:
+    def work(self, place: WorkerPlace, orders: socket.socket) -> int:
         """Run as a worker, from the fork to the exit code."""
+        born, outgoing = place.generation, place.outgoing
         log = born.log
-        row.begin()
         retitle = partial(set_title, self.options.name)
         retitle("worker process")
-        self.notify.close()
-        self.reader.close()
-        if self.foreground is not None:
-            self.foreground.close()
+        place.row.begin()
+        self._leave_to_master()
         if outgoing is not None:
             for listener in born.lacks(outgoing):
                 listener.socket.close()
             outgoing.logs.close()
         set_environment(environment(born.main.env, self.started_with))
         try:
-            become_worker(born.main, slot, log)
+            become_worker(born.main, place.slot, log)
             return Worker(
                 born.configuration,
                 born.listeners,
                 born.logs,
                 worker_services.of_worker(orders),
                 retitle,
-                row=row,
+                row=place.row,
+                manager=place.manager,
             ).run()
         except UnfitError:
             return FATAL
@@ -182,6 +176,38 @@ class _Home:
         except Exception as error:  # the master starts another one
             log.exception("worker process failed, this is a bug", exception=error)
             return 1
+
+    def manage(self, place: ManagerPlace, orders: socket.socket) -> int:
+        """Run as a manager, from the fork to the exit code."""
+        logs, main = place.current.logs, place.generation.main
+        set_title(self.options.name, "manager process")
+        place.row.begin()
+        self._leave_to_master()
+        for each in filter(None, (place.current, place.outgoing)):
+            for listener in each.listeners:
+                listener.socket.close()
+            if each.logs is not logs:
+                each.logs.close()
+        set_environment(environment(main.env, self.started_with))
+        try:
+            become_manager(main, logs.main)
+            from mailproxy.process.manager import run  # no other process needs it
+
+            return run(place, logs, orders)
+        except UnfitError:
+            return FATAL
+        except Exception as error:  # noqa: BLE001 # the master starts another one
+            logs.main.exception(
+                "manager process failed, this is a bug", exception=error
+            )
+            return 1
+
+    def _leave_to_master(self) -> None:
+        """Close what only the master needs, in another process."""
+        self.notify.close()
+        self.reader.close()
+        if self.foreground is not None:
+            self.foreground.close()
 
 
 def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
@@ -198,6 +224,7 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
         born,
         load_next,
         home.work,
+        home.manage,
         reader=home.reader,
         processes=home.children,
         signals=signals,

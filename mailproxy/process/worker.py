@@ -46,6 +46,7 @@ class Worker:
       hosted: the services to run (see `worker_services`).
       retitle: sets the process title.
       row: its row in the statistics; None: it counts for itself.
+      manager: its end of the line to the manager process; None: there is none.
 
     Attributes:
       network: what its sessions need to reach clients, backends and auth sources.
@@ -60,8 +61,10 @@ class Worker:
         hosted: Sequence[Service],
         retitle: Callable[[str], None] = lambda _: None,
         row: Row | None = None,
+        manager: socket.socket | None = None,
     ) -> None:
         self.network = Network(Engine(configuration.events.worker_connections), row)
+        self.network.manager.connect(manager, lambda: self.log)
         self.told_to_leave = trio.Event()
         self._services = hosted
         self._retitle = retitle

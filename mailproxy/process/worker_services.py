@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from mailproxy.errors import needed
+from mailproxy.net.messages import MAX_FRAME, Complaints, MessageError
 from mailproxy.net.watched import PacketWire, Watched
-from mailproxy.process.messages import (
-    MAX_FRAME,
-    Complaints,
-    MessageError,
-    Order,
-    read_order,
-    write_order,
-)
+from mailproxy.process.messages import Order, read_order, write_order
 from mailproxy.process.services import Service
 from mailproxy.process.signals import Received, SignalDescriptor
 
@@ -35,7 +29,7 @@ def of_worker(orders: socket.socket) -> list[Service]:
     Args:
       orders: the worker's end of the line to the master (see `children`).
     """
-    return [*_of_any(), Signals(), Orders(orders)]
+    return [*_of_any(), ManagerConnection(), Signals(), Orders(orders)]
 
 
 def of_single_process(reconfigure: Reconfigure) -> list[Service]:
@@ -89,6 +83,23 @@ class ShutdownTimeout(Service):
             worker.network.relay.shutdown()
 
 
+class ManagerConnection(Service):
+    """Has the line to the manager process open, if there is one; the engine drives it."""
+
+    name = "line to the manager"
+    vital = True
+
+    @contextmanager
+    def opened(self, worker: Worker) -> Iterator[None]:
+        with needed("epoll_ctl()"):
+            worker.network.manager.open()
+        with closing(worker.network.manager):
+            yield
+
+    async def run(self, worker: Worker) -> None:
+        """Nothing is left to do."""
+
+
 class Reloads(Service):
     """Reloads on request, and once more if it was requested again meanwhile."""
 
@@ -138,8 +149,8 @@ class Orders(Service):
         assert wire is not None, "it is open"
         while (frame := await self._receive(wire)) is not None:
             try:
-                order, request = read_order(frame)
-                self._obey(order, request, worker, wire)
+                order, message = read_order(frame)
+                self._obey(order, message.request, worker, wire)
             except MessageError:
                 if self._complaints.is_due():
                     worker.log.alert("the master sent an invalid message")
@@ -164,8 +175,10 @@ class Orders(Service):
             case Order.PING:
                 with suppress(OSError):  # the master is gone meanwhile
                     wire.send(write_order(Order.ALIVE, request))
-            case Order.ALIVE:
-                raise MessageError("workers are not answered")
+            case Order.UNMANAGED:
+                worker.network.manager.lost()
+            case Order.ALIVE | Order.WORKER:
+                raise MessageError("not an order for a worker")
 
 
 class Signals(Service):
