@@ -1,14 +1,18 @@
-"""`health_check`: how the peers of a group are probed, as a configuration says it."""
+"""`health_check`: how the peers of a group are probed; as in NGINX Plus' stream.
+
+https://nginx.org/en/docs/stream/ngx_stream_upstream_hc_module.html
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mailproxy.conf.tree import Position
-    from mailproxy.mail.match import Match
+from mailproxy.conf.directive import Reading, Settings, Value, directive
+from mailproxy.conf.tree import ConfigError, Directive, Position, Word
+from mailproxy.conf.values import c_string, parse_milliseconds, parse_number
+from mailproxy.mail.load_state import load_state
 
 
 class ProbeType(IntEnum):
@@ -36,7 +40,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HealthCheck:
-    """A `health_check` directive."""
+    """A `health_check` directive, as written."""
 
     position: Position
     schedule: Schedule = Schedule()
@@ -44,16 +48,148 @@ class HealthCheck:
     """Seconds for a whole probe."""
     type: ProbeType = ProbeType.GREETING
     protocol: str = ""
-    """Empty for `type` CONNECT."""
+    """Empty: that of the servers whose backends the peers are."""
     port: int = 0
     """0: that of the peer."""
     ssl: str = ""
     """on, off, starttls; empty: as sessions have it."""
     proxy_protocol: str = ""
     """on, off, v2; empty: as sessions have it."""
-    login_file: str = ""
+    match: str = ""
+    """The name of a `match` block."""
     mandatory: bool = False
-    """Whether a peer gets no sessions before the first probe has passed."""
+    """Whether a peer gets no sessions before a probe has passed."""
     persistent: bool = False
     """Whether that is not so after a reload, if the peer was healthy before it."""
-    match: Match | None = None
+
+
+def _time(text: str) -> float:
+    return parse_milliseconds(text) / 1000
+
+
+def _some_time(text: str) -> float:
+    return _time(_some(text, parse_milliseconds))
+
+
+def _count(text: str) -> int:
+    return int(_some(text, parse_number))
+
+
+def _some(text: str, parse: Callable[[str], int]) -> str:
+    if not parse(text):
+        raise ValueError("invalid value")
+    return text
+
+
+def _port(text: str) -> int:
+    port = parse_number(text)
+    if not 1 <= port <= 65535:
+        raise ValueError("invalid value")
+    return port
+
+
+def _type(text: str) -> ProbeType:
+    found = {each.name.lower(): each for each in ProbeType}.get(text)
+    if found is None:
+        raise ValueError("invalid value")
+    return found
+
+
+def _one_of(*accepted: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in accepted:
+            raise ValueError("invalid value")
+        return text
+
+    return parse
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise ValueError("invalid value")
+    return text
+
+
+_OF_SCHEDULE: dict[str, Callable[[str], object]] = {
+    "interval": _some_time,
+    "jitter": _time,
+    "fails": _count,
+    "passes": _count,
+}
+_OF_PROBE: dict[str, Callable[[str], object]] = {
+    "timeout": _some_time,
+    "type": _type,
+    "protocol": _name,
+    "port": _port,
+    "ssl": _one_of("on", "off", "starttls"),
+    "proxy_protocol": _one_of("on", "off", "v2"),
+    "match": _name,
+}
+_PLAIN = ("mandatory", "persistent")
+_PARAMETERS = (*(f"{each}=" for each in (*_OF_SCHEDULE, *_OF_PROBE)), *_PLAIN)
+
+
+def _parse(found: Directive, reading: Reading) -> tuple[HealthCheck, ...]:
+    schedule: dict[str, object] = {}
+    probe: dict[str, object] = {}
+    for word in found.args:
+        name, value = _parse_parameter(word)
+        (schedule if name in _OF_SCHEDULE else probe)[name] = value
+        if name == "protocol" and value not in load_state(reading).protocols:
+            raise _invalid(word)
+        if name == "persistent" and "mandatory" not in probe:
+            raise _invalid(word, "it stands behind mandatory, about which it says more")
+    check = HealthCheck(
+        position=found.position,
+        schedule=Schedule(**schedule),  # type: ignore[arg-type] # fields, by their names
+        **probe,  # type: ignore[arg-type] # the same
+    )
+    return (check,)
+
+
+def _parse_parameter(word: Word) -> tuple[str, object]:
+    """Parse a parameter; returns its name and value."""
+    text = c_string(word.value)
+    name, equals, value = text.partition("=")
+    parse = _OF_SCHEDULE.get(name) or _OF_PROBE.get(name)
+    if text in _PLAIN:
+        return text, True
+    if not equals or parse is None:
+        raise _invalid(word)
+    try:
+        return name, parse(value)
+    except ValueError:
+        raise _invalid(word) from None
+
+
+def _invalid(word: Word, remedy: str = "") -> ConfigError:
+    known = f"parameters are {' '.join(_PARAMETERS)}"
+    return ConfigError(
+        f'invalid parameter "{c_string(word.value)}"', word, remedy or known
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthCheckSettings(Settings):
+    """Whether the backends of a group work is found out before sessions do."""
+
+    health_check: tuple[HealthCheck, ...] = directive(
+        Value(_parse, "[parameter ...]", least=0, most=None, parameters=_PARAMETERS),
+        default=(),
+        contexts="upstream",
+        repeats="add",
+        shown="",
+        origin="NGINX Plus (stream)",
+    )
+    """The manager process probes each backend of the group; one that fails gets no new
+    sessions. `interval=5s`: time between two probes; `jitter=0`: and as much again by
+    chance, at most. `timeout=5s`: for a whole probe. `fails=1`, `passes=1`: probes in a row
+    that make a backend unhealthy, and healthy again. `type=connect | greeting |
+    capability | login`: how far a probe goes, each beginning with those before it;
+    greeting is the default. `protocol=imap | pop3 | smtp`: that of the servers whose
+    `proxy_pass` names the group, if they have one. `port=`: another one than sessions use.
+    `ssl=on | off | starttls`, `proxy_protocol=on | v2 | off`: what these servers have,
+    if not given; certificates are verified as theirs. `match=NAME`: a block `match`, which
+    is done last. `mandatory`: a backend gets no sessions before a probe has passed;
+    `persistent`: but after a reload, if it was healthy before. Of several health checks,
+    one that fails is enough."""

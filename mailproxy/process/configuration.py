@@ -21,6 +21,7 @@ from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState, Reason, load_state
+from mailproxy.mail.match import close_match, open_match
 from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
@@ -336,6 +337,14 @@ def language(assembly: Assembly | None = None) -> Language:
                 arguments=1,
                 open=open_upstream,
                 close=close_upstream,
+            ),
+            BlockKind(
+                name="match",
+                parent="mail",
+                repeats="add",
+                arguments=1,
+                open=open_match,
+                close=close_match,
             ),
         ),
     )
