@@ -29,6 +29,7 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
     """Format the values in effect, inherited ones and defaults included, as JSON.
 
     For each directive ``{"value": …, "set": CONTEXT or "default", "where": FILE:LINE}``.
+    "manager" lists what the manager process is needed for; without it there is none.
     """
     top = loader.interpreter.main
     events = next(block for block in top.blocks if block.context == "events")
@@ -36,6 +37,7 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
     tree = {
         "file": loader.path,
         "main": _explain(configuration.main, top),
+        "manager": [str(reason) for reason in configuration.manager],
         "events": _explain(configuration.events, events),
         "servers": [
             _server(server, servers[server.position])

@@ -89,6 +89,11 @@ class Group:
     """Where it is defined; None if it is not."""
 
     @property
+    def is_managed(self) -> bool:
+        """Whether the manager tells workers about it."""
+        return bool(self.zone)
+
+    @property
     def counts_over_workers(self) -> bool:
         """Whether a choice depends on the sessions of other workers."""
         method = self.method

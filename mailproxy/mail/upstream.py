@@ -29,7 +29,7 @@ from mailproxy.mail.group import (
     host_of,
     read_address,
 )
-from mailproxy.mail.load_state import load_state
+from mailproxy.mail.load_state import Reason, load_state
 from mailproxy.mail.peers import named_peers
 from mailproxy.stats.peers import peer_keys
 
@@ -105,7 +105,7 @@ def _parse_parameter(word: Word) -> tuple[str, object]:
     )
 
 
-def _parse_zone(found: Directive, _: Reading) -> str:
+def _parse_zone(found: Directive, reading: Reading) -> str:
     name = c_string(found.values[1])
     if not name:
         raise ConfigError('invalid zone name ""', found.words[1])
@@ -120,6 +120,7 @@ def _parse_zone(found: Directive, _: Reading) -> str:
                 word,
                 f"it is {MIN_ZONE // 1024}k at least",
             )
+    load_state(reading).manager.append(Reason("zone", found.position))
     return name
 
 

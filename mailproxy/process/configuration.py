@@ -280,6 +280,8 @@ class Loader:
                 main = MainSettings.make(top, reading)
             except ConfigError as error:
                 reading.messages.append(error)
+        if main is not None and not main.master_process:
+            self._refuse_manager()
         if "events" not in blocks:
             if "events" not in top.failed:
                 reading.messages.append(
@@ -292,6 +294,15 @@ class Loader:
             events = EventsSettings.make(blocks["events"], reading)
             self._check_connections(events.worker_connections)
         return main, events
+
+    def _refuse_manager(self) -> None:
+        """Check that nothing needs a manager, which only a master starts."""
+        for reason in load_state(self.reading).manager[:1]:
+            self.reading.messages.append(
+                ConfigError(
+                    f'"{reason.directive}" needs "master_process on"', reason.position
+                )
+            )
 
     def _check_connections(self, connections: int) -> None:
         """Check that a worker may have more connections than it has listening sockets."""

@@ -14,6 +14,7 @@ from contextlib import closing, suppress
 import trio
 
 from mailproxy.log import Logger, Logs
+from mailproxy.manager.groups import GroupService
 from mailproxy.manager.hub import Hub
 from mailproxy.manager.services import ManagerService
 from mailproxy.net.messages import MAX_FRAME, Complaints, MessageError
@@ -36,8 +37,12 @@ def run(place: ManagerPlace, logs: Logs, orders: socket.socket) -> int:
 
 def services_of(place: ManagerPlace) -> list[ManagerService]:
     """Make what the configuration needs a manager for."""
-    del place
-    return []
+    groups = [
+        live.group
+        for live in place.generation.configuration.upstreams.groups.values()
+        if live.group.is_managed
+    ]
+    return [GroupService(groups, place.row)] if groups else []
 
 
 class Manager:
