@@ -63,6 +63,7 @@ class Backend:
       wire: the connection.
       lines: the same, line by line.
       greeting: what it says of itself before the login, as its protocol keeps it.
+      offers: what it announces that it can do, in upper case; None: nobody has asked.
     """
 
     __slots__ = (
@@ -73,6 +74,7 @@ class Backend:
         "_trace",
         "greeting",
         "lines",
+        "offers",
         "wire",
     )
 
@@ -102,6 +104,7 @@ class Backend:
         self._info = info
         self._trace = trace
         self.greeting = b""
+        self.offers: frozenset[bytes] | None = None
         self._spare = False
         self._header_refusal: re.Pattern[bytes] | None = None
         self._sendings = 0
@@ -210,6 +213,19 @@ class Backend:
     def header_accepted(self) -> None:
         """Note that a reply answers what came after the PROXY header, if there was one."""
         self._header_refusal = None
+
+    def rejects_header(self, heard: bytes) -> bool:
+        """Whether the backend rejects the PROXY header as an unknown command.
+
+        Most backends that expect no header greet before they read it; the answer to it
+        takes the place of that to the first command, or that of the greeting. Only an
+        answer about an unknown command counts: a wrong password or a busy server is no
+        reason to switch the header off.
+        """
+        refusal = self._header_refusal
+        if refusal is None or self._sendings > MAX_SUSPECT_SENDINGS:
+            return False
+        return refusal.search(heard) is not None
 
     async def send_command(self, command: bytes) -> None:
         """Send a command to a backend that has sent nothing it was not asked for.
@@ -320,7 +336,7 @@ class Backend:
         Args:
           before: lines before `reply`, or lines that the client does not get to see.
         """
-        if self._rejects_header(before + reply):
+        if self.rejects_header(before + reply):
             command = f"PROXY or {command}" if command else "PROXY"
             remedy = _WITHOUT_HEADER
         return error(
@@ -343,7 +359,7 @@ class Backend:
         whole = said if gone.error or said.endswith(b"\n") else said + b"\r\n"
         lines = whole.splitlines(keepends=True)
         found = _FAREWELL.fullmatch(whole) or _FAREWELL.fullmatch(lines[-1])
-        blamed = self._rejects_header(said)
+        blamed = self.rejects_header(said)
         return BackendError(
             'upstream closed connection prematurely after "%s"',
             said.rstrip(b"\r\n"),
@@ -352,19 +368,6 @@ class Backend:
             command="PROXY" if blamed else "",
             remedy=_WITHOUT_HEADER if blamed else "",
         )
-
-    def _rejects_header(self, heard: bytes) -> bool:
-        """Whether the backend rejects the PROXY header as an unknown command.
-
-        Most backends that expect no header greet before they read it; the answer to it
-        takes the place of that to the first command, or that of the greeting. Only an
-        answer about an unknown command counts: a wrong password or a busy server is no
-        reason to switch the header off.
-        """
-        refusal = self._header_refusal
-        if refusal is None or self._sendings > MAX_SUSPECT_SENDINGS:
-            return False
-        return refusal.search(heard) is not None
 
     def expired(self) -> BackendError:
         """The error for a backend that did not answer within `timeout`."""

@@ -1,5 +1,7 @@
 """The IMAP dialogue with backends before the relay (RFC 3501): LOGIN.
 
+Commands of our own have tags of our own, mp1 and so on; the login has the client's.
+
 nginx sends user and password as literals, and has to be asked for each: three sendings,
 where one line with quoted strings is enough. As `proxy_login` says, quoted strings are
 used here where all servers understand them; what remains for literals goes out at once
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
     from mailproxy.mail.backend import Backend
     from mailproxy.mail.login import Login
 
-_CAPABILITIES = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
+_CAPABILITIES = re.compile(
+    rb"\* CAPABILITY +([^\r\n]*)|[^ ]+ OK +\[CAPABILITY ([^\]\r\n]*)\]", re.IGNORECASE
+)
+"""The two places of capabilities: their own line, and the code of an answer (RFC 3501,
+section 7.1), which can only be in front of its text: a search of the whole line would
+take quadratic time."""
 HEADER_REFUSAL = re.compile(
     rb"^(?:\* BAD|(?:PROXY|QUIT) (?:BAD|NO))(?=[ \r\n])", re.IGNORECASE | re.MULTILINE
 )
@@ -50,15 +57,56 @@ async def meet(backend: Backend) -> None:
     backend.greeting = await _expect(backend, b"* OK")
 
 
+async def learn_offers(backend: Backend) -> frozenset[bytes]:
+    """Return what the backend offers: its capabilities, in upper case.
+
+    It is asked once, and only if its greeting does not tell them.
+
+    Raises:
+      BackendError: the backend refused to tell, or closed.
+    """
+    if backend.offers is None:
+        backend.offers = parse_capabilities(backend.greeting)
+    if backend.offers is None:
+        backend.offers = await _ask_capabilities(backend, b"mp1 ")
+    return backend.offers
+
+
+async def _ask_capabilities(backend: Backend, tag: bytes) -> frozenset[bytes]:
+    """Ask for the capabilities.
+
+    Raises:
+      BackendError: the backend refused to tell, or closed.
+    """
+    backend.sending("CAPABILITY command")
+    await _send(backend, b"%sCAPABILITY\r\n" % tag)
+    reply = await _read_reply(backend, tag)
+    offers = parse_capabilities(reply)
+    if offers is None or not _is_ok(_status(reply, tag)):
+        raise backend.invalid_reply(reply)
+    return offers
+
+
+def parse_capabilities(reply: bytes) -> frozenset[bytes] | None:
+    """Find the capabilities in the lines of a reply, in upper case; None: there are none.
+
+    The last ones count, if there are several.
+    """
+    for line in reversed(reply.splitlines()):
+        found = _CAPABILITIES.match(line)
+        if found is not None:
+            return frozenset((found[1] or found[2]).upper().split())
+    return None
+
+
 async def enter(backend: Backend, login: Login, proxy_login: str) -> bytes:
     """Log in at the backend; see `Dialogue.enter`.
 
     Args:
       proxy_login: the value of that directive.
     """
-    greeting = backend.greeting
     backend.sending("LOGIN command")
-    whole = None if proxy_login == "literal" else _format_whole(login, greeting)
+    whole = None if proxy_login == "literal" else _format_whole(login, backend)
     if whole is not None:
         await _send(backend, whole)
     else:
@@ -66,10 +114,10 @@ async def enter(backend: Backend, login: Login, proxy_login: str) -> bytes:
     return await _read_answer(backend, login.tag)
 
 
-def _format_whole(login: Login, greeting: bytes) -> bytes | None:
+def _format_whole(login: Login, backend: Backend) -> bytes | None:
     """Format LOGIN for one sending; None if the backend has to ask for literals."""
     quoted = format_quoted(login)
-    if quoted is None and _offers_literal_plus(greeting):
+    if quoted is None and _offers_literal_plus(backend):
         return b"".join(_split_at_literals(login, wait=False))
     return quoted
 
@@ -106,14 +154,12 @@ async def _send_in_turns(backend: Backend, login: Login) -> None:
     await _send(backend, password)
 
 
-def _offers_literal_plus(greeting: bytes) -> bool:
-    """Whether LITERAL+ (RFC 7888) is among the capabilities of a greeting.
-
-    They can only be in front of its text (RFC 3501, section 7.1); a search of the whole
-    line would take quadratic time.
-    """
-    found = _CAPABILITIES.match(greeting)
-    return found is not None and b"LITERAL+" in found[1].upper().split(b" ")
+def _offers_literal_plus(backend: Backend) -> bool:
+    """Whether the backend has offered LITERAL+ (RFC 7888) unasked; it is not asked."""
+    offers = backend.offers
+    if offers is None:
+        offers = parse_capabilities(backend.greeting)
+    return offers is not None and b"LITERAL+" in offers
 
 
 async def _send(backend: Backend, data: bytes) -> None:
@@ -162,20 +208,39 @@ async def _read_answer(backend: Backend, tag: bytes) -> bytes:
       BackendError: the answer is another one; the log shows it without its tag, and
         BYE without the lines before it.
     """
+    reply = await _read_reply(backend, tag)
+    status = _status(reply, tag)
+    if _is_ok(status):
+        return reply
+    raise _refusal(backend, reply, status)
+
+
+async def _read_reply(backend: Backend, tag: bytes) -> bytes:
+    """Read the whole answer to a command: untagged lines, and one with its tag.
+
+    Raises:
+      BackendError: the backend sent another line, or BYE.
+    """
     reply = b""
     while True:
         line = await backend.read_line(reply)
         reply += line
         if line.startswith(tag):
             backend.header_accepted()
-            status = line[len(tag) :]
-            if status[:2] == b"OK" and status[2:3] in (b" ", b"\r", b"\n"):
-                return reply
-            raise _refusal(backend, reply, status)
+            return reply
         if not line.startswith(b"* "):
             raise backend.invalid_reply(reply)
         if _BYE.match(line):
             raise backend.invalid_reply(reply, shown=line)
+
+
+def _status(reply: bytes, tag: bytes) -> bytes:
+    """The last line of a reply, without the tag."""
+    return reply[reply.rfind(b"\n", 0, -1) + 1 + len(tag) :]
+
+
+def _is_ok(status: bytes) -> bool:
+    return status[:2] == b"OK" and status[2:3] in (b" ", b"\r", b"\n")
 
 
 def _refusal(

@@ -1,21 +1,20 @@
-"""The POP3 dialogues before the login (RFC 1939, RFC 5034), with clients and with backends.
+"""The POP3 dialogue with clients before the login (RFC 1939, RFC 5034).
 
-Clients may log in in several ways; backends only see USER and PASS.
+The one with backends is in `mail/pop3_backend.py`.
 """
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from mailproxy.mail import pop3_backend
 from mailproxy.mail.commands import MAX_ANSWERS, BadCommand, Command, split_words
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue
 from mailproxy.mail.sasl import clients as sasl
 
 if TYPE_CHECKING:
-    from mailproxy.errors import BackendError, LoginRefused
     from mailproxy.mail.backend import Backend
     from mailproxy.mail.client import Client
     from mailproxy.mail.pop3 import Pop3Settings
@@ -27,19 +26,6 @@ _COMMANDS = frozenset(
 )
 _OK = b"+OK\r\n"
 _INVALID = b"-ERR invalid command\r\n"
-_TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
-"""Refusals for reasons that are not the user's fault (RFC 2449, section 8.1; RFC
-3206)."""
-
-_UNKNOWN_COMMAND = re.compile(
-    rb"""^-ERR\ (?!\ *\[)[^\r\n]*?\b(?:
-         (?:unknown|unrecogni[sz]ed|invalid|illegal|bad|unsupported|unimplemented)\ commands?
-       | command\ (?:is\ )?(?:unknown|unrecogni[sz]ed|invalid|unsupported|unimplemented
-           | not\ (?:known|recogni[sz]ed|valid|supported|implemented)) )\b""",
-    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
-)
-"""What servers answer to an unknown command. POP3 has no response code for that, and an
-answer with a code (RFC 2449, section 8) is about something else."""
 
 
 async def _read_command(client: Client) -> Command:
@@ -66,7 +52,7 @@ async def _read_command(client: Client) -> Command:
 class Pop3Dialogue(Dialogue):
     """The dialogue of one POP3 session."""
 
-    header_refusal = _UNKNOWN_COMMAND
+    header_refusal = pop3_backend.HEADER_REFUSAL
 
     def __init__(self, client: Client, settings: Pop3Settings) -> None:
         super().__init__(client)
@@ -180,15 +166,10 @@ class Pop3Dialogue(Dialogue):
         return b"-ERR %s\r\n" % text
 
     async def meet(self, backend: Backend) -> None:
-        backend.greeting = await backend.expect(b"+OK")
+        await pop3_backend.meet(backend)
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        backend.sending("user name")
-        await backend.send_command(b"USER %s\r\n" % login.user)
-        await _expect_ok(backend)
-        backend.sending("password")
-        await backend.send_command(b"PASS %s\r\n" % (login.secret or b""))
-        return await _expect_ok(backend)
+        return await pop3_backend.enter(backend, login)
 
 
 @lru_cache(MAX_ANSWERS)
@@ -215,23 +196,3 @@ def _answer_to_capa(
 def _listed(first: bytes, lines: list[bytes]) -> bytes:
     """A multi-line answer."""
     return b"\r\n".join((first, *lines, b".", b""))
-
-
-async def _expect_ok(backend: Backend) -> bytes:
-    """Read the answer to USER or PASS, which must be +OK.
-
-    Raises:
-      LoginRefused: the backend refuses the user or the password.
-      BackendError: the answer is another one.
-    """
-    line = await backend.read_line()
-    if not line.startswith(b"+OK"):
-        raise _refusal(backend, line)
-    return line
-
-
-def _refusal(backend: Backend, line: bytes) -> BackendError | LoginRefused:
-    """The error for an answer that is not +OK."""
-    if line.startswith(b"-ERR") and not _TEMPORARY.match(line):
-        return backend.refused(line)
-    return backend.invalid_reply(line)

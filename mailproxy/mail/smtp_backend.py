@@ -40,7 +40,47 @@ async def meet(backend: Backend, dialogue: SmtpDialogue) -> None:
     """
     await _expect(backend, b"220")
     backend.sending("HELO/EHLO")
-    backend.greeting = await _say_hello(backend, dialogue)
+    reply, esmtp = await _say_hello(backend, dialogue)
+    backend.greeting = reply if esmtp else b""
+
+
+async def learn_offers(backend: Backend, dialogue: SmtpDialogue) -> frozenset[bytes]:
+    """Return what the backend offers: lines of its answer to EHLO, in upper case.
+
+    It is asked once, and only if it was greeted by HELO.
+
+    Args:
+      dialogue: the dialogue with the client.
+
+    Raises:
+      BackendError: the backend refuses EHLO, or closed.
+    """
+    if backend.offers is None:
+        if not backend.greeting:
+            backend.sending("HELO/EHLO")
+            backend.greeting = await _say_ehlo(backend, dialogue)
+        backend.offers = parse_extensions(backend.greeting)
+    return backend.offers
+
+
+async def _say_ehlo(backend: Backend, dialogue: SmtpDialogue) -> bytes:
+    """Say EHLO with the name of this server; returns the answer.
+
+    Raises:
+      BackendError: the backend refuses it.
+    """
+    name = dialogue.client.server.core.server_name
+    await backend.send_command(b"EHLO %s\r\n" % name)
+    return await _expect(backend, b"250", command="EHLO")
+
+
+def parse_extensions(reply: bytes) -> frozenset[bytes]:
+    """The extensions in an answer to EHLO, in upper case, with their parameters.
+
+    The first line names the server, and offers nothing (RFC 5321, section 4.1.1.1).
+    """
+    _, *lines = reply.upper().splitlines()
+    return frozenset(line[len(b"250-") :].rstrip(b" ") for line in lines)
 
 
 async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes:
@@ -64,8 +104,11 @@ async def enter(backend: Backend, login: Login, dialogue: SmtpDialogue) -> bytes
     return _LOGGED_IN
 
 
-async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> bytes:
-    """Send EHLO or HELO with the name of this server; returns the answer.
+async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> tuple[bytes, bool]:
+    """Send EHLO or HELO with the name of this server.
+
+    Returns:
+      The answer, and whether it answers EHLO.
 
     It is the client's own verb, except that XCLIENT requires EHLO. With `xclient auto`,
     a backend that does not support EHLO (RFC 5321, section 3.2) gets HELO: it does not
@@ -87,7 +130,7 @@ async def _say_hello(backend: Backend, dialogue: SmtpDialogue) -> bytes:
         await backend.send_command(b"%s %s\r\n" % (verb, name))
         reply = await _read_reply(backend)
     if reply.startswith(b"250"):
-        return reply
+        return reply, verb == b"EHLO"
     avoidable = ours and verb == b"EHLO" and reply[:3] in _NO_EHLO
     remedy = "xclient off" if avoidable else ""
     raise backend.invalid_reply(reply, command=verb.decode(), remedy=remedy)
