@@ -7,60 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
+from typing import cast
 
-from mailproxy.conf.directive import Reading, Settings, Value, directive
-from mailproxy.conf.tree import ConfigError, Directive, Position, Word
+from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
+from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import c_string, parse_milliseconds, parse_number
-from mailproxy.mail.load_state import load_state
-
-
-class ProbeType(IntEnum):
-    """How far a probe goes; each includes those before it."""
-
-    CONNECT = 1
-    GREETING = 2
-    CAPABILITY = 3
-    LOGIN = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """When a peer is probed, and how many probes decide."""
-
-    interval: float = 5.0
-    """Seconds between the end of a probe and the next one."""
-    jitter: float = 0.0
-    """Seconds that are added to `interval`, at most; by chance."""
-    fails: int = 1
-    """Probes that fail in a row until the peer is unhealthy."""
-    passes: int = 1
-    """Probes that pass in a row until it is healthy again."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HealthCheck:
-    """A `health_check` directive, as written."""
-
-    position: Position
-    schedule: Schedule = Schedule()
-    timeout: float = 5.0
-    """Seconds for a whole probe."""
-    type: ProbeType = ProbeType.GREETING
-    protocol: str = ""
-    """Empty: that of the servers whose backends the peers are."""
-    port: int = 0
-    """0: that of the peer."""
-    ssl: str = ""
-    """on, off, starttls; empty: as sessions have it."""
-    proxy_protocol: str = ""
-    """on, off, v2; empty: as sessions have it."""
-    match: str = ""
-    """The name of a `match` block."""
-    mandatory: bool = False
-    """Whether a peer gets no sessions before a probe has passed."""
-    persistent: bool = False
-    """Whether that is not so after a reload, if the peer was healthy before it."""
+from mailproxy.mail.load_state import Reason, load_state
+from mailproxy.mail.probing import HealthCheck, ProbeType, Schedule
 
 
 def _time(text: str) -> float:
@@ -139,6 +92,7 @@ def _parse(found: Directive, reading: Reading) -> tuple[HealthCheck, ...]:
             raise _invalid(word)
         if name == "persistent" and "mandatory" not in probe:
             raise _invalid(word, "it stands behind mandatory, about which it says more")
+    load_state(reading).manager.append(Reason("health_check", found.position))
     check = HealthCheck(
         position=found.position,
         schedule=Schedule(**schedule),  # type: ignore[arg-type] # fields, by their names
@@ -193,3 +147,9 @@ class HealthCheckSettings(Settings):
     is done last. `mandatory`: a backend gets no sessions before a probe has passed;
     `persistent`: but after a reload, if it was healthy before. Of several health checks,
     one that fails is enough."""
+
+
+def checks_of(block: Block) -> tuple[HealthCheck, ...]:
+    """The health checks in an `upstream` block."""
+    given = block.given.get("health_check")
+    return () if given is None else cast("tuple[HealthCheck, ...]", given.value)

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.mail.load_state import load_state
+from mailproxy.mail.probing import Expected, Match
 
 MAX_SENT = 4096
 """Octets of `send`."""
 
 _HEXADECIMAL = re.compile(rb"\\x([0-9A-Fa-f]{2})")
-
-Expected = bytes | re.Pattern[bytes]
-"""What has to be in the octets that a peer sends: a text, or what an expression matches."""
 
 
 def _octets(word: Word) -> bytes:
@@ -52,24 +50,6 @@ def _parse_expect(found: Directive, _: Reading) -> Expected | None:
         raise ConfigError(
             f'pcre2_compile() failed: {error.msg} in "{word.value}" at "{at}"', word
         ) from None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Match:
-    """A `match` block."""
-
-    name: str
-    send: bytes = b""
-    expect: Expected | None = None
-    """None: nothing is expected."""
-
-    def accepts(self, received: bytes) -> bool:
-        """Whether this is enough of what is expected."""
-        if self.expect is None:
-            return True
-        if isinstance(self.expect, bytes):
-            return self.expect in received
-        return self.expect.search(received) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ import trio
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger
-    from mailproxy.mail.health_check import Schedule
     from mailproxy.mail.peers import Health
+    from mailproxy.mail.probing import Schedule
     from mailproxy.manager.probes.peer import Failure
 
 MAX_PROBES = 32

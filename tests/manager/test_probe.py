@@ -15,8 +15,7 @@ import trio
 from trio.testing import MockClock, memory_stream_pair
 
 from mailproxy.conf.addresses import Address
-from mailproxy.mail.health_check import ProbeType
-from mailproxy.mail.match import Match
+from mailproxy.mail.probing import Match, ProbeType
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.manager.probes.peer import MAX_LINE, MAX_REPLY, MAX_SHOWN
 from mailproxy.manager.probes.probe import TALKS, Probe, run

@@ -13,8 +13,7 @@ import trio
 from trio.testing import memory_stream_pair
 
 from mailproxy.conf.addresses import Address
-from mailproxy.mail.health_check import ProbeType
-from mailproxy.mail.match import Match
+from mailproxy.mail.probing import Match, ProbeType
 from mailproxy.manager.probes.peer import Failure
 from mailproxy.manager.probes.probe import Probe, run
 from mailproxy.manager.probes.talk import ProbeLogin

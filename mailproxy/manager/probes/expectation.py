@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mailproxy.manager.probes.peer import MAX_LINE, ProbeError
 
 if TYPE_CHECKING:
-    from mailproxy.mail.match import Match
+    from mailproxy.mail.probing import Match
     from mailproxy.manager.probes.peer import ProbedPeer
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mailproxy.mail.health_check import ProbeType
+from mailproxy.mail.probing import ProbeType
 from mailproxy.manager.probes.expectation import expect
 from mailproxy.manager.probes.imap import ImapTalk
 from mailproxy.manager.probes.peer import Failure, ProbedPeer, ProbeError
@@ -28,7 +28,7 @@ from mailproxy.net.proxy_protocol import format_v1, format_v2
 
 if TYPE_CHECKING:
     from mailproxy.conf.addresses import Address
-    from mailproxy.mail.match import Match
+    from mailproxy.mail.probing import Match
     from mailproxy.manager.probes.talk import ProbeLogin, Talk
 
 TALKS: dict[str, type[Talk]] = {
