@@ -15,6 +15,7 @@ import trio
 
 from mailproxy.log import Logger, Logs
 from mailproxy.manager.groups import GroupService
+from mailproxy.manager.health_service import HealthService
 from mailproxy.manager.hub import Hub
 from mailproxy.manager.services import ManagerService
 from mailproxy.net.messages import MAX_FRAME, Complaints, MessageError
@@ -37,12 +38,20 @@ def run(place: ManagerPlace, logs: Logs, orders: socket.socket) -> int:
 
 def services_of(place: ManagerPlace) -> list[ManagerService]:
     """Make what the configuration needs a manager for."""
+    configuration = place.generation.configuration
     groups = [
         live.group
-        for live in place.generation.configuration.upstreams.groups.values()
+        for live in configuration.upstreams.groups.values()
         if live.group.is_managed
     ]
-    return [GroupService(groups, place.row)] if groups else []
+    if not groups:
+        return []
+    service = GroupService(groups, place.row)
+    checks = configuration.group_checks
+    if not checks:
+        return [service]
+    # Lines come from a manager that was there before, in the same generation.
+    return [service, HealthService(service, checks, replaces=bool(place.lines))]
 
 
 class Manager:
