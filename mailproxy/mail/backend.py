@@ -64,14 +64,15 @@ class Backend:
       lines: the same, line by line.
       greeting: what it says of itself before the login, as its protocol keeps it.
       offers: what it announces that it can do, in upper case; None: nobody has asked.
+      candidate: where it is; None if it was not connected to by `connect`.
     """
 
     __slots__ = (
         "_header_refusal",
         "_info",
         "_sendings",
-        "_spare",
         "_trace",
+        "candidate",
         "greeting",
         "lines",
         "offers",
@@ -105,7 +106,7 @@ class Backend:
         self._trace = trace
         self.greeting = b""
         self.offers: frozenset[bytes] | None = None
-        self._spare = False
+        self.candidate: Candidate | None = None
         self._header_refusal: re.Pattern[bytes] | None = None
         self._sendings = 0
 
@@ -137,7 +138,7 @@ class Backend:
                 event, at = "bind(%s) failed", error.text
             raise _failed_connect(event, at, error) from None
         backend = cls(wire, reply_limit, info, trace)
-        backend._spare = candidate.spare
+        backend.candidate = candidate
         return backend
 
     async def wait_connected(self) -> None:
@@ -373,7 +374,8 @@ class Backend:
         """The error for a backend that did not answer within `timeout`."""
         if self.lines.buffered:
             self._info.action = READING
-        level = "error" if self._spare else "info"
+        spare = self.candidate is not None and self.candidate.spare
+        level = "error" if spare else "info"
         return BackendError(
             "upstream timed out", error=timed_out(), level=level, action=None
         )

@@ -69,6 +69,8 @@ class LoadState:
     """By `id` and protocol, settings without their context, and with it."""
     refused_protocols: set[Word] = field(default_factory=set)
     """Arguments of `ssl_protocols` for which a warning about refused versions was given."""
+    unfit: set[Directive] = field(default_factory=set)
+    """Statements that do not fit to others, already reported for one server."""
     outdated: set[str] = field(default_factory=set)
     """Certificates that are expired or not yet valid, already warned of."""
     manager: list[Reason] = field(default_factory=list)

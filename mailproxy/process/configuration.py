@@ -15,6 +15,7 @@ from typing import Self, cast
 from mailproxy.conf.directive import Block, Reading, Settings, declarations
 from mailproxy.conf.places import BlockKind, Language
 from mailproxy.conf.resolve import Interpreter
+from mailproxy.conf.secret_files import SecretFile
 from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
@@ -89,6 +90,12 @@ class Configuration:
     def shares_numbers(self) -> bool:
         """Whether processes need the shared mapping."""
         return bool(self.manager or self.counted)
+
+    @property
+    def secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that workers read."""
+        masters = (server.proxy.proxy_master_user for server in self.servers)
+        return frozenset(each.password_file for each in masters if each is not None)
 
     @property
     def listens(self) -> tuple[Listen, ...]:

@@ -50,6 +50,7 @@ from mailproxy.process.privileges import (
     set_environment,
 )
 from mailproxy.process.reader import ConfigurationReader
+from mailproxy.process.secret_files import SecretError
 from mailproxy.process.title import set_title
 from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
@@ -155,9 +156,10 @@ class _Home:
         if outgoing is not None:
             for listener in born.lacks(outgoing):
                 listener.socket.close()
-            outgoing.logs.close()
+            outgoing.close()
         set_environment(environment(born.main.env, self.started_with))
         try:
+            secrets = born.secrets.take()
             become_worker(born.main, place.slot, log)
             return Worker(
                 born.configuration,
@@ -167,9 +169,13 @@ class _Home:
                 retitle,
                 row=place.row,
                 manager=place.manager,
+                secrets=secrets,
             ).run()
         except UnfitError:
             return FATAL
+        except SecretError as failure:
+            log.emerg(str(failure), error=failure.error)
+            return 1
         except StartError as failure:  # the master tries again, or stays with the old
             log.emerg(f"{failure.call} failed", error=failure.error)
             return 1
@@ -274,7 +280,11 @@ def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> i
             born.listeners,
             born.logs,
             worker_services.of_single_process(alone.reconfigure),
+            secrets=born.secrets.take(),
         ).run()
+    except SecretError as failure:
+        born.log.emerg(str(failure), error=failure.error)
+        code = 1
     except StartError as failure:
         born.log.emerg(f"{failure.call} failed", error=failure.error)
         code = 1
