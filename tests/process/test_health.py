@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socketserver
 import time
 from collections.abc import Iterator
 from signal import SIGHUP, SIGKILL
 
 import pytest
 
-from tests.fakes import FakeAuth, FakeImap
+from tests.fakes import FakeAuth, FakeImap, _Handler
 from tests.process.site import Client, Site, children, title
 from tests.processes import free_port
 
@@ -71,9 +70,7 @@ def test_a_backend_that_stops_gets_no_sessions_until_it_returns(
             assert log_in(site).startswith(b"a OK")
             assert log_in(site).startswith(b"a OK")
         stopped = time.monotonic()
-        site.wait_for_line(
-            unhealthy(port, "connect() failed (111: Connection refused)")
-        )
+        site.wait_for_line(unhealthy(port))
         assert time.monotonic() - stopped < INTERVAL + TIMEOUT + SLACK
         site.forget_log()
         for _ in range(8):
@@ -104,11 +101,11 @@ def test_relayed_sessions_stay(site: Site, auth: FakeAuth) -> None:
     class MayRefuse(FakeImap):
         refuses = False
 
-        def serve(self, connection: socketserver.StreamRequestHandler) -> None:
+        def let_in(self, connection: _Handler) -> bool:
             if self.refuses:
                 connection.wfile.write(b"* BYE not now\r\n")
-            else:
-                super().serve(connection)
+                return False
+            return super().let_in(connection)
 
     with MayRefuse() as backend:
         configure(site, auth, backend.port)
