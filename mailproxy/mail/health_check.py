@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
+from mailproxy.conf.secret_files import secret_file
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import c_string, parse_milliseconds, parse_number
 from mailproxy.mail.load_state import Reason, load_state
@@ -76,6 +77,7 @@ _OF_PROBE: dict[str, Callable[[str], object]] = {
     "port": _port,
     "ssl": _one_of("on", "off", "starttls"),
     "proxy_protocol": _one_of("on", "off", "v2"),
+    "login_file": _name,
     "match": _name,
 }
 _PLAIN = ("mandatory", "persistent")
@@ -87,6 +89,8 @@ def _parse(found: Directive, reading: Reading) -> tuple[HealthCheck, ...]:
     probe: dict[str, object] = {}
     for word in found.args:
         name, value = _parse_parameter(word)
+        if name == "login_file":
+            value = secret_file(name, reading.in_directory(str(value)), word)
         (schedule if name in _OF_SCHEDULE else probe)[name] = value
         if name == "protocol" and value not in load_state(reading).protocols:
             raise _invalid(word)
@@ -98,7 +102,25 @@ def _parse(found: Directive, reading: Reading) -> tuple[HealthCheck, ...]:
         schedule=Schedule(**schedule),  # type: ignore[arg-type] # fields, by their names
         **probe,  # type: ignore[arg-type] # the same
     )
+    _check_login(check, found)
     return (check,)
+
+
+def _check_login(check: HealthCheck, found: Directive) -> None:
+    """Check that there is a login for probes that log in, and for no others.
+
+    Raises:
+      ConfigError: that is not so.
+    """
+    logs_in = check.type is ProbeType.LOGIN
+    if logs_in and check.login_file is None:
+        raise ConfigError(
+            '"type=login" needs "login_file="',
+            found,
+            "a file with user:password, which only the master's user may read",
+        )
+    if check.login_file is not None and not logs_in:
+        raise ConfigError('"login_file=" needs "type=login"', found)
 
 
 def _parse_parameter(word: Word) -> tuple[str, object]:
@@ -143,7 +165,10 @@ class HealthCheckSettings(Settings):
     greeting is the default. `protocol=imap | pop3 | smtp`: that of the servers whose
     `proxy_pass` names the group, if they have one. `port=`: another one than sessions use.
     `ssl=on | off | starttls`, `proxy_protocol=on | v2 | off`: what these servers have,
-    if not given; certificates are verified as theirs. `match=NAME`: a block `match`, which
+    if not given; certificates are verified as theirs. `login_file=FILE`: `user:password`
+    for `type=login`, in a file of root or the master's user that nobody else may read; it is
+    relative to the main file, read at a start or reload by the manager process alone, and
+    used in TLS or on this machine only. `match=NAME`: a block `match`, which
     is done last. `mandatory`: a backend gets no sessions before a probe has passed;
     `persistent`: but after a reload, if it was healthy before. Of several health checks,
     one that fails is enough."""

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mailproxy.conf.secret_files import SecretFile
     from mailproxy.conf.tree import Position
     from mailproxy.mail.server import Server
 
@@ -55,6 +56,8 @@ class HealthCheck:
     """on, off, starttls; empty: as sessions have it."""
     proxy_protocol: str = ""
     """on, off, v2; empty: as sessions have it."""
+    login_file: SecretFile | None = None
+    """``user:password``, for `type` LOGIN."""
     match: str = ""
     """The name of a `match` block."""
     mandatory: bool = False

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mailproxy.manager.groups import GroupService
     from mailproxy.manager.hub import Hub
     from mailproxy.manager.peers import ManagedGroup, ManagedPeer
+    from mailproxy.manager.probes.talk import ProbeLogin
 
 
 class HealthService(ManagerService):
@@ -34,6 +35,8 @@ class HealthService(ManagerService):
 
     Args:
       checks: of the groups that have some, by name in lower case.
+      logins: those of `login_file`, by path. One is missing if the configuration had been
+        replaced before this manager replaced another one; nobody is probed with it then.
       replaces: whether another manager of the same configuration was there before.
     """
 
@@ -43,18 +46,28 @@ class HealthService(ManagerService):
         self,
         groups: GroupService,
         checks: Mapping[str, Sequence[GroupCheck]],
+        logins: Mapping[str, ProbeLogin],
         *,
         replaces: bool,
     ) -> None:
         super().__init__()
         self._groups = groups
-        self._probes = checks
+        self._logins = logins
+        self._probes = {
+            name: possible
+            for name, found in checks.items()
+            if (possible := [each for each in found if self._can_log_in(each)])
+        }
         self._checks: HealthChecks | None = None
         self._watched: list[tuple[PeerKey, Address]] = []
-        for name, found in checks.items():
+        for name, found in self._probes.items():
             for peer in groups.groups[name].peers:
                 peer.health = _first_health(peer, found, replaces=replaces)
         groups.followers.append(self._follow)
+
+    def _can_log_in(self, check: GroupCheck) -> bool:
+        file = check.check.login_file
+        return file is None or file.path in self._logins
 
     async def run(self, hub: Hub) -> None:
         """Probe the peers until cancelled."""
@@ -98,7 +111,7 @@ class HealthService(ManagerService):
     def _watch(self, checks: HealthChecks) -> None:
         self._watched = self._peers()
         checks.watch(
-            _watched(managed, peer, found)
+            _watched(managed, peer, found, self._logins)
             for managed, found in self._probed()
             for peer in managed.peers
             if not peer.down
@@ -127,7 +140,10 @@ def _first_health(
 
 
 def _watched(
-    managed: ManagedGroup, peer: ManagedPeer, checks: Sequence[GroupCheck]
+    managed: ManagedGroup,
+    peer: ManagedPeer,
+    checks: Sequence[GroupCheck],
+    logins: Mapping[str, ProbeLogin],
 ) -> WatchedPeer:
     return WatchedPeer(
         key=PeerKey(managed.group.name, peer.name),
@@ -135,7 +151,7 @@ def _watched(
         checks=tuple(
             Check(
                 schedule=each.check.schedule,
-                probe=partial(run_probe, make_probe(each, peer)),
+                probe=partial(run_probe, make_probe(each, peer, logins)),
                 mandatory=each.check.mandatory,
             )
             for each in checks
@@ -144,8 +160,11 @@ def _watched(
     )
 
 
-def make_probe(check: GroupCheck, peer: ManagedPeer) -> Probe:
+def make_probe(
+    check: GroupCheck, peer: ManagedPeer, logins: Mapping[str, ProbeLogin]
+) -> Probe:
     """How a health check probes a peer."""
+    file = check.check.login_file
     return Probe(
         address=_at_port(peer.address, check.check.port),
         type=check.check.type,
@@ -153,6 +172,7 @@ def make_probe(check: GroupCheck, peer: ManagedPeer) -> Probe:
         protocol=check.protocol,
         proxy_protocol=check.proxy_protocol,
         own_name=check.server.core.server_name,
+        login=None if file is None else logins[file.path],
         match=check.match,
     )
 

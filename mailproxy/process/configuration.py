@@ -98,6 +98,16 @@ class Configuration:
         return frozenset(each.password_file for each in masters if each is not None)
 
     @property
+    def manager_secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that the manager reads."""
+        files = (
+            each.check.login_file
+            for checks in self.group_checks.values()
+            for each in checks
+        )
+        return frozenset(each for each in files if each is not None)
+
+    @property
     def listens(self) -> tuple[Listen, ...]:
         """The addresses of all servers."""
         return tuple(each for server in self.servers for each in server.core.listen)
