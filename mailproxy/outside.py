@@ -69,6 +69,24 @@ class FileError(Frozen, OSError):
         return FileError, (self.call, self.errno, self.limit)
 
 
+class UnfitSecretError(Frozen, Exception):
+    """A file is not as a file of secrets must be.
+
+    Attributes:
+      reason: what is wrong with it, worded to follow its name.
+      remedy: the command that mends it, without the name; or advice.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[UnfitSecretError], tuple[str, str]]:
+        """Let the error be pickled, for another process."""
+        return UnfitSecretError, (self.reason, self.remedy)
+
+
 def too_large() -> FileError:
     """Make the error for a file that is larger than it may be."""
     return FileError("read", errno.EFBIG, "size")
@@ -116,7 +134,7 @@ def _fetch(ask: Callable[..., T], *arguments: object) -> T:
         return cast("T", _record.answers[question])
     try:
         answer = ask(*arguments)
-    except (OSError, LookupError, ValueError) as error:
+    except (OSError, LookupError, ValueError, UnfitSecretError) as error:
         _record.errors[question] = error
         raise
     size = len(answer) if isinstance(answer, bytes) else 0
@@ -195,6 +213,55 @@ def _check_regular(path: str, limit: int) -> None:
             raise FileError("open", errno.EINVAL, "kind")
         if found.st_size > limit:
             raise too_large()
+
+
+def check_secret(path: str, limit: int) -> None:
+    """Check that a file may hold a secret, without reading it; see `open_secret`.
+
+    Raises:
+      FileError: it cannot be opened.
+      UnfitSecretError: others may read it, or it is no file of ours.
+    """
+    _fetch(_check_secret, path, limit)
+
+
+def _check_secret(path: str, limit: int) -> None:
+    os.close(open_secret(path, limit))
+
+
+def open_secret(path: str, limit: int) -> int:
+    """Open a file of a secret; returns its descriptor, which children do not keep.
+
+    It is a regular file with 1 to `limit` octets, belongs to root or to the user of
+    this process, and nobody else has any right to it.
+
+    Raises:
+      FileError: it cannot be opened.
+      UnfitSecretError: it is no such file.
+    """
+    try:
+        descriptor = os.open(os.fsencode(path), _READ)
+    except OSError as error:
+        raise FileError("open", error.errno or errno.EIO) from error
+    try:
+        _check_owned(os.fstat(descriptor), limit)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_owned(found: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UnfitSecretError("is not a regular file", "write the secret into a file:")
+    if found.st_uid not in (0, os.geteuid()):
+        raise UnfitSecretError("belongs to another user", "chown root")
+    if found.st_mode & 0o077:
+        raise UnfitSecretError("is readable by others", "chmod 600")
+    if not found.st_size:
+        raise UnfitSecretError("is empty", "write the secret into")
+    if found.st_size > limit:
+        raise UnfitSecretError("is too large", f"at most {limit} bytes are read of")
 
 
 def matching(pattern: bytes) -> list[bytes]:

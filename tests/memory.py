@@ -308,6 +308,8 @@ class MemoryNetwork(Network):
         self.sessions = {}
         self.row = Row()
         self.manager = ManagerLine(cast("Engine", None))
+        self.secrets = {}
+        self._life = "18f.2a"
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
         self.pending = False

@@ -192,6 +192,7 @@ class Stage:
         self.info = SessionInfo(1, self.client, port, server=listen.address)
         self.info.tags = self.server.core.error_log_user_tag
         self.info.protocol = self.server.protocol.name
+        self.info.peer = self.info.client_address
         await session.run(
             self.wire, self.server, listen, self.network, self.log.log, self.info
         )

@@ -279,7 +279,25 @@ def _granted(answer: HttpAnswer, request: AuthRequest) -> Granted:
         )
     user, secret = _credentials(answer, request)
     smtp = b"" if request.needs_password else fields.get(b"auth-smtp", b"")
-    return Granted(user=user, secret=secret, route=_route(host, port, smtp, places))
+    master = fields.get(b"auth-master-user", b"")
+    if master:
+        _check_master(answer, master)
+    route = _route(host, port, smtp, master, places)
+    return Granted(user=user, secret=secret, route=route)
+
+
+def _check_master(answer: HttpAnswer, master: bytes) -> None:
+    """Check the master user of an answer.
+
+    Raises:
+      Unusable: their password is missing, or the name is invalid.
+    """
+    if b"auth-pass" not in answer.fields:
+        raise answer.unusable(
+            "did not send password: ", "Auth-Pass, the password of Auth-Master-User"
+        )
+    if not is_clean(master):
+        raise _unclean(b"Auth-Master-User")
 
 
 def _suffices(
@@ -297,11 +315,14 @@ def _suffices(
 
 
 @lru_cache(MAX_ROUTES)
-def _route(host: bytes, port: bytes, smtp: bytes, places: Destinations) -> Route:
+def _route(
+    host: bytes, port: bytes, smtp: bytes, master: bytes, places: Destinations
+) -> Route:
     """The route that an answer names.
 
     Args:
-      host, port, smtp: the values of `Auth-Server`, `Auth-Port`, `Auth-SMTP`.
+      host, port, smtp, master: the values of `Auth-Server`, `Auth-Port`, `Auth-SMTP`,
+        `Auth-Master-User`.
       places: what the answer may name.
 
     Raises:
@@ -309,11 +330,18 @@ def _route(host: bytes, port: bytes, smtp: bytes, places: Destinations) -> Route
     """
     auth = _smtp_auth(smtp)
     if not host:
-        return Route(kind="default", server="", port=0, smtp_auth=auth)
+        return Route(kind="default", server="", port=0, smtp_auth=auth, master=master)
     address = _address(host)
     group = None if address else _group(host, places)
     if group is not None:
-        return Route(kind="group", server=group, port=0, text=group, smtp_auth=auth)
+        return Route(
+            kind="group",
+            server=group,
+            port=0,
+            text=group,
+            smtp_auth=auth,
+            master=master,
+        )
     if not address and not (places.hosts and _HOST.fullmatch(host)):
         wanted = "an IPv4 or IPv6 address"
         if places.hosts:
@@ -328,6 +356,7 @@ def _route(host: bytes, port: bytes, smtp: bytes, places: Destinations) -> Route
         port=number,
         text=f"{name}:{port.decode()}",
         smtp_auth=auth,
+        master=master,
     )
 
 

@@ -123,6 +123,13 @@ class SessionInfo:
         return f"{self.client}:{self.client_port}"
 
     @property
+    def peer_address(self) -> str:
+        """Address of `peer`, without its port."""
+        if self.peer == "unix:":
+            return self.peer
+        return self.peer.rpartition(":")[0].strip("[]")
+
+    @property
     def all_tags(self) -> tuple[str, ...]:
         """`mail`, then the tags of the configuration, without duplicates."""
         if not self.tags:

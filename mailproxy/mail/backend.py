@@ -63,16 +63,19 @@ class Backend:
       wire: the connection.
       lines: the same, line by line.
       greeting: what it says of itself before the login, as its protocol keeps it.
+      offers: what it announces that it can do, in upper case; None: nobody has asked.
+      candidate: where it is; None if it was not connected to by `connect`.
     """
 
     __slots__ = (
         "_header_refusal",
         "_info",
         "_sendings",
-        "_spare",
         "_trace",
+        "candidate",
         "greeting",
         "lines",
+        "offers",
         "wire",
     )
 
@@ -102,7 +105,8 @@ class Backend:
         self._info = info
         self._trace = trace
         self.greeting = b""
-        self._spare = False
+        self.offers: frozenset[bytes] | None = None
+        self.candidate: Candidate | None = None
         self._header_refusal: re.Pattern[bytes] | None = None
         self._sendings = 0
 
@@ -134,7 +138,7 @@ class Backend:
                 event, at = "bind(%s) failed", error.text
             raise _failed_connect(event, at, error) from None
         backend = cls(wire, reply_limit, info, trace)
-        backend._spare = candidate.spare
+        backend.candidate = candidate
         return backend
 
     async def wait_connected(self) -> None:
@@ -210,6 +214,19 @@ class Backend:
     def header_accepted(self) -> None:
         """Note that a reply answers what came after the PROXY header, if there was one."""
         self._header_refusal = None
+
+    def rejects_header(self, heard: bytes) -> bool:
+        """Whether the backend rejects the PROXY header as an unknown command.
+
+        Most backends that expect no header greet before they read it; the answer to it
+        takes the place of that to the first command, or that of the greeting. Only an
+        answer about an unknown command counts: a wrong password or a busy server is no
+        reason to switch the header off.
+        """
+        refusal = self._header_refusal
+        if refusal is None or self._sendings > MAX_SUSPECT_SENDINGS:
+            return False
+        return refusal.search(heard) is not None
 
     async def send_command(self, command: bytes) -> None:
         """Send a command to a backend that has sent nothing it was not asked for.
@@ -320,7 +337,7 @@ class Backend:
         Args:
           before: lines before `reply`, or lines that the client does not get to see.
         """
-        if self._rejects_header(before + reply):
+        if self.rejects_header(before + reply):
             command = f"PROXY or {command}" if command else "PROXY"
             remedy = _WITHOUT_HEADER
         return error(
@@ -343,7 +360,7 @@ class Backend:
         whole = said if gone.error or said.endswith(b"\n") else said + b"\r\n"
         lines = whole.splitlines(keepends=True)
         found = _FAREWELL.fullmatch(whole) or _FAREWELL.fullmatch(lines[-1])
-        blamed = self._rejects_header(said)
+        blamed = self.rejects_header(said)
         return BackendError(
             'upstream closed connection prematurely after "%s"',
             said.rstrip(b"\r\n"),
@@ -353,24 +370,12 @@ class Backend:
             remedy=_WITHOUT_HEADER if blamed else "",
         )
 
-    def _rejects_header(self, heard: bytes) -> bool:
-        """Whether the backend rejects the PROXY header as an unknown command.
-
-        Most backends that expect no header greet before they read it; the answer to it
-        takes the place of that to the first command, or that of the greeting. Only an
-        answer about an unknown command counts: a wrong password or a busy server is no
-        reason to switch the header off.
-        """
-        refusal = self._header_refusal
-        if refusal is None or self._sendings > MAX_SUSPECT_SENDINGS:
-            return False
-        return refusal.search(heard) is not None
-
     def expired(self) -> BackendError:
         """The error for a backend that did not answer within `timeout`."""
         if self.lines.buffered:
             self._info.action = READING
-        level = "error" if self._spare else "info"
+        spare = self.candidate is not None and self.candidate.spare
+        level = "error" if spare else "info"
         return BackendError(
             "upstream timed out", error=timed_out(), level=level, action=None
         )

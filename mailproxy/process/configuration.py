@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Self, cast
 
 from mailproxy.conf.directive import Block, Reading, Settings, declarations
 from mailproxy.conf.places import BlockKind, Language
 from mailproxy.conf.resolve import Interpreter
+from mailproxy.conf.secret_files import SecretFile
 from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.group_checks import complete_checks
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState, Reason, load_state
+from mailproxy.mail.match import close_match, open_match
 from mailproxy.mail.modules import MODULES, OF_BLOCKS
+from mailproxy.mail.probing import GroupCheck
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
 from mailproxy.mail.upstream import close_upstream, open_upstream, warn_of_loops
@@ -77,6 +81,8 @@ class Configuration:
     """The groups of backends, and what this process knows of them."""
     manager: tuple[Reason, ...] = ()
     """What needs the manager process; empty: there is none."""
+    group_checks: Mapping[str, tuple[GroupCheck, ...]] = field(default_factory=dict)
+    """The health checks of groups, by name in lower case."""
     counted: tuple[CellKey, ...] = ()
     """The numbers that processes share, besides those that all have."""
 
@@ -84,6 +90,22 @@ class Configuration:
     def shares_numbers(self) -> bool:
         """Whether processes need the shared mapping."""
         return bool(self.manager or self.counted)
+
+    @property
+    def secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that workers read."""
+        masters = (server.proxy.proxy_master_user for server in self.servers)
+        return frozenset(each.password_file for each in masters if each is not None)
+
+    @property
+    def manager_secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that the manager reads."""
+        files = (
+            each.check.login_file
+            for checks in self.group_checks.values()
+            for each in checks
+        )
+        return frozenset(each for each in files if each is not None)
 
     @property
     def listens(self) -> tuple[Listen, ...]:
@@ -173,6 +195,8 @@ class Assembly:
             make_server(made.block, made.settings, self.upstreams) for made in complete
         ]
         warn_of_loops(reading, self.upstreams.is_own)
+        if self.servers and len(complete) == len(blocks):
+            yield from complete_checks(self.servers, reading)
 
 
 class Loader:
@@ -239,6 +263,7 @@ class Loader:
             messages=said,
             upstreams=self.assembly.upstreams,
             manager=tuple(state.manager),
+            group_checks=dict(state.group_checks),
             counted=tuple(state.counted) if shares else (),
         )
 
@@ -347,6 +372,14 @@ def language(assembly: Assembly | None = None) -> Language:
                 arguments=1,
                 open=open_upstream,
                 close=close_upstream,
+            ),
+            BlockKind(
+                name="match",
+                parent="mail",
+                repeats="add",
+                arguments=1,
+                open=open_match,
+                close=close_match,
             ),
         ),
     )

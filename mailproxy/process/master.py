@@ -408,7 +408,7 @@ class Master:
         """Close and remove what only the losing generation has."""
         self._close(winner.lacks(loser), say=True)
         loser.remove_pid(but=winner)
-        loser.logs.close()
+        loser.close()
 
     def _wait_until_up(self, crew: Workers | Managers, seconds: float) -> bool:
         """Wait for new processes; False if not all of them have come up.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import trio
@@ -47,6 +47,7 @@ class Worker:
       retitle: sets the process title.
       row: its row in the statistics; None: it counts for itself.
       manager: its end of the line to the manager process; None: there is none.
+      secrets: what was read from files of secrets, by path.
 
     Attributes:
       network: what its sessions need to reach clients, backends and auth sources.
@@ -62,6 +63,7 @@ class Worker:
         retitle: Callable[[str], None] = lambda _: None,
         row: Row | None = None,
         manager: socket.socket | None = None,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
         self.network = Network(Engine(configuration.events.worker_connections), row)
         self.network.manager.connect(manager, lambda: self.log)
@@ -72,6 +74,7 @@ class Worker:
         self._exit_code = 0
         self._begun = False
         self._old_logs: list[Logs] = []
+        self.network.secrets.update(secrets or {})
         self._use(configuration, listeners, logs)
 
     def _use(
@@ -192,6 +195,7 @@ class Worker:
         configuration: Configuration,
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
         """Accept for another configuration from now on; sessions keep theirs.
 
@@ -202,6 +206,7 @@ class Worker:
             old.stop(close_socket=False)
         for old in replaced:
             await old.stopped.wait()
+        self.network.secrets.update(secrets or {})
         self._use(configuration, listeners, logs)
         self.network.idle.clear()  # the new servers may ask another auth server
         if self.leaving:  # since a moment ago
