@@ -152,7 +152,7 @@ _MODULES = {
     """,
     "http and stream": r"js_\w+ geoip2(_\w+)?",
     "http and stream in NGINX Plus and Angie": r"""
-        acme_\w+ api auth_jwt(_\w+)? docker_\w+ health_check keyval(_zone)? match
+        acme_\w+ api auth_jwt(_\w+)? docker_\w+ keyval(_zone)?
         oidc_\w+ otel_\w+ session_log(_\w+)? state status_zone sticky(_\w+)?
         upstream_probe(_\w+)? zone_sync(_\w+)?
     """,

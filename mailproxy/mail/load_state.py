@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mailproxy.conf.directive import Block, Reading
     from mailproxy.conf.tree import Directive, Position, Word
     from mailproxy.mail.group import Group, Method
+    from mailproxy.mail.probing import GroupCheck, Match
     from mailproxy.mail.ssl import SslSettings
     from mailproxy.stats.cells import CellKey
 
@@ -50,6 +51,10 @@ class LoadState:
     """By `upstream` block, how it chooses; missing if it does not say."""
     groups: dict[str, Group] = field(default_factory=dict)
     """The complete groups, by name in lower case."""
+    matches: dict[str, Match | None] = field(default_factory=dict)
+    """The `match` blocks, by name; None for one that has an error."""
+    group_checks: dict[str, tuple[GroupCheck, ...]] = field(default_factory=dict)
+    """By the name of a group in lower case, its health checks."""
     targets: dict[Directive, Group | None] = field(default_factory=dict)
     """What each `proxy_pass` names; None if that has an error."""
     reached: list[tuple[Address, Directive]] = field(default_factory=list)

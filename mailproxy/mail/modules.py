@@ -5,6 +5,8 @@ from __future__ import annotations
 from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Settings
 from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.health_check import HealthCheckSettings
+from mailproxy.mail.match import MatchSettings
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
@@ -24,5 +26,9 @@ MODULES: tuple[type[Settings], ...] = (
 )
 """All modules of mail, in the order in which nginx checks them."""
 
-OF_BLOCKS: tuple[type[Settings], ...] = (UpstreamSettings,)
+OF_BLOCKS: tuple[type[Settings], ...] = (
+    UpstreamSettings,
+    HealthCheckSettings,
+    MatchSettings,
+)
 """The modules whose directives stand in blocks of their own, not in a server."""

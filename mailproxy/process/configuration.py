@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Self, cast
 
 from mailproxy.conf.directive import Block, Reading, Settings, declarations
@@ -20,9 +20,12 @@ from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.group_checks import complete_checks
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState, Reason, load_state
+from mailproxy.mail.match import close_match, open_match
 from mailproxy.mail.modules import MODULES, OF_BLOCKS
+from mailproxy.mail.probing import GroupCheck
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
 from mailproxy.mail.upstream import close_upstream, open_upstream, warn_of_loops
@@ -78,6 +81,8 @@ class Configuration:
     """The groups of backends, and what this process knows of them."""
     manager: tuple[Reason, ...] = ()
     """What needs the manager process; empty: there is none."""
+    group_checks: Mapping[str, tuple[GroupCheck, ...]] = field(default_factory=dict)
+    """The health checks of groups, by name in lower case."""
     counted: tuple[CellKey, ...] = ()
     """The numbers that processes share, besides those that all have."""
 
@@ -91,6 +96,16 @@ class Configuration:
         """The files of secrets that workers read."""
         masters = (server.proxy.proxy_master_user for server in self.servers)
         return frozenset(each.password_file for each in masters if each is not None)
+
+    @property
+    def manager_secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that the manager reads."""
+        files = (
+            each.check.login_file
+            for checks in self.group_checks.values()
+            for each in checks
+        )
+        return frozenset(each for each in files if each is not None)
 
     @property
     def listens(self) -> tuple[Listen, ...]:
@@ -180,6 +195,8 @@ class Assembly:
             make_server(made.block, made.settings, self.upstreams) for made in complete
         ]
         warn_of_loops(reading, self.upstreams.is_own)
+        if self.servers and len(complete) == len(blocks):
+            yield from complete_checks(self.servers, reading)
 
 
 class Loader:
@@ -246,6 +263,7 @@ class Loader:
             messages=said,
             upstreams=self.assembly.upstreams,
             manager=tuple(state.manager),
+            group_checks=dict(state.group_checks),
             counted=tuple(state.counted) if shares else (),
         )
 
@@ -286,6 +304,8 @@ class Loader:
                 main = MainSettings.make(top, reading)
             except ConfigError as error:
                 reading.messages.append(error)
+        if main is not None and not main.master_process:
+            self._refuse_manager()
         if "events" not in blocks:
             if "events" not in top.failed:
                 reading.messages.append(
@@ -298,6 +318,15 @@ class Loader:
             events = EventsSettings.make(blocks["events"], reading)
             self._check_connections(events.worker_connections)
         return main, events
+
+    def _refuse_manager(self) -> None:
+        """Check that nothing needs a manager, which only a master starts."""
+        for reason in load_state(self.reading).manager[:1]:
+            self.reading.messages.append(
+                ConfigError(
+                    f'"{reason.directive}" needs "master_process on"', reason.position
+                )
+            )
 
     def _check_connections(self, connections: int) -> None:
         """Check that a worker may have more connections than it has listening sockets."""
@@ -343,6 +372,14 @@ def language(assembly: Assembly | None = None) -> Language:
                 arguments=1,
                 open=open_upstream,
                 close=close_upstream,
+            ),
+            BlockKind(
+                name="match",
+                parent="mail",
+                repeats="add",
+                arguments=1,
+                open=open_match,
+                close=close_match,
             ),
         ),
     )

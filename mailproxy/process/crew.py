@@ -66,7 +66,7 @@ class Means:
 
 
 @dataclass(slots=True, kw_only=True)
-class Member:
+class CrewMember:
     """One process, as the master sees it."""
 
     pid: int
@@ -86,7 +86,7 @@ class Member:
     """When it was pinged, in seconds of the clock; None if no answer is due."""
 
 
-M = TypeVar("M", bound=Member)
+M = TypeVar("M", bound=CrewMember)
 
 
 class Crew(ABC, Generic[M]):

@@ -41,6 +41,8 @@ class Generation:
     logs: Logs
     listeners: tuple[Listener[Listen], ...]
     secrets: SecretFiles = field(default_factory=SecretFiles)
+    """Those of workers."""
+    manager_secrets: SecretFiles = field(default_factory=SecretFiles)
 
     @property
     def main(self) -> MainSettings:
@@ -70,7 +72,12 @@ class Generation:
     def close(self) -> None:
         """Close the logs and the secrets; listening sockets may belong to others, too."""
         self.logs.close()
+        self.close_secrets()
+
+    def close_secrets(self) -> None:
+        """Close all secrets, in a process that does not need them."""
         self.secrets.close()
+        self.manager_secrets.close()
 
     def reopen_logs(self) -> None:
         """Open the log files again by name, so that workers can do it, too."""
@@ -95,7 +102,7 @@ def first(
         listened at.
     """
     logs = _open_logs_or_say(configuration, options, log, copy_as=options.name)
-    secrets = _open_secrets(configuration, logs.main)
+    secrets, manager_secrets = _open_secrets(configuration, logs.main)
     listeners = _listen(configuration, held, logs.main)
     wanted = {listener.key for listener in listeners}
     listening.close(
@@ -105,7 +112,7 @@ def first(
         say=False,
     )
     _say_limits(configuration, logs.main)
-    return Generation(configuration, logs, listeners, secrets)
+    return Generation(configuration, logs, listeners, secrets, manager_secrets)
 
 
 def following(
@@ -135,14 +142,15 @@ def following(
             undo.callback(pidfile.remove, pid)
         logs = _open_logs_or_say(configuration, options, old.log, copy_as=None)
         undo.callback(logs.close)
-        secrets = _open_secrets(configuration, old.log)
+        secrets, manager_secrets = _open_secrets(configuration, old.log)
         undo.callback(secrets.close)
+        undo.callback(manager_secrets.close)
         held = listening.by_key(old.listeners)
         listeners = _listen(configuration, held, old.log, pause)
         undo.pop_all()
     logs.redirect_stderr()
     _say_limits(configuration, logs.main)
-    return Generation(configuration, logs, listeners, secrets)
+    return Generation(configuration, logs, listeners, secrets, manager_secrets)
 
 
 def check_logs(configuration: Configuration, options: Options, log: Logger) -> None:
@@ -213,9 +221,17 @@ def _workers(main: MainSettings) -> WorkerAccount | None:
     return WorkerAccount(user.uid, frozenset(os.getgrouplist(user.name, user.gid)))
 
 
-def _open_secrets(configuration: Configuration, log: Logger) -> SecretFiles:
+def _open_secrets(
+    configuration: Configuration, log: Logger
+) -> tuple[SecretFiles, SecretFiles]:
+    """Open the secrets of workers, and those of the manager."""
     try:
-        return SecretFiles.open(configuration.secret_files)
+        with contextlib.ExitStack() as undo:
+            secrets = SecretFiles.open(configuration.secret_files)
+            undo.callback(secrets.close)
+            manager_secrets = SecretFiles.open(configuration.manager_secret_files)
+            undo.pop_all()
+            return secrets, manager_secrets
     except SecretError as failure:
         log.emerg(str(failure), error=failure.error)
         raise GenerationError from failure

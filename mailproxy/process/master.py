@@ -383,6 +383,7 @@ class Master:
             self._dismiss(new, old)
             old.logs.redirect_stderr()
         workers.outgoing = managers.outgoing = None
+        managers.set_front()
         managers.retire(all_end=self._ending is not None)
         if not self._paused and self._ending is None:
             workers.fill()

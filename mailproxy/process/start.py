@@ -148,6 +148,7 @@ class _Home:
     def work(self, place: WorkerPlace, orders: socket.socket) -> int:
         """Run as a worker, from the fork to the exit code."""
         born, outgoing = place.generation, place.outgoing
+        born.manager_secrets.close()
         log = born.log
         retitle = partial(set_title, self.options.name)
         retitle("worker process")
@@ -194,14 +195,21 @@ class _Home:
                 listener.socket.close()
             if each.logs is not logs:
                 each.logs.close()
+            if each is not place.generation:
+                each.close_secrets()
+        place.generation.secrets.close()
         set_environment(environment(main.env, self.started_with))
         try:
+            secrets = place.generation.manager_secrets.take()
             become_manager(main, logs.main)
             from mailproxy.process.manager import run  # no other process needs it
 
-            return run(place, logs, orders)
+            return run(place, logs, orders, secrets)
         except UnfitError:
             return FATAL
+        except SecretError as failure:
+            logs.main.emerg(str(failure), error=failure.error)
+            return 1
         except Exception as error:  # noqa: BLE001 # the master starts another one
             logs.main.exception(
                 "manager process failed, this is a bug", exception=error

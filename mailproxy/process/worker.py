@@ -86,6 +86,8 @@ class Worker:
         self._main = configuration.main
         self._logs = logs
         configuration.upstreams.count_in(self.network.row)
+        engine = self.network.engine
+        configuration.upstreams.manage(self.network.manager, lambda: engine.time())
         admission = Admission(configuration, logs, self.network)
         self._loops = [AcceptLoop(listener, admission) for listener in listeners]
 

@@ -16,7 +16,7 @@ from functools import partial
 
 from mailproxy.net.messages import Complaints
 from mailproxy.process.children import FATAL, End, SpawnError
-from mailproxy.process.crew import Crew, Means, Member, respawn_delay
+from mailproxy.process.crew import Crew, CrewMember, Means, respawn_delay
 from mailproxy.process.generation import Generation
 from mailproxy.process.managers import Managers
 from mailproxy.process.messages import Order
@@ -46,7 +46,7 @@ WorkerWork = Callable[[WorkerPlace, socket.socket], int]
 
 
 @dataclass(slots=True, kw_only=True)
-class WorkerProcess(Member):
+class WorkerProcess(CrewMember):
     """One worker, as the master sees it."""
 
     slot: int
