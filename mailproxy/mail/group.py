@@ -127,10 +127,11 @@ def read_address(word: Word) -> Url:
     return url
 
 
-def no_port(word: Word) -> ConfigError:
+def no_port(word: Word, remedy: str = "") -> ConfigError:
     """The error for a backend without a port; there is no default."""
     text = word.value
-    return ConfigError(f'no port in upstream "{text}"', word, f"server {text}:143;")
+    message = f'no port in upstream "{text}"'
+    return ConfigError(message, word, remedy or f"server {text}:143;")
 
 
 def is_path(text: str) -> bool:

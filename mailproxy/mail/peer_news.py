@@ -103,17 +103,17 @@ class NewsReader:
         """
         try:
             upstream, epoch = cast("str", body["upstream"]), cast("int", body["epoch"])
-            part, parts = cast("int", body["part"]), cast("int", body["parts"])
+            is_last = cast("int", body["part"]) + 1 == body["parts"]
             peers = [*map(_read_peer, cast("list[list[object]]", body["peers"]))]
             before, known = self._parts.pop(upstream, (epoch, []))
-            if not part:
+            if not body["part"]:
                 before, known = epoch, []
             if before != epoch or len(known) != body["first"]:
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise MessageError("no news of a group") from None
         known += peers
-        if part + 1 == parts:
+        if is_last:
             return GroupNews(upstream, epoch, tuple(known))
         self._parts[upstream] = epoch, known
         return None

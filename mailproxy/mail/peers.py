@@ -68,19 +68,16 @@ class Peer:
     )
 
     def __init__(
-        self, member: Member, address: Address, numbers: PeerNumbers, epoch: int = 0
+        self,
+        member: Member,
+        address: Address,
+        numbers: PeerNumbers,
+        epoch: int = 0,
     ) -> None:
         self.member = member
         self.address = address
         self.name = address.text
-        self.candidate = Candidate(
-            address.family,
-            address.sockaddr,
-            address.text,
-            spare=True,
-            host=member.name or member.host,
-            ssl=member.ssl,
-        )
+        self.candidate = _candidate(member, address)
         self.epoch = epoch
         self.down = member.down
         self.draining = member.drain
@@ -228,6 +225,17 @@ class Peer:
     def _recover(self, now: int) -> None:
         if self.member.slow_start:
             self._recovers = now
+
+
+def _candidate(member: Member, address: Address) -> Candidate:
+    return Candidate(
+        address.family,
+        address.sockaddr,
+        address.text,
+        spare=True,
+        host=member.name or member.host,
+        ssl=member.ssl,
+    )
 
 
 class Peers:

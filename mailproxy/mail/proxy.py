@@ -12,6 +12,7 @@ from typing import Self
 
 from mailproxy.conf.addresses import Address, ipv4, ipv6
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
+from mailproxy.conf.hints import nearest
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import (
     HOUR,
@@ -111,7 +112,8 @@ def _find_target(word: Word, state: LoadState) -> Group | None:
             )
         return state.groups.get(lower(name))
     if port is None and text and not is_path(text):
-        raise no_port(word)
+        near = nearest(text, state.group_names)
+        raise no_port(word, f'did you mean "{near}"?' if near else "")
     return implicit(text, read_address(word))
 
 

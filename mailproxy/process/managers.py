@@ -108,7 +108,8 @@ class Managers(Crew[ManagerProcess]):
     def settle(self) -> None:
         """Note that all have come up, or have been given up; replace those that die."""
         self._starting = False
-        self.set_front()
+        if self.outgoing is None:
+            self.set_front()
 
     def set_front(self) -> None:
         """Have the manager of the current generation write the board."""
@@ -149,7 +150,7 @@ class Managers(Crew[ManagerProcess]):
                 complaints=Complaints(self._clock),
             )
         )
-        if not self._starting:
+        if self.outgoing is None:
             self.set_front()
 
     def _fail(self, generation: Generation, died_young: int) -> int:

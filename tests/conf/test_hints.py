@@ -114,6 +114,15 @@ def test_two_letters_swapped_are_one_mistake(name: str, data: st.DataObject) -> 
         ("mail { server { upstream x { } } }", "its place is mail {}"),
         ("mail { pid x; }", "its place is outside of all blocks"),
         ("mail { nonsense x; }", None),
+        (
+            "mail { upstream backends { server 127.0.0.1:1; } server { listen 127.0.0.1:143;"
+            " auth_http 127.0.0.1; proxy_pass backend; } }",
+            'did you mean "backends"?',
+        ),
+        (
+            "mail { server { listen 127.0.0.1:143; auth_http 127.0.0.1; proxy_pass x; } }",
+            "server x:143;",
+        ),
         ("mail { http_auth x; }", 'did you mean "auth_http"?'),
         ("mail { http-auth x; }", 'did you mean "auth_http"?'),
         ("mail { auth_smtp plain; }", 'did you mean "smtp_auth"?'),
