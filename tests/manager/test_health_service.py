@@ -196,13 +196,12 @@ async def test_a_probe_speaks_the_protocol_of_the_servers(
 ) -> None:
     greeting, command, answer = DIALOGUES[protocol]
     backend = Backend(greeting)
+    backend.answers[command] = b"500 no\r\n"
     async with listening(backend):
         configuration = read(mail(backend, "type=capability", protocol))
         async with watching(configuration) as watched:
-            await backend.wait_probed(2)
-            assert command in backend.got
-            backend.answers[command] = b"500 no\r\n"
             await watched.wait_for(UNHEALTHY)
+            assert command in backend.got
             backend.answers[command] = answer
             await watched.wait_for(UP)
 
