@@ -65,6 +65,8 @@ class MemoryWire(Wire):
       listener: is called with what is sent, instead of keeping it in `outgoing`.
     """
 
+    server_name = None
+
     def __init__(self, news: Callable[[], None] = lambda: None) -> None:
         self._socket = cast("socket.socket", MemorySocket())
         self.tls = None

@@ -32,8 +32,10 @@ ALLOWED = {
         *("outside", "stats"),
     },
     "arguments": {"conf", "process"},
+    "certificates": {"arguments", "mail", "net"},
     "cli": {
         "arguments",
+        "certificates",
         "compiled",
         "conf",
         "demo",

@@ -103,5 +103,7 @@ class AuthRequest:
     server_name: bytes = b""
     """`server_name` of the server."""
 
+    sni: bytes | None = None
+    """The server name that the client asked for in TLS (RFC 6066), unchecked."""
     tls: ClientTls | None = None
     """None without TLS."""

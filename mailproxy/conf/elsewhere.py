@@ -104,8 +104,8 @@ _HTTP = """
     sendfile_max_chunk server_name_in_redirect server_names_hash_bucket_size
     server_names_hash_max_size server_tokens set slice source_charset split_clients ssi
     ssi_ignore_recycled_buffers ssi_last_modified ssi_min_file_chunk ssi_silent_errors
-    ssi_types ssi_value_length ssl_buffer_size ssl_certificate_cache ssl_early_data
-    ssl_key_log ssl_ocsp ssl_ocsp_cache ssl_ocsp_responder ssl_reject_handshake
+    ssi_types ssi_value_length ssl_buffer_size ssl_early_data
+    ssl_key_log ssl_ocsp ssl_ocsp_cache ssl_ocsp_responder
     ssl_stapling ssl_stapling_file ssl_stapling_responder ssl_stapling_verify
     stub_status sub_filter sub_filter_last_modified sub_filter_once sub_filter_types
     subrequest_output_buffer_size tcp_nodelay tcp_nopush try_files types

@@ -36,6 +36,7 @@ def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
         proxy_header=client.info.header,
         listen=client.listen.address,
         server_name=server.core.server_name,
+        sni=client.wire.server_name,
         tls=None if tls is None else _describe(tls, server),
     )
 

@@ -117,6 +117,11 @@ class Wire(Readiness):
             self._socket.setblocking(False)
         return self._socket
 
+    @property
+    def server_name(self) -> bytes | None:
+        """The name that the client asked for by SNI, unchecked; None if there is none."""
+        return None if self.tls is None else openssl.server_name(self.tls)
+
     def receive_now(self, size: int) -> bytes | None:
         """Receive what has arrived, at most `size` octets.
 
