@@ -493,7 +493,7 @@ async def test_unix_sockets_are_probed(tmp_path: Path) -> None:
         listening.listen()
         address = Address(socket.AF_UNIX, path, f"unix:{path}")
         assert await run(replace(connecting(), address=address)) is None
-    Path(path).unlink()
+    await trio.Path(path).unlink()
     failure = await run(replace(connecting(), address=address))
     assert failure is not None
     assert failure.text == "connect() failed (2: No such file or directory)"
