@@ -9,10 +9,12 @@ one process. What others find out about it comes in through `Peer.set_health`,
 from __future__ import annotations
 
 from collections import Counter
-from enum import IntEnum
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from mailproxy.mail.candidates import Candidate
+from mailproxy.mail.peer_states import PeerState
+from mailproxy.mail.shared_failures import SharedFailures
 from mailproxy.stats.mapping import Row
 from mailproxy.stats.peers import PeerNumbers
 
@@ -21,28 +23,11 @@ if TYPE_CHECKING:
 
     from mailproxy.conf.addresses import Address
     from mailproxy.mail.group import Group, Member
+    from mailproxy.mail.peer_news import PeerNews
+    from mailproxy.net.manager_line import ManagerLine
 
 Health = Literal["healthy", "unhealthy", "checking"]
 """What health checks say; "checking": nothing yet, and that is needed."""
-
-
-class PeerState(IntEnum):
-    """What a peer is, in the words and numbers of Angie's API."""
-
-    UP = 1
-    DOWN = 2
-    UNAVAILABLE = 3
-    """It has failed too often, and not long ago."""
-    RECOVERING = 4
-    """Its weight grows (`slow_start`)."""
-    UNHEALTHY = 5
-    """A health check has failed."""
-    CHECKING = 6
-    """The first health check is not done."""
-    DRAINING = 7
-    """It keeps its sessions and gets no new ones."""
-    BUSY = 8
-    """It has as many sessions as it may have (`max_conns`)."""
 
 
 class Peer:
@@ -51,12 +36,14 @@ class Peer:
     Attributes:
       member: the `server`, with all parameters.
       address: where it is.
+      name: unlike that of all other peers of its group; its numbers are found by it.
       candidate: the same, for those who connect.
       epoch: of the list of members that it came with; see `LiveGroup`.
       down: gets no sessions.
       draining: gets no new sessions.
       health: what health checks say.
       numbers: its sessions, and those of other workers if the mapping has it.
+      shared: what all workers know of its failures; None: this one counts for itself.
       fails: failures in a row, within `fail_timeout` of each other.
       current, effective: the weights of nginx's round robin.
     """
@@ -75,27 +62,28 @@ class Peer:
         "fails",
         "health",
         "member",
+        "name",
         "numbers",
+        "shared",
     )
 
     def __init__(
-        self, member: Member, address: Address, numbers: PeerNumbers, epoch: int = 0
+        self,
+        member: Member,
+        address: Address,
+        numbers: PeerNumbers,
+        epoch: int = 0,
     ) -> None:
         self.member = member
         self.address = address
-        self.candidate = Candidate(
-            address.family,
-            address.sockaddr,
-            address.text,
-            spare=True,
-            host=member.name or member.host,
-            ssl=member.ssl,
-        )
+        self.name = address.text
+        self.candidate = _candidate(member, address)
         self.epoch = epoch
         self.down = member.down
         self.draining = member.drain
         self.health: Health = "healthy"
         self.numbers = numbers
+        self.shared: SharedFailures | None = None
         self.fails = 0
         self.current = 0
         self.effective = member.weight
@@ -109,15 +97,23 @@ class Peer:
 
     def is_open(self, now: int) -> bool:
         """Whether a new session may be sent there."""
+        return self.is_willing and not self.is_unavailable(now)
+
+    @property
+    def is_willing(self) -> bool:
+        """The same, whatever sessions have found out: all that counts for a single one."""
         if self.down or self.draining or self.health != "healthy":
             return False
-        return not self.is_unavailable(now) and not self.is_busy
+        return not self.is_busy
 
     def is_unavailable(self, now: int) -> bool:
         """Whether it has failed `max_fails` times, and `fail_timeout` is not over.
 
         Then one session may try, and this begins anew.
         """
+        shared = self.shared
+        if shared is not None and shared.is_heard:
+            return shared.is_blocked
         member = self.member
         return (
             0 < member.max_fails <= self.fails
@@ -164,6 +160,8 @@ class Peer:
     def enter(self, now: int) -> None:
         """Count a session that is about to connect."""
         self.numbers.enter()
+        if self.shared is not None:
+            self.shared.enter()
         if now - self._checked > self.member.fail_timeout:
             self._checked = now
 
@@ -179,15 +177,21 @@ class Peer:
         """
         member = self.member
         self.numbers.fail()
+        if self.shared is not None:
+            self.shared.fail(now)
         self.fails += 1
         self._accessed = self._checked = now
         if not member.max_fails:
             return False
         self.effective = max(0, self.effective - member.weight // member.max_fails)
+        if self.shared is not None and self.shared.is_heard:
+            return False  # the manager decides, and says so
         return self.fails >= member.max_fails
 
     def greet(self, now: int) -> None:
         """Note that it has greeted, which makes up for failures before `fail_timeout`."""
+        if self.shared is not None:
+            self.shared.greet(now, self.member.fail_timeout)
         if self._accessed < self._checked:
             if 0 < self.member.max_fails <= self.fails:
                 self._recover(now)
@@ -201,9 +205,42 @@ class Peer:
             self._recover(now)
         self.health = health
 
+    def hear(self, news: PeerNews, now: int) -> None:
+        """Note what the manager says."""
+        state = news.state
+        self.down = state == PeerState.DOWN
+        self.draining = state == PeerState.DRAINING
+        unhealthy: Health = "unhealthy"
+        if state != PeerState.UNHEALTHY:
+            unhealthy = "checking" if state == PeerState.CHECKING else "healthy"
+        self.set_health(unhealthy, now)
+        if self.shared is None:
+            return
+        blocked = state == PeerState.UNAVAILABLE
+        before = self.shared.hear(news, now)
+        # What this process would know if it had counted alone: if the manager dies, it
+        # goes on with that.
+        if blocked:
+            self.fails = max(self.fails, self.member.max_fails)
+            self._accessed = self._checked = now
+        elif before:
+            self.fails = 0
+            self._recover(now)
+
     def _recover(self, now: int) -> None:
         if self.member.slow_start:
             self._recovers = now
+
+
+def _candidate(member: Member, address: Address) -> Candidate:
+    return Candidate(
+        address.family,
+        address.sockaddr,
+        address.text,
+        spare=True,
+        host=member.name or member.host,
+        ssl=member.ssl,
+    )
 
 
 class Peers:
@@ -236,6 +273,7 @@ class LiveGroup:
         self.group = group
         self.epoch = 0
         self._row = Row()
+        self._line: ManagerLine | None = None
         self.renew([self.make_peer(*each) for each in named_peers(group)])
 
     def count_in(self, row: Row) -> None:
@@ -244,6 +282,36 @@ class LiveGroup:
         for peer, (name, _, _) in zip(self, named_peers(self.group), strict=True):
             peer.numbers = PeerNumbers(row, self.group.name, name)
 
+    def manage(self, line: ManagerLine) -> None:
+        """Share what it finds out with other workers, through the manager."""
+        if self.group.zone:
+            self._line = line
+            for peer in self:
+                self._share(peer)
+
+    def _share(self, peer: Peer) -> None:
+        if self._line is not None:
+            peer.shared = SharedFailures(self._line, self.group.name, peer.name)
+
+    def hear(self, news: Sequence[PeerNews], now: int) -> None:
+        """Use the peers that the manager tells from now on, in their states."""
+        known = {(peer.name, peer.address, peer.member): peer for peer in self}
+        peers = []
+        for each in news:
+            member = replace(
+                self.group.members[each.server],
+                weight=each.weight,
+                backup=each.backup,
+            )
+            peer = known.get((each.name, each.address, member))
+            if peer is None:
+                peer = self.make_peer(each.name, member, each.address)
+            peers.append(peer)
+        if peers != [*self]:
+            self.renew(peers)
+        for peer, each in zip(peers, news, strict=True):
+            peer.hear(each, now)
+
     def make_peer(self, name: str, member: Member, address: Address) -> Peer:
         """Make a peer, which is used once it is in a list for `renew`.
 
@@ -251,7 +319,10 @@ class LiveGroup:
           name: what its numbers are found by; see `peer_keys`.
         """
         numbers = PeerNumbers(self._row, self.group.name, name)
-        return Peer(member, address, numbers, self.epoch)
+        peer = Peer(member, address, numbers, self.epoch)
+        peer.name = name
+        self._share(peer)
+        return peer
 
     def renew(self, peers: Sequence[Peer]) -> None:
         """Use these peers from now on; those that stay must be the same objects."""

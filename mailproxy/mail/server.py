@@ -14,6 +14,7 @@ from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.modules import SOURCES
 from mailproxy.mail.protocol import MailProtocol
 from mailproxy.mail.proxy import ProxySettings
+from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 from mailproxy.mail.upstreams import Upstreams
@@ -28,6 +29,7 @@ class Server:
     core: CoreSettings
     ssl: SslSettings
     proxy: ProxySettings
+    proxy_ssl: ProxySslSettings
     auth: Chain
     """The auth sources, which decide whether a login is good."""
     realip: RealipSettings
@@ -58,34 +60,41 @@ def check_server(block: Block, reading: Reading) -> None:
 def make_server(
     block: Block, made: Mapping[type[Settings], Settings], upstreams: Upstreams
 ) -> Server:
-    """Make a server.
+    """Make a server from a block that `check_server` has accepted.
 
     Args:
-      block: the `server` block, which `check_server` has accepted.
       made: the settings of all modules that apply to it, by class.
-      upstreams: the groups of the whole configuration.
     """
     assert block.position is not None, "a server block is written somewhere"
     core, ssl = _one(made, CoreSettings), _one(made, SslSettings)
     if ssl.ssl:
         core = replace(core, listen=tuple(replace(a, ssl=True) for a in core.listen))
     proxy = _one(made, ProxySettings)
-    default = proxy.proxy_pass is not None
-    sources = tuple(each for each in made.values() if isinstance(each, Source))
+    destinations = _destinations(core, proxy, upstreams)
     return Server(
         core=core,
         ssl=ssl,
         proxy=proxy,
-        auth=Chain(sources, needs_route=not default),
+        proxy_ssl=_one(made, ProxySslSettings),
+        auth=Chain(
+            tuple(each for each in made.values() if isinstance(each, Source)),
+            needs_route=not destinations.default,
+        ),
         realip=_one(made, RealipSettings),
         protocol=next(each for each in made.values() if isinstance(each, MailProtocol)),
         position=block.position,
         upstreams=upstreams,
-        destinations=Destinations(
-            groups=frozenset(upstreams.groups),
-            hosts=core.resolver is not None,
-            default=default,
-        ),
+        destinations=destinations,
+    )
+
+
+def _destinations(
+    core: CoreSettings, proxy: ProxySettings, upstreams: Upstreams
+) -> Destinations:
+    return Destinations(
+        groups=frozenset(upstreams.groups),
+        hosts=core.resolver is not None,
+        default=proxy.proxy_pass is not None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,7 +29,8 @@ from mailproxy.mail.group import (
     host_of,
     read_address,
 )
-from mailproxy.mail.load_state import load_state
+from mailproxy.mail.health_check import checks_of
+from mailproxy.mail.load_state import LoadState, Reason, load_state
 from mailproxy.mail.peers import named_peers
 from mailproxy.stats.peers import peer_keys
 
@@ -105,7 +106,7 @@ def _parse_parameter(word: Word) -> tuple[str, object]:
     )
 
 
-def _parse_zone(found: Directive, _: Reading) -> str:
+def _parse_zone(found: Directive, reading: Reading) -> str:
     name = c_string(found.values[1])
     if not name:
         raise ConfigError('invalid zone name ""', found.words[1])
@@ -120,6 +121,7 @@ def _parse_zone(found: Directive, _: Reading) -> str:
                 word,
                 f"it is {MIN_ZONE // 1024}k at least",
             )
+    load_state(reading).manager.append(Reason("zone", found.position))
     return name
 
 
@@ -292,7 +294,6 @@ def close_upstream(block: Block, reading: Reading) -> Iterator[ConfigError]:
     """Make the group at the end of its block."""
     statement = block.directive
     assert statement is not None, "it is written somewhere"
-    name = statement.values[1]
     given = block.given.get("server")
     if given is None:
         if "server" not in block.failed:
@@ -300,17 +301,10 @@ def close_upstream(block: Block, reading: Reading) -> Iterator[ConfigError]:
         return
     state = load_state(reading)
     method = state.methods.get(block, Method(name="round_robin"))
-    refused = [
-        ConfigError(
-            f'balancing method does not support parameter "{word.value}"',
-            word.position._replace(end=each.position.end),
-        )
-        for each in given.statements
-        for word in each.words[2:]
-        if word.value.partition("=")[0] in method.refuses
-    ]
-    yield from refused
     members = cast("tuple[Member, ...]", given.value)
+    refused = list(_refused(given.statements, method))
+    yield from refused
+    name = statement.values[1]
     if all(member.backup for member in members) and not refused:
         yield ConfigError(
             f'no servers in upstream "{name}"', statement, "not all can be backups"
@@ -321,11 +315,28 @@ def close_upstream(block: Block, reading: Reading) -> Iterator[ConfigError]:
         members=members,
         method=method,
         zone="" if zone is None else cast("str", zone.value),
+        health_checks=checks_of(block),
         position=statement.position,
     )
+    _count(group, state)
+
+
+def _refused(statements: Iterable[Directive], method: Method) -> Iterator[ConfigError]:
+    """The errors for parameters of servers that a method has no use for."""
+    for statement in statements:
+        for word in statement.words[2:]:
+            if word.value.partition("=")[0] in method.refuses:
+                yield ConfigError(
+                    f'balancing method does not support parameter "{word.value}"',
+                    word.position._replace(end=statement.position.end),
+                )
+
+
+def _count(group: Group, state: LoadState) -> None:
+    """Note which numbers of a group workers may have to share."""
     state.shares_numbers |= group.counts_over_workers
     for peer, _, _ in named_peers(group):
-        state.counted += peer_keys(name, peer)
+        state.counted += peer_keys(group.name, peer)
 
 
 def warn_of_loops(reading: Reading, is_own: Callable[[Address], bool]) -> None:

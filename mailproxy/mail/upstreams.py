@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING
 
 from mailproxy.conf.values import lower
 from mailproxy.mail.group import Group, Member
+from mailproxy.mail.peer_news import NewsReader
 from mailproxy.mail.peers import LiveGroup
+from mailproxy.net.line_kinds import LineKind
+from mailproxy.net.messages import MessageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mailproxy.conf.addresses import Address, IPAddress
     from mailproxy.mail.candidates import Candidate
     from mailproxy.net.listen_address import ListenAddress
+    from mailproxy.net.manager_line import ManagerLine
     from mailproxy.stats.mapping import Row
 
 MAX_HOSTS = 1024
@@ -50,6 +54,23 @@ class Upstreams:
         """Count sessions in a row of the mapping; a process does this at its start."""
         for live in self.groups.values():
             live.count_in(row)
+
+    def manage(self, line: ManagerLine, clock: Callable[[], float]) -> None:
+        """Hear from the manager about groups; a worker does this at its start."""
+        reader = NewsReader()
+
+        def hear(body: Mapping[str, object]) -> None:
+            news = reader.read(body)
+            if news is None:
+                return
+            live = self.groups.get(lower(news.upstream))
+            if live is None:
+                raise MessageError("no such group")
+            live.hear(news.peers, int(clock()))
+
+        line.subscribe(LineKind.PEERS, hear)
+        for live in self.groups.values():
+            live.manage(line)
 
     def live(self, group: Group) -> LiveGroup:
         """The state of a group of this configuration."""
@@ -102,7 +123,9 @@ class Upstreams:
         host = _plain(at[0])
         if not self._accepts(host, at[1]):
             return False
-        return host.is_unspecified or _own_host(fd) == host
+        if host.is_unspecified or host.is_loopback:
+            return True
+        return _own_host(fd) == host
 
     def _accepts(self, host: IPAddress, port: int) -> bool:
         """Whether there is a listener for an address, if it is one of this machine."""

@@ -22,7 +22,8 @@ from mailproxy.manager.services import (
     Take,
     keep_running,
 )
-from mailproxy.net.manager_line import MAX_QUESTIONS, LineKind
+from mailproxy.net.line_kinds import LineKind
+from mailproxy.net.manager_line import MAX_QUESTIONS
 from mailproxy.net.messages import (
     MAX_FRAME,
     Complaints,
@@ -98,12 +99,6 @@ class Hub:
                 self._gone.set()
                 self._gone = trio.Event()
 
-    def push(self, topic: object, messages: Sequence[Message]) -> None:
-        """Tell all workers what holds from now on; see `ManagedWorker.push`."""
-        frames = [write_frame(message) for message in messages]
-        for worker in self.workers.values():
-            worker.push_frames(topic, frames)
-
     async def wait_deserted(self) -> None:
         """Wait until there is no worker."""
         while self.workers:
@@ -142,12 +137,8 @@ class ManagedWorker:
         What was said before about the same topic, and has not been sent yet, is not
         sent: a worker that is slow hears what is new.
         """
-        self.push_frames(topic, [write_frame(message) for message in messages])
-
-    def push_frames(self, topic: object, frames: Sequence[bytes]) -> None:
-        """The same, with messages as frames."""
         self._outbox.pop(topic, None)
-        self._outbox[topic] = [*frames]
+        self._outbox[topic] = [write_frame(message) for message in messages]
         self._wanted.set()
 
     def _put(self, message: Message) -> None:

@@ -26,13 +26,14 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum
 
 from mailproxy.errors import AuthError
 from mailproxy.log import Logger
 from mailproxy.net.calls import READABLE, WRITABLE
 from mailproxy.net.driven import DrivenTask
 from mailproxy.net.engine import Engine, Handler, TrioTask
+from mailproxy.net.line_kinds import LineKind
 from mailproxy.net.messages import (
     MAX_FRAME,
     Complaints,
@@ -50,22 +51,6 @@ MAX_QUEUED = 256 * 1024
 MAX_IN_A_ROW = 16
 """Messages that are read before other descriptors have their turn."""
 _MAX_REQUEST = 2**32 - 1
-
-
-class LineKind(IntEnum):
-    """The kinds of messages between a worker and the manager."""
-
-    HELLO = 1
-    """Both ways, with the pid: there is somebody. The manager's fails all that its
-    predecessor was asked."""
-    PEERS = 2
-    """To the worker: the peers of a group, and their states."""
-    REPORT = 3
-    """To the manager: what came of a try to reach a peer."""
-    CANCEL = 12
-    """To the manager: nobody waits for the answer any more."""
-    OVERLOADED = 99
-    """To the worker: the question is not answered, there are too many."""
 
 
 Subscriber = Callable[[Mapping[str, object]], None]

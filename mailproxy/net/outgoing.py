@@ -50,10 +50,15 @@ class Outgoing:
         if address is None or family == socket.AF_UNIX:
             return
         assert not isinstance(address.sockaddr, str), "it is no path"
+        if address.family != family:
+            raise _failed(address, errno.EAFNOSUPPORT)
         if address.sockaddr[1] == 0:
             connection.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         try:
             connection.bind(address.sockaddr)
         except OSError as error:
-            number = error.errno or errno.EINVAL
-            raise BindError(address.text, number, os.strerror(number)) from None
+            raise _failed(address, error.errno or errno.EINVAL) from None
+
+
+def _failed(address: Address, number: int) -> BindError:
+    return BindError(address.text, number, os.strerror(number))

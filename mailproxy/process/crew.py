@@ -66,7 +66,7 @@ class Means:
 
 
 @dataclass(slots=True, kw_only=True)
-class Member:
+class CrewMember:
     """One process, as the master sees it."""
 
     pid: int
@@ -86,7 +86,7 @@ class Member:
     """When it was pinged, in seconds of the clock; None if no answer is due."""
 
 
-M = TypeVar("M", bound=Member)
+M = TypeVar("M", bound=CrewMember)
 
 
 class Crew(ABC, Generic[M]):
@@ -210,6 +210,10 @@ class Crew(ABC, Generic[M]):
             if heard.alive:
                 member.asked = None
                 member.up = self.ever_up = True
+            if heard.refused:
+                self._log.error(
+                    f"{self.name} {member.pid} did not take new certificates"
+                )
             if heard.invalid and member.complaints.is_due():
                 self._log.alert(f"{self.kind} {member.pid} sent an invalid message")
             self._unheard = self._unheard or heard.more

@@ -21,7 +21,7 @@ from functools import partial
 
 from mailproxy.net.messages import Complaints
 from mailproxy.process.children import FATAL, End, SpawnError, make_line
-from mailproxy.process.crew import Crew, Means, Member, respawn_delay
+from mailproxy.process.crew import Crew, CrewMember, Means, respawn_delay
 from mailproxy.process.generation import Generation
 from mailproxy.process.messages import Order
 from mailproxy.stats.cells import Role
@@ -64,7 +64,7 @@ ManagerWork = Callable[[ManagerPlace, socket.socket], int]
 
 
 @dataclass(slots=True, kw_only=True)
-class ManagerProcess(Member):
+class ManagerProcess(CrewMember):
     """One manager, as the master sees it."""
 
     owed: list[WorkerLine] = field(default_factory=list)
@@ -108,6 +108,13 @@ class Managers(Crew[ManagerProcess]):
     def settle(self) -> None:
         """Note that all have come up, or have been given up; replace those that die."""
         self._starting = False
+        if self.outgoing is None:
+            self.set_front()
+
+    def set_front(self) -> None:
+        """Have the manager of the current generation write the board."""
+        front = self._of(self.generation)
+        self._means.statistics.set_front(None if front is None else front.row)
 
     def _start(self, generation: Generation, died_young: int = 0) -> None:
         row = self._means.statistics.take_row(Role.MANAGER)
@@ -143,6 +150,8 @@ class Managers(Crew[ManagerProcess]):
                 complaints=Complaints(self._clock),
             )
         )
+        if self.outgoing is None:
+            self.set_front()
 
     def _fail(self, generation: Generation, died_young: int) -> int:
         """Start one in some seconds, if it may be tried again; returns how many."""

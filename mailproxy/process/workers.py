@@ -16,7 +16,7 @@ from functools import partial
 
 from mailproxy.net.messages import Complaints
 from mailproxy.process.children import FATAL, End, SpawnError
-from mailproxy.process.crew import Crew, Means, Member, respawn_delay
+from mailproxy.process.crew import Crew, CrewMember, Means, respawn_delay
 from mailproxy.process.generation import Generation
 from mailproxy.process.managers import Managers
 from mailproxy.process.messages import Order
@@ -46,7 +46,7 @@ WorkerWork = Callable[[WorkerPlace, socket.socket], int]
 
 
 @dataclass(slots=True, kw_only=True)
-class WorkerProcess(Member):
+class WorkerProcess(CrewMember):
     """One worker, as the master sees it."""
 
     slot: int
@@ -190,6 +190,20 @@ class Workers(Crew[WorkerProcess]):
             if not worker.leaving and worker.generation is not but:
                 self._order(worker, Order.QUIT, signal.SIGQUIT)
                 worker.leaving = True
+
+    def renew(self, sheet: int) -> None:
+        """Have all of the current generation use new certificates.
+
+        Args:
+          sheet: the descriptor of the file that they are in (`certificate_orders`).
+        """
+        for worker in self._all.values():
+            if self._current(worker) and not self._processes.tell(
+                worker.pid, Order.CERTIFICATES, descriptors=(sheet,)
+            ):
+                self._log.error(
+                    f"{self.name} {worker.pid} did not take new certificates"
+                )
 
     def stop(self, only: Generation | None = None) -> None:
         """Order all, or only those of one generation, to exit at once."""

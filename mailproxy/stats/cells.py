@@ -67,6 +67,9 @@ class Board(IntEnum):
     """Milliseconds since 1970."""
     ROWS_FREE = 4
     """How many more processes can be counted."""
+    FRONT = 5
+    """The row of the manager of the current generation, which alone writes the rest of
+    row 0; 0: there is none."""
 
 
 LAYOUT = 1

@@ -118,6 +118,11 @@ class Statistics:
         board[Board.ROWS_FREE] = len(self._free)
         return row
 
+    def set_front(self, row: Row | None) -> None:
+        """Say which manager writes the board; None: there is none."""
+        if self.exists:
+            self._view[Board.FRONT] = 0 if row is None else row.number
+
     def free_row(self, row: Row) -> None:
         """Take back the row of a process that has ended, or was not forked."""
         if not row.is_shared:
@@ -126,6 +131,8 @@ class Statistics:
         for key, cell in self._directory.items():
             if key.kind is CellKind.GAUGE:
                 self._view[start + cell] = 0
+        if self._view[Board.FRONT] == row.number:
+            self._view[Board.FRONT] = 0
         row.header(RowHeader.PID, 0)
         row.header(RowHeader.STATE, State.FREE)
         heapq.heappush(self._free, row.number)
@@ -163,6 +170,11 @@ class Row:
     def has_mapping(self) -> bool:
         """Whether it sees what others count."""
         return bool(self.mapping)
+
+    @property
+    def is_front(self) -> bool:
+        """Whether this process is the manager that writes the board."""
+        return self.is_shared and self.mapping[Board.FRONT] == self.number
 
     def header(self, cell: RowHeader, value: int) -> None:
         """Set a cell of the row's header; a row that is not shared has none."""

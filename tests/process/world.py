@@ -115,6 +115,7 @@ class World:
     _ends: list[End] = field(default_factory=list)
     _pinged: set[int] = field(default_factory=set)
     _answered: set[int] = field(default_factory=set)
+    _lines: set[socket.socket] = field(default_factory=set)
     _pending: list[signal.Signals] = field(default_factory=list)
     _passing: float = 0.0
 
@@ -142,6 +143,9 @@ class World:
             return master.run() if master.start() else 2
         except OverError:
             return None
+        finally:
+            for line in self._lines:
+                line.close()
 
     def generation(self, main: MainSettings) -> Generation:
         """A generation without servers, which logs into the directory."""
@@ -232,6 +236,7 @@ class World:
     ) -> int:
         assert isinstance(work, partial)
         place = work.args[0]
+        self._lines |= {*close}
         self._refuse(self.forks)
         self.forks -= 1
         pid, self._next_pid = self._next_pid, self._next_pid + 1
