@@ -200,7 +200,8 @@ async def test_machine_stops_and_starts_on_the_same_ports() -> None:
             await wait_all_tasks_blocked()
             assert machine.running is running
             assert [answers(port) for port in ports.values()] == [running] * 2
-        assert await client.receive_some() == b""
+        async with client:
+            assert await client.receive_some() == b""
         assert machine.ports == ports
         nursery.cancel_scope.cancel()
 
@@ -322,9 +323,9 @@ def test_terminal_is_left_as_it_was(tmp_path: Path) -> None:
     )
     try:
         read_until(leader, b"What follows is")
-        assert termios.tcgetattr(terminal) != before
         os.write(leader, b"2")
         read_until(leader, b"mail servers 2 stop")
+        assert termios.tcgetattr(terminal) != before
         os.write(leader, b"\x03")  # Ctrl-C
         assert demo.wait(PATIENCE) == 0
         assert termios.tcgetattr(terminal) == before

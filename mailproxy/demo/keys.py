@@ -4,7 +4,7 @@ import os
 import stat
 import termios
 import tty
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -32,14 +32,14 @@ def one_by_one() -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(INPUT)
-    tty.setcbreak(INPUT)
+    tty.setcbreak(INPUT, termios.TCSANOW)
     try:
         yield
     finally:
         termios.tcsetattr(INPUT, termios.TCSADRAIN, before)
 
 
-async def pressed() -> AsyncIterator[str]:
+async def pressed() -> AsyncGenerator[str, None]:
     """The keys that are pressed, one after the other, until there are no more."""
     with one_by_one():
         while True:
