@@ -32,6 +32,7 @@ class BuildCore(build_ext):
         except Exception as error:
             # `optional` is for this error: it becomes a warning.
             raise CCompilerError(f"no compiled core: {error}") from error
+        self.force = True  # whatever the times of files say
         super().build_extension(ext)
 
     def get_source_files(self):
@@ -56,6 +57,7 @@ def translated():
     written = cythonize(
         modules,
         build_dir="build/core",
+        force=True,  # what it makes is stamped with the digest of these sources
         quiet=True,
         compiler_directives={
             "language_level": 3,

@@ -19,11 +19,14 @@ from pathlib import Path
 from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Declaration, Settings, declarations
 from mailproxy.mail.core import CoreSettings
-from mailproxy.mail.modules import MODULES
+from mailproxy.mail.health_check import HealthCheckSettings
+from mailproxy.mail.match import MatchSettings
+from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
+from mailproxy.mail.upstream import UpstreamSettings
 from mailproxy.process.settings import EventsSettings, MainSettings
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +39,11 @@ ROWS: dict[str, tuple[type[Settings], ...]] = {
     **{each.name.upper(): (each,) for each in sorted(PROTOCOLS, key=lambda p: p.name)},
     "auth_http": (AuthHttpSettings,),
     "proxy: backends, XCLIENT, PROXY protocol out": (ProxySettings,),
+    "upstream: groups of backends, health checks": (
+        UpstreamSettings,
+        HealthCheckSettings,
+        MatchSettings,
+    ),
     "realip: PROXY protocol in": (RealipSettings,),
     "TLS, STARTTLS": (SslSettings,),
 }
@@ -111,7 +119,7 @@ def _comments(path: Path) -> Iterator[Proof]:
 
 def declared() -> Iterator[Declaration]:
     """All directives, in the order of docs/directives.md."""
-    for settings in (MainSettings, EventsSettings, *MODULES):
+    for settings in (MainSettings, EventsSettings, *MODULES, *OF_BLOCKS):
         yield from declarations(settings).values()
 
 

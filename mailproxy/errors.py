@@ -123,6 +123,10 @@ class LocalError(BackendError):
     """There is no connection to the backend, for a reason on this machine."""
 
 
+class LoopError(LocalError):
+    """The connection to the backend leads to this very program."""
+
+
 class LoginRefused(UpstreamError):  # noqa: N818 - an answer, not a fault
     """The backend does not accept the user name and the secret."""
 

@@ -19,8 +19,9 @@ from mailproxy.conf.directive import (
     documented,
 )
 from mailproxy.conf.tree import Position, encode
-from mailproxy.mail.modules import MODULES
+from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.server import Server
+from mailproxy.mail.upstream import UpstreamSettings
 from mailproxy.process.configuration import Configuration, Loader
 from mailproxy.process.settings import EventsSettings, MainSettings
 
@@ -29,6 +30,7 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
     """Format the values in effect, inherited ones and defaults included, as JSON.
 
     For each directive ``{"value": …, "set": CONTEXT or "default", "where": FILE:LINE}``.
+    "manager" lists what the manager process is needed for; without it there is none.
     """
     top = loader.interpreter.main
     events = next(block for block in top.blocks if block.context == "events")
@@ -36,7 +38,9 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
     tree = {
         "file": loader.path,
         "main": _explain(configuration.main, top),
+        "manager": [str(reason) for reason in configuration.manager],
         "events": _explain(configuration.events, events),
+        "upstreams": list(_upstreams(top)),
         "servers": [
             _server(server, servers[server.position])
             for server in configuration.servers
@@ -44,6 +48,20 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
         "warnings": [str(message) for message in configuration.messages],
     }
     return encode(json.dumps(tree, indent=2, ensure_ascii=False)) + b"\n"
+
+
+def _upstreams(top: Block) -> Iterator[dict[str, object]]:
+    """Explain the groups, in the order of the file."""
+    for mail in top.blocks:
+        for block in mail.blocks:
+            if block.context == "upstream" and block.directive is not None:
+                values = block.values(UpstreamSettings)
+                settings = UpstreamSettings(**values)  # type: ignore[arg-type] # its fields
+                yield {
+                    "name": block.directive.values[1],
+                    "where": str(block.position),
+                    **_explain(settings, block),
+                }
 
 
 def _server(server: Server, block: Block) -> dict[str, object]:
@@ -109,11 +127,11 @@ def _list() -> Iterator[str]:
     yield "Made from the declarations by `mailproxy --list-directives`."
     yield ""
     yield (
-        "A block directive is `events`, `mail` or `server`; `include` may stand "
-        "everywhere; `load_module` is accepted before the first block. `http` and "
+        "A block directive is `events`, `mail`, `upstream NAME` or `server`; `include` "
+        "may stand everywhere; `load_module` is accepted before the first block. `http` and "
         "`stream` blocks are skipped with a warning."
     )
-    for settings in (MainSettings, EventsSettings, *MODULES):
+    for settings in (MainSettings, EventsSettings, *MODULES, *OF_BLOCKS):
         module = settings.__module__.removeprefix("mailproxy.").replace(".", "/")
         purpose = (settings.__doc__ or "").partition("\n")[0].rstrip(".")
         yield ""

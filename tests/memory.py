@@ -16,15 +16,18 @@ from mailproxy.conf.addresses import SocketAddress
 from mailproxy.errors import SessionError
 from mailproxy.net.calls import READABLE
 from mailproxy.net.dns import Resolver
-from mailproxy.net.engine import Handler
+from mailproxy.net.engine import Engine, Handler
 from mailproxy.net.idle import IdleConnections
+from mailproxy.net.manager_line import ManagerLine
 from mailproxy.net.network import Network
 from mailproxy.net.openssl import ClientSession
+from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Ended, Relay, Side
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.resumption import Resumption
 from mailproxy.net.timer import Timer, client_timed_out
 from mailproxy.net.wire import Wire
+from mailproxy.stats.mapping import Row
 
 if TYPE_CHECKING:
     import socket
@@ -64,11 +67,14 @@ class MemoryWire(Wire):
       listener: is called with what is sent, instead of keeping it in `outgoing`.
     """
 
+    server_name = None
+
     def __init__(self, news: Callable[[], None] = lambda: None) -> None:
         self._socket = cast("socket.socket", MemorySocket())
         self.tls = None
         self.closed = False
         self.connecting = False
+        self.fd = -1
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.received = 0
@@ -316,17 +322,23 @@ class MemoryNetwork(Network):
       failing: what connect() says to them, if it is to fail.
       pending: whether connect() does not succeed until a test says so.
       known: answers for every `resolver` directive.
+      reached: the addresses of backends that were connected to, in order.
     """
 
     def __init__(self, auth: object, news: Callable[[], None] = lambda: None) -> None:
         self.relay = MemoryRelay()
         self.idle = IdleConnections()
         self.sessions = {}
+        self.row = Row()
+        self.manager = ManagerLine(cast("Engine", None))
+        self.secrets = {}
+        self._life = "18f.2a"
         self.resumption = Resumption()
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
         self.pending = False
         self.known: Resolver | None = None
+        self.reached: list[SocketAddress] = []
         self._auth = auth
         self._news = news
 
@@ -343,8 +355,12 @@ class MemoryNetwork(Network):
         assert self.known is not None
         return self.known
 
-    def connect(self, family: int, address: SocketAddress) -> MemoryWire:
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> MemoryWire:
         kind = "Q" if address == self._auth else "P"
+        if kind == "P":
+            self.reached.append(address)
         if kind in self.failing:
             raise OSError(self.failing[kind], os.strerror(self.failing[kind]))
         wire = MemoryWire(self._news)

@@ -81,15 +81,19 @@ _DEFAULTS = {
 
 
 @functools.cache
-def load_server(directives: str) -> Server:
-    """A server with these directives; `⟨cert⟩` is a file with key and certificate."""
+def load_server(directives: str, around: str = "") -> Server:
+    """A server with these directives; `⟨cert⟩` is a file with key and certificate.
+
+    Args:
+      around: directives of mail.
+    """
     if "⟨cert⟩" in directives:
         directives = directives.replace("⟨cert⟩", str(certificate()))
     for name, value in _DEFAULTS.items():
         if f"{name} " not in directives:
             directives += f" {name} {value};"
     path = _directory() / "nginx.conf"
-    path.write_text(f"events {{}} mail {{ server {{ {directives} }} }}")
+    path.write_text(f"events {{}} mail {{ {around} server {{ {directives} }} }}")
     loader = Loader(prefix="/", path=str(path), name="mailproxy")
     (server,) = loader.load().servers
     return server
@@ -188,6 +192,7 @@ class Stage:
         self.info = SessionInfo(1, self.client, port, server=listen.address)
         self.info.tags = self.server.core.error_log_user_tag
         self.info.protocol = self.server.protocol.name
+        self.info.peer = self.info.client_address
         await session.run(
             self.wire, self.server, listen, self.network, self.log.log, self.info
         )

@@ -113,6 +113,17 @@ def test_a_build_of_other_sources_is_not_used(
     )
 
 
+@pytest.mark.parametrize("name", ["_core.pyx", "net/calls.pyx", "net/wire.pxd"])
+def test_a_build_without_its_sources_is_not_used(
+    package: Path, tell: Tell, name: str
+) -> None:
+    build(package, digest_of(package))
+    (package / name).unlink()
+    form, problem = tell()
+    assert form == "pure Python"
+    assert problem.startswith("the compiled core is not used, ")
+
+
 def test_other_modules_are_not_among_the_sources(package: Path) -> None:
     before = digest_of(package)
     with (package / "net" / "idle.py").open("a") as source:

@@ -23,12 +23,12 @@ from mailproxy.log.files import RefusedError
 from mailproxy.mail.commands import BadCommand
 from mailproxy.net.faults import UnderTlsError
 from mailproxy.net.lines import TooLong
+from mailproxy.net.messages import MessageError
 from mailproxy.net.openssl import NeedsOpenSSLError, OpenSSLError
 from mailproxy.net.proxy_protocol import ProxyProtocolError
 from mailproxy.outside import FileError, too_large
 from mailproxy.process.children import SpawnError
 from mailproxy.process.configuration import ConfigErrors, Messages
-from mailproxy.process.messages import MessageError
 from mailproxy.process.pidfile import PidError
 
 SYSTEM = OSError(errno.EACCES, "Permission denied")

@@ -20,15 +20,22 @@ ALLOWED = {
     "outside": set(),
     "frozen": set(),
     "compiled": set(),
+    "stats": set(),
     "conf": {"outside"},
     "log": {"conf", "errors"},
-    "net": {"compiled", "conf", "errors", "log", "outside"},
+    "net": {"compiled", "conf", "errors", "log", "outside", "stats"},
     "auth": {"conf", "errors", "log", "net"},
-    "mail": {"auth", "conf", "errors", "log", "net", "outside"},
-    "process": {"compiled", "conf", "errors", "log", "mail", "net", "outside"},
+    "manager": {"conf", "errors", "log", "mail", "net", "stats"},
+    "mail": {"auth", "conf", "errors", "log", "net", "outside", "stats"},
+    "process": {
+        *("compiled", "conf", "errors", "log", "mail", "manager", "net"),
+        *("outside", "stats"),
+    },
     "arguments": {"conf", "process"},
+    "certificates": {"arguments", "mail", "net"},
     "cli": {
         "arguments",
+        "certificates",
         "compiled",
         "conf",
         "demo",
@@ -253,7 +260,7 @@ def asked_by_name(path: Path) -> Iterator[str]:
 
 def test_nothing_asks_for_the_name_of_a_protocol() -> None:
     """What differs between protocols is a field, a method or a file of theirs."""
-    rooms = ("auth", "log", "mail", "net", "process")
+    rooms = ("auth", "log", "mail", "manager", "net", "process")
     found = [
         place
         for path in FILES
@@ -271,8 +278,8 @@ OF_TRIO = {
 }
 """What a worker uses of trio; the rest waits for descriptors by itself, or with threads."""
 
-AMONG_THE_TASKS = (["net", "engine"], ["net", "driven"])
-"""The files that may do more: they know whose turn it is."""
+AMONG_THE_TASKS = (["net", "engine"], ["net", "driven"], ["process", "manager"])
+"""The files that may do more: they know whose turn it is, or are no part of a worker."""
 
 USED_BY_SESSIONS = ("auth", "mail")
 """Rooms whose code runs in driven tasks, where "the current task" of trio is another one:
@@ -301,7 +308,9 @@ def used_of_trio(path: Path) -> Iterator[str]:
 def test_in_a_worker_only_the_engine_waits_as_trio_does() -> None:
     """Anything else would take the fast path away from all sessions."""
     for path in FILES:
-        if names(path)[:1] != ["demo"] and names(path) not in AMONG_THE_TASKS:
+        if names(path)[:1] not in (["demo"], ["manager"]) and (
+            names(path) not in AMONG_THE_TASKS
+        ):
             assert set(used_of_trio(path)) <= OF_TRIO, path
 
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mailproxy.auth.verdict import Granted, Refused, Route, is_clean
+from mailproxy.conf.values import lower
 from mailproxy.frozen import Frozen
 from mailproxy.log.secrets import HIDDEN, repeats
 from mailproxy.net.octets import CR
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mailproxy.auth.request import AuthRequest
+    from mailproxy.auth.verdict import Destinations
 
 MAX_SHOWN = 256
 """Octets of an answer that a log line shows."""
@@ -50,6 +52,11 @@ _USUAL_NAMES = {
 _SUCCESS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? 2[0-9][0-9](?: |\Z)")
 _MUTE_STATUS = re.compile(rb"^auth-status\r?$", re.IGNORECASE | re.MULTILINE)
 """``Auth-Status`` without a colon: the decision is missing."""
+_HOST = re.compile(
+    rb"(?=.{1,253}\Z)(?:[A-Za-z0-9-]{1,63}\.)*(?=[^.]*[A-Za-z])[A-Za-z0-9-]{1,63}"
+)
+"""A name that can be looked up. The last label of one is no number, which would make it
+an address in a form of old (``127.1``)."""
 _SECRET = re.compile(
     rb"pass|pwd|secret|token|key|cookie|credential|authorization", re.IGNORECASE
 )
@@ -262,7 +269,8 @@ def _granted(answer: HttpAnswer, request: AuthRequest) -> Granted:
     fields = answer.fields
     host = fields.get(b"auth-server", b"")
     port = fields.get(b"auth-port", b"")
-    if not host or not port:
+    places = request.destinations
+    if (not host or not port) and not _suffices(answer, host, port, places):
         missing = [] if answer.statuses else ["Auth-Status"]
         missing += [] if host else ["Auth-Server"]
         missing += [] if port else ["Auth-Port"]
@@ -271,31 +279,103 @@ def _granted(answer: HttpAnswer, request: AuthRequest) -> Granted:
         )
     user, secret = _credentials(answer, request)
     smtp = b"" if request.needs_password else fields.get(b"auth-smtp", b"")
-    route = _route(host, port, smtp, fields.get(b"auth-server-ssl", b""))
+    master = fields.get(b"auth-master-user", b"")
+    if master:
+        _check_master(answer, master)
+    tls = fields.get(b"auth-server-ssl", b"")
+    route = _route(host, port, smtp, master, tls, places)
     if route.ssl == "off" and request.needs_backend_tls:
         raise _bad_ssl(b"off", "on or starttls, as proxy_ssl says")
     return Granted(user=user, secret=secret, route=route)
 
 
+def _check_master(answer: HttpAnswer, master: bytes) -> None:
+    """Check the master user of an answer.
+
+    Raises:
+      Unusable: their password is missing, or the name is invalid.
+    """
+    if b"auth-pass" not in answer.fields:
+        raise answer.unusable(
+            "did not send password: ", "Auth-Pass, the password of Auth-Master-User"
+        )
+    if not is_clean(master):
+        raise _unclean(b"Auth-Master-User")
+
+
+def _suffices(
+    answer: HttpAnswer, host: bytes, port: bytes, places: Destinations
+) -> bool:
+    """Whether an answer without server or port says where the backend is.
+
+    Without `Auth-Status` it never does: what names no backend may be an error page.
+    """
+    if not answer.statuses:
+        return False
+    if host:
+        return _group(host, places) is not None
+    return places.default and not port
+
+
 @lru_cache(MAX_ROUTES)
-def _route(host: bytes, port: bytes, smtp: bytes, tls: bytes) -> Route:
+def _route(
+    host: bytes,
+    port: bytes,
+    smtp: bytes,
+    master: bytes,
+    tls: bytes,
+    places: Destinations,
+) -> Route:
     """The route that an answer names.
 
     Args:
-      host, port, smtp, tls: the values of `Auth-Server`, `Auth-Port`, `Auth-SMTP`,
-        `Auth-Server-SSL`.
+      host, port, smtp, master, tls: the values of `Auth-Server`, `Auth-Port`,
+        `Auth-SMTP`, `Auth-Master-User`, `Auth-Server-SSL`.
+      places: what the answer may name.
 
     Raises:
       Unusable: one of them is invalid.
     """
-    address, number = _address(host), _port(port)
+    auth, mode = _smtp_auth(smtp), _ssl(tls)
+    if not host:
+        return Route(
+            kind="default", server="", port=0, ssl=mode, smtp_auth=auth, master=master
+        )
+    address = _address(host)
+    group = None if address else _group(host, places)
+    if group is not None:
+        return Route(
+            kind="group",
+            server=group,
+            port=0,
+            text=group,
+            ssl=mode,
+            smtp_auth=auth,
+            master=master,
+        )
+    if not address and not (places.hosts and _HOST.fullmatch(host)):
+        wanted = "an IPv4 or IPv6 address"
+        if places.hosts:
+            wanted += ", or the name of a host or an upstream"
+        else:
+            wanted += ", or the name of an upstream" if places.groups else ", no name"
+        raise Unusable("sent invalid server address:", host, wanted)
+    name, number = address or host.decode("ascii"), _port(port)
     return Route(
-        server=address,
+        kind="address" if address else "host",
+        server=name,
         port=number,
-        text=f"{address}:{port.decode()}",
-        ssl=_ssl(tls),
-        smtp_auth=_smtp_auth(smtp),
+        text=f"{name}:{port.decode()}",
+        ssl=mode,
+        smtp_auth=auth,
+        master=master,
     )
+
+
+def _group(host: bytes, places: Destinations) -> str | None:
+    """The group of a name, in lower case; None if there is none."""
+    name = lower(host.decode("utf-8", "surrogateescape"))
+    return name if name in places.groups else None
 
 
 def _credentials(
@@ -326,20 +406,14 @@ def _unclean(name: bytes) -> Unusable:
     return Unusable("sent invalid user or password: ", name, "no CR, LF or NUL in it")
 
 
-def _address(host: bytes) -> str:
-    """Parse the value of `Auth-Server`.
-
-    Raises:
-      Unusable: it is not an IP address.
-    """
+def _address(host: bytes) -> str | None:
+    """Parse the value of `Auth-Server`; None if it is not an IP address."""
     address = host.decode("latin-1")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         socket.inet_pton(family, address)
     except (OSError, ValueError):
-        raise Unusable(
-            "sent invalid server address:", host, "an IPv4 or IPv6 address, no name"
-        ) from None
+        return None
     return address
 
 

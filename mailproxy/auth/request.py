@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mailproxy.auth.verdict import Destinations
+
 if TYPE_CHECKING:
     from mailproxy.net.proxy_protocol import Header
+
+NO_DESTINATIONS = Destinations()
+"""Those of a server that has no groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,9 @@ class AuthRequest:
     attempt: int = 1
     """1 for the first login of the session, 2 for the second."""
 
+    destinations: Destinations = NO_DESTINATIONS
+    """What the answer may name as backend, beside an address."""
+
     client: str
     """The address after `set_real_ip_from`; "unix:" for a client of a unix socket."""
     client_port: int | None = None
@@ -98,5 +106,7 @@ class AuthRequest:
     server_name: bytes = b""
     """`server_name` of the server."""
 
+    sni: bytes | None = None
+    """The server name that the client asked for in TLS (RFC 6066), unchecked."""
     tls: ClientTls | None = None
     """None without TLS."""

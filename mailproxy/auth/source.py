@@ -64,6 +64,8 @@ class Chain:
     """The sources of a server, in the order in which they are asked."""
 
     sources: tuple[Source, ...]
+    needs_route: bool = True
+    """Whether a source must say where the backend is; if not, `proxy_pass` does."""
 
     async def check(
         self, request: AuthRequest, network: Network, timer: Timer, log: Logger
@@ -74,23 +76,28 @@ class Chain:
         for this user, and an outage must never look like a wrong password.
 
         Returns:
-          The decision. A `Granted` has a route, and its user and secret contain no
-          octet that a mail protocol could take for the end of a line. A user unknown to
-          all sources is refused.
+          The decision. A `Granted` has a route if one is needed, and its user and secret
+          contain no octet that a mail protocol could take for the end of a line. A user
+          unknown to all sources is refused.
         """
         for source in self.sources:
             verdict = await source.check(request, network, timer, log)
             if isinstance(verdict, Granted):
-                return _fault(verdict, source) or verdict
+                return self._fault(verdict, source) or verdict
             if not isinstance(verdict, Unknown):
                 return verdict
         return Refused(text=FAILURE_TEXT, reason="no auth source knows the user")
 
-
-def _fault(granted: Granted, source: Source) -> Unavailable | None:
-    """The reason why a granted login cannot be used; None if it can."""
-    if not (is_clean(granted.user) and is_clean(granted.secret or b"")):
-        return Unavailable(event=f"{source.name} sent invalid user or password")
-    if granted.route is None:
-        return Unavailable(event='no route for user "%s"', values=(granted.user,))
-    return None
+    def _fault(self, granted: Granted, source: Source) -> Unavailable | None:
+        """The reason why a granted login cannot be used; None if it can."""
+        route = granted.route
+        master = b"" if route is None else route.master
+        if not (
+            is_clean(granted.user)
+            and is_clean(granted.secret or b"")
+            and (not master or is_clean(master))
+        ):
+            return Unavailable(event=f"{source.name} sent invalid user or password")
+        if route is None and self.needs_route:
+            return Unavailable(event='no route for user "%s"', values=(granted.user,))
+        return None

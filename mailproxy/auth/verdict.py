@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mailproxy.errors import AuthError
 from mailproxy.net.octets import CR, LF, NUL
@@ -17,13 +18,28 @@ def is_clean(text: bytes) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """The address of the backend, and how to log in there."""
+class Destinations:
+    """What a source may name instead of the address of a backend."""
 
+    groups: frozenset[str] = frozenset()
+    """The names of the groups of backends (`upstream`), in lower case."""
+    hosts: bool = False
+    """Whether names of hosts are looked up (`resolver`)."""
+    default: bool = False
+    """Whether it may name nothing (`proxy_pass`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where the backend is, and how to log in there."""
+
+    kind: Literal["address", "group", "host", "default"] = "address"
+    """What `server` is. "default" is what the server is configured for."""
     server: str
-    """An IPv4 or IPv6 address, without brackets."""
+    """An IPv4 or IPv6 address, without brackets; the name of a group, in lower case; the
+    name of a host; or empty."""
     port: int
-    """1 to 65535."""
+    """1 to 65535; 0 for a group."""
     text: str = ""
     """Server and port as the source wrote them, for logs; empty: use both fields."""
     ssl: str = ""
@@ -31,6 +47,9 @@ class Route:
     says."""
     smtp_auth: bool | None = None
     """Whether an SMTP backend requires AUTH; None: as `proxy_smtp_auth` says."""
+    master: bytes = b""
+    """The master user who logs in there with the secret that the source has supplied;
+    empty: as `proxy_master_user` says."""
 
     @property
     def name(self) -> str:
@@ -49,6 +68,9 @@ class Granted:
     one."""
     route: Route | None = None
     """None if the source does not name a backend."""
+    checked: bool = True
+    """Whether the source has made sure who the client is. If it has not, only the client's
+    own secret may be sent to the backend, which then decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ _HTTP = """
     grpc_ssl_session_reuse grpc_ssl_trusted_certificate grpc_ssl_verify
     grpc_ssl_verify_depth gunzip gunzip_buffers gzip gzip_buffers gzip_comp_level
     gzip_disable gzip_hash gzip_http_version gzip_min_length gzip_no_buffer gzip_proxied
-    gzip_static gzip_types gzip_vary gzip_window hash http2 http2_body_preread_size
+    gzip_static gzip_types gzip_vary gzip_window http2 http2_body_preread_size
     http2_chunk_size http2_idle_timeout http2_max_concurrent_pushes
     http2_max_concurrent_streams http2_max_field_size http2_max_header_size
     http2_max_requests http2_pool_size http2_push http2_push_preload
@@ -53,7 +53,7 @@ _HTTP = """
     http3_max_concurrent_streams http3_stream_buffer_size if if_modified_since
     ignore_invalid_headers index internal ip_hash keepalive keepalive_disable
     keepalive_min_timeout keepalive_requests keepalive_time keepalive_timeout
-    large_client_header_buffers least_conn limit_conn limit_conn_dry_run
+    large_client_header_buffers limit_conn limit_conn_dry_run
     limit_conn_log_level limit_conn_status limit_conn_zone limit_except limit_rate
     limit_rate_after limit_req limit_req_dry_run limit_req_log_level limit_req_status
     limit_req_zone lingering_close lingering_time lingering_timeout location log_format
@@ -66,8 +66,8 @@ _HTTP = """
     mp4_max_buffer_size mp4_start_key_frame msie_padding msie_refresh open_file_cache
     open_file_cache_errors open_file_cache_events open_file_cache_min_uses
     open_file_cache_valid open_log_file_cache output_buffers override_charset
-    port_in_redirect post_action postpone_gzipping postpone_output proxy_bind
-    proxy_buffer_size proxy_buffering proxy_buffers proxy_busy_buffers_size proxy_cache
+    port_in_redirect post_action postpone_gzipping postpone_output proxy_buffer_size
+    proxy_buffering proxy_buffers proxy_busy_buffers_size proxy_cache
     proxy_cache_background_update proxy_cache_bypass proxy_cache_convert_head
     proxy_cache_key proxy_cache_lock proxy_cache_lock_age proxy_cache_lock_timeout
     proxy_cache_max_range_offset proxy_cache_methods proxy_cache_min_uses
@@ -76,13 +76,13 @@ _HTTP = """
     proxy_headers_hash_bucket_size proxy_headers_hash_max_size proxy_hide_header
     proxy_http_version proxy_ignore_client_abort proxy_ignore_headers
     proxy_intercept_errors proxy_limit_rate proxy_max_temp_file_size proxy_method
-    proxy_no_cache proxy_pass proxy_pass_header proxy_pass_request_body
+    proxy_no_cache proxy_pass_header proxy_pass_request_body
     proxy_pass_request_headers proxy_pass_trailers proxy_read_timeout proxy_redirect
     proxy_request_buffering proxy_send_lowat proxy_send_timeout proxy_set_body
-    proxy_set_header proxy_socket_keepalive proxy_ssl_certificate_cache
+    proxy_set_header proxy_ssl_certificate_cache
     proxy_ssl_key_log proxy_store proxy_store_access proxy_temp_file_write_size
     proxy_temp_path quic_active_connection_id_limit quic_gso quic_host_key quic_retry
-    random random_index read_ahead real_ip_header real_ip_recursive
+    random_index read_ahead real_ip_header real_ip_recursive
     recursive_error_pages referer_hash_bucket_size referer_hash_max_size
     request_pool_size reset_timedout_connection return rewrite rewrite_log root satisfy
     scgi_bind scgi_buffer_size scgi_buffering scgi_buffers scgi_busy_buffers_size
@@ -100,13 +100,13 @@ _HTTP = """
     sendfile_max_chunk server_name_in_redirect server_names_hash_bucket_size
     server_names_hash_max_size server_tokens set slice source_charset split_clients ssi
     ssi_ignore_recycled_buffers ssi_last_modified ssi_min_file_chunk ssi_silent_errors
-    ssi_types ssi_value_length ssl_buffer_size ssl_certificate_cache ssl_early_data
-    ssl_key_log ssl_ocsp ssl_ocsp_cache ssl_ocsp_responder ssl_reject_handshake
+    ssi_types ssi_value_length ssl_buffer_size ssl_early_data
+    ssl_key_log ssl_ocsp ssl_ocsp_cache ssl_ocsp_responder
     ssl_stapling ssl_stapling_file ssl_stapling_responder ssl_stapling_verify
     stub_status sub_filter sub_filter_last_modified sub_filter_once sub_filter_types
     subrequest_output_buffer_size tcp_nodelay tcp_nopush try_files types
     types_hash_bucket_size types_hash_max_size underscores_in_headers
-    uninitialized_variable_warn upstream userid userid_domain userid_expires
+    uninitialized_variable_warn userid userid_domain userid_expires
     userid_flags userid_mark userid_name userid_p3p userid_path userid_service
     uwsgi_bind uwsgi_buffer_size uwsgi_buffering uwsgi_buffers uwsgi_busy_buffers_size
     uwsgi_cache uwsgi_cache_background_update uwsgi_cache_bypass uwsgi_cache_key
@@ -125,7 +125,7 @@ _HTTP = """
     uwsgi_ssl_session_reuse uwsgi_ssl_trusted_certificate uwsgi_ssl_verify
     uwsgi_ssl_verify_depth uwsgi_store uwsgi_store_access uwsgi_string
     uwsgi_temp_file_write_size uwsgi_temp_path valid_referers variables_hash_bucket_size
-    variables_hash_max_size zone
+    variables_hash_max_size
 """
 HTTP = frozenset(_HTTP.split())
 """The directives of nginx's HTTP modules that mail does not have."""
@@ -148,7 +148,7 @@ _MODULES = {
     """,
     "http and stream": r"js_\w+ geoip2(_\w+)?",
     "http and stream in NGINX Plus and Angie": r"""
-        acme_\w+ api auth_jwt(_\w+)? docker_\w+ health_check keyval(_zone)? match
+        acme_\w+ api auth_jwt(_\w+)? docker_\w+ keyval(_zone)?
         oidc_\w+ otel_\w+ session_log(_\w+)? state status_zone sticky(_\w+)?
         upstream_probe(_\w+)? zone_sync(_\w+)?
     """,

@@ -22,6 +22,10 @@ class BlockKind:
     """The context that it may stand in."""
     repeats: Literal["duplicate", "add", "merge"] = "duplicate"
     """A second one is an error, is another block, or continues the first."""
+    arguments: int = 0
+    """How many words stand between its name and the ``{``."""
+    open: Callable[[Block, Reading], None] | None = None
+    """Runs at the ``{``. If it raises a ConfigError, the block is not read."""
     close: Callable[[Block, Reading], Iterable[ConfigError]] | None = None
     """Runs at the ``}``, and yields what is wrong with the block as a whole. With
     "merge", it runs again after each further block."""
@@ -71,7 +75,7 @@ class Places:
         name = c_string(statement.name)
         word = statement.words[0]
         whole = name == statement.name
-        places = self._contexts(name)
+        places = self._contexts(name, block=statement.block is not None)
         if whole and (places or name in HTTP):
             return ConfigError(
                 f'"{name}" directive is not allowed here',
@@ -83,14 +87,17 @@ class Places:
             f'unknown directive "{name}"', word, remedy or self._near(name, context)
         )
 
-    def _contexts(self, name: str) -> list[str]:
-        """The contexts in which a directive may stand."""
-        found = [
-            context
-            for context, table in self.tables.items()
-            if name in table.directives or name in table.blocks
-        ]
-        return found or (["main"] if name in self._outermost else [])
+    def _contexts(self, name: str, *, block: bool | None = None) -> list[str]:
+        """The contexts in which a directive may stand.
+
+        Args:
+          block: whether it has a block. One of the same name without (or with) it counts
+            only if there is no other: `server` is both.
+        """
+        plain = [c for c, table in self.tables.items() if name in table.directives]
+        blocks = [c for c, table in self.tables.items() if name in table.blocks]
+        found = {None: plain + blocks, True: blocks or plain, False: plain or blocks}
+        return found[block] or (["main"] if name in self._outermost else [])
 
     @property
     def _outermost(self) -> frozenset[str]:

@@ -164,8 +164,10 @@ class Interpreter:
         name = statement.name
         blocks = self._places.tables[block.context].blocks
         if name in blocks:
-            _check_form(statement, 0, 0, block=True)
-            self._enter(statement, blocks[name], block)
+            kind = blocks[name]
+            _check_form(statement, kind.arguments, kind.arguments, block=True)
+            _check_nul(statement)
+            self._enter(statement, kind, block)
         elif name == "include":
             _check_form(statement, 1, 1)
             _check_nul(statement)
@@ -259,6 +261,8 @@ class Interpreter:
                 raise ConfigError(f'"{kind.name}" directive is duplicate', statement)
         if block is None:
             block = Block(kind.name, parent, statement)
+            if kind.open is not None:
+                kind.open(block, self.reading)
             parent.blocks.append(block)
         else:
             block.reopen()

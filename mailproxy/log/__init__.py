@@ -172,6 +172,21 @@ class Logs:
         for file in self._files.values():
             file.reopen(self.main, give=give)
 
+    @property
+    def descriptors(self) -> dict[str, int]:
+        """The descriptors of all files, by name."""
+        return {name: file.fd for name, file in self._files.items()}
+
+    def adopt(self, name: str, descriptor: int) -> None:
+        """Write to another descriptor from now on, which another process has opened.
+
+        That is for a process whose user may not open the file by its name.
+        """
+        if name in self._files:
+            self._files[name].adopt(descriptor)
+        else:
+            os.close(descriptor)
+
     def redirect_stderr(self) -> None:
         """Make descriptor 2 the first log file, unless `error_log stderr` is used."""
         if not self._keep_stderr and self._first.fd != 2:

@@ -81,7 +81,11 @@ class FileSink:
         if give and not self._give(opened, log):
             os.close(opened.fd)
             return
-        old, self.fd = self.fd, opened.fd
+        self.adopt(opened.fd)
+
+    def adopt(self, fd: int) -> None:
+        """Write to another descriptor from now on."""
+        old, self.fd = self.fd, fd
         os.close(old)
 
     def _has_its_name(self) -> bool:

@@ -24,6 +24,7 @@ from mailproxy.log import Phase
 from mailproxy.mail.trace import backend_lines
 from mailproxy.net.lines import TooLong
 from mailproxy.net.network import connect_level
+from mailproxy.net.outgoing import BindError
 from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mailproxy.mail.candidates import Candidate
     from mailproxy.mail.trace import Trace
     from mailproxy.net.network import Network
+    from mailproxy.net.outgoing import Outgoing
     from mailproxy.net.wire import Wire
 
 E = TypeVar("E", bound=UpstreamError)
@@ -65,6 +67,7 @@ class Backend:
       lines: the same, line by line.
       greeting: what it says of itself before the login, as its protocol keeps it.
       offers: what it announces that it can do, in upper case; None: nobody has asked.
+      candidate: where it is; None if it was not connected to by `connect`.
     """
 
     __slots__ = (
@@ -72,8 +75,8 @@ class Backend:
         "_info",
         "_resumed",
         "_sendings",
-        "_spare",
         "_trace",
+        "candidate",
         "greeting",
         "lines",
         "offers",
@@ -104,7 +107,7 @@ class Backend:
         self._trace = trace
         self.greeting = b""
         self.offers: frozenset[bytes] | None = None
-        self._spare = False
+        self.candidate: Candidate | None = None
         self._header_refusal: re.Pattern[bytes] | None = None
         self._sendings = 0
 
@@ -116,8 +119,9 @@ class Backend:
         reply_limit: int,
         info: SessionInfo,
         trace: Trace | None = None,
+        how: Outgoing | None = None,
     ) -> Backend:
-        """Begin to connect; see `wait_connected`.
+        """Begin to connect, from where `how` says; see `wait_connected`.
 
         Raises:
           BackendError: connect() failed at once, or `worker_connections` are in use.
@@ -128,13 +132,14 @@ class Backend:
         if trace is not None:
             trace.note('upstream is "%s"', candidate.name)
         try:
-            wire = network.connect(candidate.family, candidate.address)
+            wire = network.connect(candidate.family, candidate.address, how)
         except OSError as error:
-            raise _failed_connect(
-                "connect() to %s failed", candidate.name, error
-            ) from None
+            event, at = "connect() to %s failed", candidate.name
+            if isinstance(error, BindError):
+                event, at = "bind(%s) failed", error.text
+            raise _failed_connect(event, at, error) from None
         backend = cls(wire, reply_limit, info, trace)
-        backend._spare = candidate.spare
+        backend.candidate = candidate
         return backend
 
     async def wait_connected(self) -> None:
@@ -400,7 +405,8 @@ class Backend:
         """The error for a backend that did not answer within `timeout`."""
         if self.lines.buffered:
             self._info.action = READING
-        level = "error" if self._spare else "info"
+        spare = self.candidate is not None and self.candidate.spare
+        level = "error" if spare else "info"
         return BackendError(
             "upstream timed out", error=timed_out(), level=level, action=None
         )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mailproxy.auth.verdict import Route
     from mailproxy.conf.addresses import SocketAddress
-    from mailproxy.mail.client import Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +81,3 @@ class OneCandidate(Choice):
 
     def release(self) -> None:
         pass
-
-
-async def choose(route: Route, client: Client) -> Choice:  # noqa: ARG001
-    """Find the backends of a route.
-
-    Raises:
-      UpstreamError: there is none.
-    """
-    family = socket.AF_INET6 if ":" in route.server else socket.AF_INET
-    return OneCandidate(
-        Candidate(
-            family,
-            (route.server, route.port),
-            route.name,
-            host=route.server,
-            ssl=route.ssl,
-        )
-    )

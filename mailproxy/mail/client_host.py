@@ -60,7 +60,7 @@ async def find_client_host(resolver: Resolver, info: SessionInfo, log: Logger) -
     info.action = "in resolving client address"
     answer = await resolver.find_name(address)
     if answer.code:
-        log.error("%s could not be resolved (%s: %s)", client, *_reason(answer))
+        log.error("%s could not be resolved (%s: %s)", client, *reason(answer))
         return _unknown(answer)
     name = answer.values[0]
     if not is_host_name(name):
@@ -69,7 +69,7 @@ async def find_client_host(resolver: Resolver, info: SessionInfo, log: Logger) -
     info.action = "in resolving client hostname"
     answer = await resolver.find_addresses(name, address)
     if answer.code:
-        log.error('"%s" could not be resolved (%s: %s)', name, *_reason(answer))
+        log.error('"%s" could not be resolved (%s: %s)', name, *reason(answer))
         return _unknown(answer)
     return name if packed(address) in answer.values else UNAVAILABLE
 
@@ -81,7 +81,8 @@ def _parse(text: str) -> IPAddress:
     return address
 
 
-def _reason(answer: Answer) -> tuple[int, str]:
+def reason(answer: Answer) -> tuple[int, str]:
+    """The code of a failed lookup, and nginx's words for it."""
     return answer.code, _TEXTS.get(answer.code, "Unknown error")
 
 

@@ -1,19 +1,33 @@
-"""The POP3 dialogue with backends before the relay (RFC 1939): USER and PASS."""
+"""The POP3 dialogue with backends before the relay (RFC 1939): XCLIENT, then the login.
+
+XCLIENT tells the backend about the client. Dovecot, from which it is, announces it in its
+greeting, and reads it from `login_trusted_networks`.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
+from mailproxy.mail import forward
+from mailproxy.mail.sasl.backends import Exchange, authenticate, choose_mechanism
+
 if TYPE_CHECKING:
     from mailproxy.errors import BackendError, LoginRefused
     from mailproxy.mail.backend import Backend
     from mailproxy.mail.login import Login
+    from mailproxy.mail.protocol import Dialogue
+    from mailproxy.mail.sasl.backends import Mechanism
+
+MAX_AUTH = 255
+"""Octets of an AUTH command (RFC 5034, section 4)."""
 
 _TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
 """Refusals for reasons that are not the user's fault (RFC 2449, section 8.1; RFC
 3206)."""
 
+_XCLIENT = re.compile(rb"\+OK +\[XCLIENT\]", re.IGNORECASE)
+"""The beginning of a greeting that announces XCLIENT."""
 HEADER_REFUSAL = re.compile(
     rb"""^-ERR\ (?!\ *\[)[^\r\n]*?\b(?:
          (?:unknown|unrecogni[sz]ed|invalid|illegal|bad|unsupported|unimplemented)\ commands?
@@ -89,10 +103,76 @@ async def _read_list(backend: Backend) -> frozenset[bytes]:
         lines.append(text.removeprefix(b".").upper())
 
 
-async def enter(backend: Backend, login: Login) -> bytes:
-    """Log in at the backend; see `Dialogue.enter`."""
+async def enter(backend: Backend, login: Login, dialogue: Dialogue) -> bytes:
+    """Log in at the backend; see `Dialogue.enter`.
+
+    Args:
+      dialogue: the dialogue with the client.
+    """
+    proxy = dialogue.client.server.proxy
+    if "xclient" in proxy.proxy_forward and _XCLIENT.match(backend.greeting):
+        await _introduce(backend, dialogue)
+    if proxy.proxy_auth_mech == "command":
+        return await _log_in(backend, login)
+    mechanism = _choose(proxy.proxy_auth_mech, login, await learn_offers(backend))
+    if mechanism is None:
+        return await _log_in(backend, login)
+    backend.sending("AUTH command")
+    return await authenticate(_Auth(backend), mechanism, login, dialogue.client)
+
+
+async def _introduce(backend: Backend, dialogue: Dialogue) -> None:
+    """Tell the backend of the client by XCLIENT.
+
+    Raises:
+      BackendError: the backend refuses it, or closed.
+    """
+    told = forward.describe(dialogue)
+    backend.sending("XCLIENT")
+    await backend.send_command(forward.format_attributes(told))
+    reply = await backend.read_line()
+    if not reply.startswith(b"+OK"):
+        raise backend.invalid_reply(
+            reply, command="XCLIENT", remedy="proxy_forward off"
+        )
+
+
+def _choose(setting: str, login: Login, offers: frozenset[bytes]) -> Mechanism | None:
+    """Choose how to log in; see `choose_mechanism`."""
+    lines = (each for each in offers if each.startswith(b"SASL "))
+    offered = frozenset(word for line in lines for word in line.split()[1:])
+    # A server without CAPA has USER and PASS (RFC 1939, section 7).
+    command = not offers or b"USER" in offers
+    return choose_mechanism(setting, login, offered, command=command)
+
+
+class _Auth(Exchange):
+    """The AUTH command (RFC 5034)."""
+
+    def command(self, mechanism: Mechanism, message: bytes | None = None) -> bytes:
+        initial = b"" if message is None else b" " + message
+        return b"AUTH %s%s\r\n" % (mechanism.name, initial)
+
+    def allows(self, mechanism: Mechanism, command: bytes) -> bool:
+        # Exchange Online closes the connection on XOAUTH2 in one line.
+        return mechanism.dummy is None and len(command) <= MAX_AUTH
+
+    async def send(self, line: bytes) -> None:
+        await self.backend.send_command(line)
+
+    async def read(self) -> tuple[bytes, bytes | None]:
+        line = await self.backend.read_line()
+        if line.startswith(b"+OK"):
+            return line, None
+        if line.startswith(b"+"):
+            return line, line[1:].strip()
+        raise _refusal(self.backend, line)
+
+
+async def _log_in(backend: Backend, login: Login) -> bytes:
+    """Log in with USER and PASS; returns the answer to PASS."""
     backend.sending("user name")
-    await backend.send_command(b"USER %s\r\n" % login.user)
+    await backend.send_command(b"USER %s\r\n" % login.name)
     await _expect_ok(backend)
     backend.sending("password")
     await backend.send_command(b"PASS %s\r\n" % (login.secret or b""))

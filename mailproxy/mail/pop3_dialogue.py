@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from mailproxy.mail import pop3_backend
+from mailproxy.mail import forward, pop3_backend
 from mailproxy.mail.commands import MAX_ANSWERS, BadCommand, Command, split_words
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue
@@ -37,9 +37,10 @@ async def _read_command(client: Client) -> Command:
     """
     word, _, rest = (await client.read_text()).partition(b" ")
     name = word.upper()
-    if name not in _COMMANDS:
+    forwarded = name == b"XCLIENT" and _accepts_xclient(client)
+    if name not in _COMMANDS and not forwarded:
         raise BadCommand(counted=True)
-    if name in (b"USER", b"PASS"):
+    if forwarded or name in (b"USER", b"PASS"):
         # Names and passwords may contain spaces.
         rest = rest.lstrip(b" ")
         arguments = [rest] if rest else []
@@ -47,6 +48,11 @@ async def _read_command(client: Client) -> Command:
         arguments = split_words(rest, MAX_ARGUMENTS)
     client.accepted()
     return Command(name, arguments)
+
+
+def _accepts_xclient(client: Client) -> bool:
+    """Whether the client is a proxy whose XCLIENT is read; see `mail/forward.py`."""
+    return "xclient" in client.server.proxy.proxy_forward and forward.accepts(client)
 
 
 class Pop3Dialogue(Dialogue):
@@ -65,10 +71,11 @@ class Pop3Dialogue(Dialogue):
 
     async def greet(self) -> None:
         client = self.client
+        announced = b"[XCLIENT] " if _accepts_xclient(client) else b""
         if self._settings.pop3_auth.isdisjoint(("apop", "cram-md5")):
-            await client.send(b"+OK POP3 ready\r\n")
+            await client.send(b"+OK %sPOP3 ready\r\n" % announced)
         else:
-            await client.send(b"+OK POP3 ready %s\r\n" % client.salt)
+            await client.send(b"+OK %sPOP3 ready %s\r\n" % (announced, client.salt))
 
     async def read_login(self) -> Login | None:
         client = self.client
@@ -99,6 +106,9 @@ class Pop3Dialogue(Dialogue):
         """
         match command.name:
             case b"NOOP":
+                return _OK
+            case b"XCLIENT" if not self._user:
+                self.ttl = forward.find_ttl(command.arguments)
                 return _OK
             case b"CAPA":
                 return self._capabilities()
@@ -167,9 +177,11 @@ class Pop3Dialogue(Dialogue):
 
     async def meet(self, backend: Backend) -> None:
         await pop3_backend.meet(backend)
+        if self.client.server.proxy.proxy_auth_mech != "command":
+            await pop3_backend.learn_offers(backend)
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        return await pop3_backend.enter(backend, login)
+        return await pop3_backend.enter(backend, login, self)
 
 
 @lru_cache(MAX_ANSWERS)

@@ -135,7 +135,7 @@ class ProxySslSettings(Settings):
         if settings.proxy_ssl == "off" and settings.is_default:
             return settings
         _check(settings, block)
-        contexts = load_state(reading).contexts
+        contexts = load_state(reading).backend_contexts
         key = settings.of_context
         if key not in contexts:
             from mailproxy.mail.proxy_ssl_context import build  # loads OpenSSL

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from mailproxy.errors import BackendError, LocalError
+from mailproxy.errors import BackendError, LocalError, LoopError
 from mailproxy.mail import proxy_header
 from mailproxy.mail.backend import Backend
 from mailproxy.mail.backend_tls import backend_tls
@@ -74,6 +74,8 @@ class _Tries:
             return False
         if error.error is not None and error.error.errno == errno.ENOBUFS:
             return False  # `worker_connections` are in use, whoever comes next
+        if isinstance(error, LoopError):
+            return False  # the configuration is wrong, and should be seen to be
         return self._timer.now() - self._began < proxy.next_upstream_timeout
 
 
@@ -93,7 +95,10 @@ async def _try(
             client.server.proxy.reply_limit,
             client.info,
             client.trace,
+            client.server.proxy.outgoing,
         )
+        if client.server.upstreams.leads_back(candidate, backend.wire.fd):
+            raise LoopError("upstream is this server itself", action=None)
         backend.tls = backend_tls(client, candidate)
         with client.timer.attempt():
             await _meet(client, dialogue, backend)

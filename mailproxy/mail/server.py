@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
 from mailproxy.auth.source import Chain, Source
+from mailproxy.auth.verdict import Destinations
 from mailproxy.conf.directive import Block, Reading, Settings
 from mailproxy.conf.tree import ConfigError, Position
 from mailproxy.mail.core import CoreSettings
@@ -16,6 +17,7 @@ from mailproxy.mail.proxy import ProxySettings
 from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
+from mailproxy.mail.upstreams import Upstreams
 
 S = TypeVar("S", bound=Settings)
 
@@ -35,6 +37,10 @@ class Server:
     """The settings of its protocol."""
     position: Position
     """The beginning of the block."""
+    upstreams: Upstreams = field(repr=False)
+    """The groups of the whole configuration; all servers share them."""
+    destinations: Destinations
+    """What an auth source may name as backend, beside an address."""
 
 
 def check_server(block: Block, reading: Reading) -> None:
@@ -51,26 +57,44 @@ def check_server(block: Block, reading: Reading) -> None:
         )
 
 
-def make_server(block: Block, made: Mapping[type[Settings], Settings]) -> Server:
-    """Make a server.
+def make_server(
+    block: Block, made: Mapping[type[Settings], Settings], upstreams: Upstreams
+) -> Server:
+    """Make a server from a block that `check_server` has accepted.
 
     Args:
-      block: the `server` block, which `check_server` has accepted.
       made: the settings of all modules that apply to it, by class.
     """
     assert block.position is not None, "a server block is written somewhere"
     core, ssl = _one(made, CoreSettings), _one(made, SslSettings)
     if ssl.ssl:
         core = replace(core, listen=tuple(replace(a, ssl=True) for a in core.listen))
+    proxy = _one(made, ProxySettings)
+    destinations = _destinations(core, proxy, upstreams)
     return Server(
         core=core,
         ssl=ssl,
-        proxy=_one(made, ProxySettings),
+        proxy=proxy,
         proxy_ssl=_one(made, ProxySslSettings),
-        auth=Chain(tuple(each for each in made.values() if isinstance(each, Source))),
+        auth=Chain(
+            tuple(each for each in made.values() if isinstance(each, Source)),
+            needs_route=not destinations.default,
+        ),
         realip=_one(made, RealipSettings),
         protocol=next(each for each in made.values() if isinstance(each, MailProtocol)),
         position=block.position,
+        upstreams=upstreams,
+        destinations=destinations,
+    )
+
+
+def _destinations(
+    core: CoreSettings, proxy: ProxySettings, upstreams: Upstreams
+) -> Destinations:
+    return Destinations(
+        groups=frozenset(upstreams.groups),
+        hosts=core.resolver is not None,
+        default=proxy.proxy_pass is not None,
     )
 
 

@@ -17,10 +17,12 @@ from mailproxy.conf.values import (
     choice,
     flag,
     parse_number,
+    parse_seconds,
     parse_size,
     shown,
 )
 from mailproxy.mail.load_state import load_state
+from mailproxy.net.certificate_cache import NO_CERTIFICATE_CACHE, CacheLimits
 
 MAX_PASSWORD = 4096
 """Octets of a line of `ssl_password_file`, with its end (nginx:
@@ -190,6 +192,68 @@ def _parse_starttls(found: Directive, reading: Reading) -> str:
     return chosen
 
 
+_ELSEWHERE = ("data:", "engine:", "store:")
+"""Prefixes of certificates and keys that are in no file."""
+_SERVER_NAME = "ssl_server_name"
+"""The only variable: the name that a client asks for by SNI."""
+_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", re.ASCII)
+
+
+def has_variable(source: str) -> bool:
+    """Whether a certificate or key is in a file for each name."""
+    return not source.startswith(_ELSEWHERE) and _VARIABLE.search(source) is not None
+
+
+def _parse_source(found: Directive) -> str:
+    """The argument of `ssl_certificate` or `ssl_certificate_key`.
+
+    Raises:
+      ConfigError: it has an unknown variable.
+    """
+    word = found.words[1]
+    source = c_string(word.value)
+    if has_variable(source):
+        for match in _VARIABLE.finditer(source):
+            name = match[1] or match[2]
+            if name != _SERVER_NAME:
+                raise ConfigError(
+                    f'unknown "{name}" variable', word, f"known is ${_SERVER_NAME}"
+                )
+    return source
+
+
+def _parse_certificate_cache(found: Directive, _: Reading) -> CacheLimits:
+    """Parse the limits (nginx: ngx_stream_ssl_certificate_cache)."""
+    limits = NO_CERTIFICATE_CACHE
+    off = False
+    for word in found.args:
+        name, equals, value = c_string(word.value).partition("=")
+        try:
+            if name == "off" and not equals:
+                off = True
+            elif name == "max" and equals and (most := parse_number(value)):
+                limits = replace(limits, most=most)
+            elif name == "inactive" and equals:
+                limits = replace(limits, inactive=float(parse_seconds(value)))
+            elif name == "valid" and equals:
+                limits = replace(limits, valid=float(parse_seconds(value)))
+            else:
+                raise ValueError("invalid parameter")
+        except ValueError:
+            raise ConfigError(
+                f'invalid parameter "{word.value}"',
+                word,
+                "accepted are off, or max=1000 inactive=10s valid=60s",
+            ) from None
+    if off:
+        return NO_CERTIFICATE_CACHE
+    if not limits.most:
+        raise ConfigError(
+            f'"{found.name}" must have the "max" parameter', found, "add: max=1000"
+        )
+    return limits
+
+
 def _in_directory(path: str, reading: Reading) -> str:
     # An empty name cancels an inherited one.
     return path and reading.in_directory(path)
@@ -251,9 +315,10 @@ session_cache: Value[SessionCache] = Value(
     parameters=("off", "none", "builtin", "shared:"),
 )
 certificates: Value[tuple[str, ...]] = Value(
-    lambda found, _: (c_string(found.words[1].value),),
+    lambda found, _: (_parse_source(found),),
     "file | data:PEM",
-    parameters=("data:",),
+    parameters=("data:", "$ssl_server_name"),
+    means_dollar=has_variable,
 )
 certificate: Value[str] = Value(
     lambda found, _: c_string(found.words[1].value),
@@ -261,9 +326,20 @@ certificate: Value[str] = Value(
     parameters=certificates.parameters,
 )
 keys: Value[tuple[Key, ...]] = Value(
-    lambda found, _: (Key(c_string(found.words[1].value)),),
+    lambda found, _: (Key(_parse_source(found)),),
     "file | data:PEM | engine:name:id | store:URI",
-    parameters=("data:", "engine:", "store:"),
+    parameters=("data:", "engine:", "store:", "$ssl_server_name"),
+    means_dollar=has_variable,
+)
+directories: Value[tuple[str, ...]] = Value(
+    lambda found, reading: (reading.in_directory(c_string(found.words[1].value)),),
+    "directory",
+)
+certificate_cache: Value[CacheLimits] = Value(
+    _parse_certificate_cache,
+    "off | max=number [inactive=time] [valid=time]",
+    most=3,
+    parameters=("off", "max=", "inactive=", "valid="),
 )
 key: Value[Key | None] = Value(
     lambda found, _: Key(c_string(found.words[1].value)),

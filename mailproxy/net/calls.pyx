@@ -189,6 +189,7 @@ cdef class TlsCalls:
             return BLOCKED
         if reason != SSL_ERROR_SYSCALL or not number:
             return FAILED
+        ERR_clear_error()  # as `ssl` does: it looks there after calls for others
         if NUMBERS_ARE_KEPT:
             errno.errno = number
             PyErr_SetFromErrno(OSError)

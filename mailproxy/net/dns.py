@@ -89,25 +89,34 @@ class Resolver:
         """
         return await self._within_timeout(self._find_addresses(name, packed(wanted)))
 
+    async def find_all(self, name: bytes) -> Answer:
+        """Return all addresses of a name, those of IPv4 first, or a code.
+
+        Args:
+          name: `is_host_name` must hold for it.
+        """
+        return await self._within_timeout(self._find_addresses(name, b""))
+
     async def _within_timeout(self, lookup: Awaitable[Answer]) -> Answer:
         with trio.move_on_after(self._timeout):
             return await lookup
         return Answer(TIMED_OUT)
 
     async def _find_addresses(self, name: bytes, wanted: bytes) -> Answer:
+        """Look up both kinds of addresses; one that is `wanted` ends that."""
         kinds = {Kind.A: self._settings.ipv4, Kind.AAAA: self._settings.ipv6}
-        answers: list[Answer] = []
+        found: dict[Kind, Answer] = {}
         async with trio.open_nursery() as nursery:
 
             async def find(kind: Kind) -> None:
-                answer = await self._find(forward_question(kind, name))
-                answers.append(answer)
+                answer = found[kind] = await self._find(forward_question(kind, name))
                 if wanted in answer.values:
                     nursery.cancel_scope.cancel()
 
             for kind, on in kinds.items():
                 if on:
                     nursery.start_soon(find, kind)
+        answers = [found[kind] for kind in kinds if kind in found]
         values = tuple(value for answer in answers for value in answer.values)
         if values:
             return Answer(0, values)

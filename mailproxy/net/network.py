@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
+import time
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.log import SessionInfo
@@ -11,11 +13,14 @@ from mailproxy.net.dns import Resolver
 from mailproxy.net.dns_transport import NameServers
 from mailproxy.net.engine import Engine
 from mailproxy.net.idle import IdleConnections
+from mailproxy.net.manager_line import ManagerLine
+from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Relay
 from mailproxy.net.resolver_settings import ResolverSettings
 from mailproxy.net.resumption import Resumption
 from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
+from mailproxy.stats.mapping import Row
 
 _NOT_REACHED = frozenset(
     (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
@@ -36,14 +41,21 @@ class Network:
     Attributes:
       sessions: the live sessions of this worker, by the number of the client's
         connection, from accept to close.
+      manager: the line to the manager process, which may have none.
+      row: the numbers of this worker, and its view of those of all others.
+      secrets: the first lines of the files of secrets that sessions need, by path.
       resumption: the TLS sessions with backends.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, row: Row | None = None) -> None:
         self.engine = engine
         self.relay = Relay(engine)
         self.idle = IdleConnections(engine)
+        self.manager = ManagerLine(engine)
         self.sessions: dict[int, SessionInfo] = {}
+        self.row = Row() if row is None else row
+        self.secrets: dict[str, bytes] = {}
+        self._life = f"{int(time.time() * 1000):x}.{os.getpid():x}"
         self.resumption = Resumption()
         self._numbers = itertools.count(1)
         self._transport = NameServers(engine)
@@ -62,6 +74,14 @@ class Network:
         """
         return next(self._numbers)
 
+    def session_id(self, connection: int) -> str:
+        """Return the name of a session, which no other one has, here or elsewhere.
+
+        It has three hexadecimal numbers: when this worker started, in milliseconds since
+        1970, its pid, and the number of the client's connection.
+        """
+        return f"{self._life}.{connection:x}"
+
     def make_room(self) -> bool:
         """Return whether another connection may be opened; evict an idle one if needed.
 
@@ -69,15 +89,18 @@ class Network:
         """
         return not self.engine.full or self.idle.evict() or self._transport.make_room()
 
-    def connect(self, family: int, address: SocketAddress) -> Wire:
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> Wire:
         """Begin to connect.
 
         Raises:
-          OSError: connect() failed at once, or `worker_connections` are in use.
+          OSError: connect() failed at once, or `worker_connections` are in use; a
+            `BindError` if `how` cannot be.
         """
         self.next_number()
         self.make_room()
-        return Wire.connect(self.engine, family, address)
+        return Wire.connect(self.engine, family, address, how)
 
     def resolver(self, settings: ResolverSettings, timeout: float) -> Resolver:
         """Return the resolver of a `resolver` directive, with its cache.

@@ -18,6 +18,7 @@ from collections.abc import Awaitable
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.net import calls, faults, openssl
 from mailproxy.net.engine import Engine, Handler, Readiness
+from mailproxy.net.outgoing import Outgoing
 
 _CHUNK = 16 * 1024
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
@@ -76,16 +77,25 @@ class Wire(Readiness):
         engine.register(fd, self)
 
     @classmethod
-    def connect(cls, engine: Engine, family: int, address: SocketAddress) -> Wire:
+    def connect(
+        cls,
+        engine: Engine,
+        family: int,
+        address: SocketAddress,
+        how: Outgoing | None = None,
+    ) -> Wire:
         """Begin to connect; `wait_connected`, or the first receive or send, waits for
         the result.
 
         Raises:
-          OSError: connect() failed at once, or `worker_connections` are in use.
+          OSError: connect() failed at once, or `worker_connections` are in use; a
+            `BindError` if `how` cannot be.
         """
         # The class below socket.socket: an object of that costs three times as much.
         connection = socket.SocketType(family, _STREAM)
         try:
+            if how is not None:
+                how.prepare(connection, family)
             failed = connection.connect_ex(address)
             if failed not in (0, errno.EINPROGRESS):
                 raise OSError(failed, os.strerror(failed))
@@ -106,6 +116,11 @@ class Wire(Readiness):
             self._socket = socket.socket(fileno=self.fd)
             self._socket.setblocking(False)
         return self._socket
+
+    @property
+    def server_name(self) -> bytes | None:
+        """The name that the client asked for by SNI, unchecked; None if there is none."""
+        return None if self.tls is None else openssl.server_name(self.tls)
 
     def receive_now(self, size: int) -> bytes | None:
         """Receive what has arrived, at most `size` octets.

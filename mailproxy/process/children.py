@@ -1,10 +1,10 @@
-"""The processes that the master starts, and the line it has to each worker.
+"""The processes that the master starts, and the line it has to workers and managers.
 
-The line carries `messages`: the master sends the `Order`s STOP, QUIT, REOPEN and PING;
-a worker answers a ping with ALIVE when its event loop gets to it. So the master knows
-when a worker has come up, and when one is stuck. The kernel sends the master SIGIO when
-a message arrives. The master waits for no worker: an order is not sent if the line is
-full, and at most `MAX_MESSAGES_IN_A_ROW` of one worker are read at a time.
+The line carries `messages`: the master sends `Order`s, as STOP, QUIT, REOPEN and PING;
+the process answers a ping with ALIVE when its event loop gets to it. So the master knows
+when one has come up, and when one is stuck. The kernel sends the master SIGIO when a
+message arrives. The master waits for no process: an order is not sent if the line is
+full, and at most `MAX_MESSAGES_IN_A_ROW` of one are read at a time.
 """
 
 from __future__ import annotations
@@ -16,26 +16,21 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from mailproxy.frozen import Frozen
+from mailproxy.net.messages import MAX_FRAME, MessageError
 from mailproxy.net.watched import receive_packet
 from mailproxy.process import signals
-from mailproxy.process.messages import (
-    MAX_FRAME,
-    MessageError,
-    Order,
-    read_order,
-    write_order,
-)
+from mailproxy.process.messages import Order, read_order, write_order
 
 FATAL = 2
 """Exit code of a worker that cannot do its work; its successor could not either."""
 
 MAX_MESSAGES_IN_A_ROW = 64
-"""Messages of one worker that are read before others have their turn."""
+"""Messages of one process that are read before others have their turn."""
 
 
 class SpawnError(Frozen, Exception):
@@ -76,10 +71,12 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """What the messages of a worker amount to."""
+    """What the messages of a worker, or a manager, amount to."""
 
     alive: bool = False
     """It has answered a ping."""
+    refused: bool = False
+    """It could not use new certificates."""
     invalid: bool = False
     """It has sent an invalid message, or one that is not for the master."""
     more: bool = False
@@ -92,24 +89,24 @@ class Children:
     def __init__(self) -> None:
         self._lines: dict[int, socket.socket] = {}
 
-    def start(self, work: Callable[[socket.socket], int]) -> int:
-        """Fork a worker and return its pid.
+    def start(
+        self,
+        work: Callable[[socket.socket], int],
+        close: Iterable[socket.socket] = (),
+    ) -> int:
+        """Fork a worker, or a manager, and return its pid.
 
         Args:
           work: what it does with its end of the line; returns its exit code.
+          close: sockets of the master that it must not have.
 
         Raises:
           SpawnError: a process, or a socket, cannot be created.
         """
-        try:
-            ours, theirs = socket.socketpair(
-                socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
-            )
-        except OSError as error:
-            raise SpawnError("socketpair()", error) from error
+        ours, theirs = make_line()
 
         def begin() -> int:
-            for line in (ours, *self._lines.values()):
+            for line in (ours, *self._lines.values(), *close):
                 line.close()
             return work(theirs)
 
@@ -183,17 +180,31 @@ class Children:
 
         return _fork(begin)
 
-    def tell(self, pid: int, order: Order) -> bool:
-        """Send an order; False if it cannot be sent."""
+    def tell(
+        self,
+        pid: int,
+        order: Order,
+        body: Mapping[str, object] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> bool:
+        """Send an order; False if it cannot be sent.
+
+        Args:
+          descriptors: what the other process gets duplicates of (SCM_RIGHTS, unix(7)).
+        """
+        frame = write_order(order, body=body)
         try:
-            self._lines[pid].send(write_order(order))
+            if descriptors:
+                socket.send_fds(self._lines[pid], [frame], [*descriptors])
+            else:
+                self._lines[pid].send(frame)
         except OSError:  # it died, or does not listen any more
             return False
         return True
 
     def hear(self, pid: int) -> Heard:
-        """Read what the worker has sent since the last call."""
-        alive = invalid = False
+        """Read what the process has sent since the last call."""
+        alive = refused = invalid = False
         for _ in range(MAX_MESSAGES_IN_A_ROW):
             try:
                 frame = receive_packet(self._lines[pid], MAX_FRAME + 1)
@@ -201,13 +212,18 @@ class Children:
                 break
             if frame is None:
                 break
-            if _is_alive(frame):
-                alive = True
-            else:
-                invalid = True
+            match _answer(frame):
+                case Order.ALIVE:
+                    alive = True
+                case Order.CERTIFICATES_OK:
+                    pass
+                case Order.CERTIFICATES_FAILED:
+                    refused = True
+                case _:
+                    invalid = True
         else:
-            return Heard(alive=alive, invalid=invalid, more=True)
-        return Heard(alive=alive, invalid=invalid)
+            return Heard(alive=alive, refused=refused, invalid=invalid, more=True)
+        return Heard(alive=alive, refused=refused, invalid=invalid)
 
     def kill(self, pid: int, number: int) -> None:
         """Send a signal.
@@ -230,12 +246,26 @@ class Children:
         return ends
 
 
-def _is_alive(frame: bytes) -> bool:
+def make_line() -> tuple[socket.socket, socket.socket]:
+    """Make both ends of a line that keeps messages apart.
+
+    Raises:
+      SpawnError: there are no descriptors for it.
+    """
     try:
-        order, _ = read_order(frame)
+        return socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+        )
+    except OSError as error:
+        raise SpawnError("socketpair()", error) from error
+
+
+def _answer(frame: bytes) -> Order | None:
+    """Return what a process answers; None if that is no message."""
+    try:
+        return read_order(frame)[0]
     except MessageError:
-        return False
-    return order == Order.ALIVE
+        return None
 
 
 def _fork(work: Callable[[], int]) -> int:

@@ -8,23 +8,36 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Self, cast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Self, cast
 
 from mailproxy.conf.directive import Block, Reading, Settings, declarations
 from mailproxy.conf.places import BlockKind, Language
 from mailproxy.conf.resolve import Interpreter
+from mailproxy.conf.secret_files import SecretFile
 from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
+from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.group_checks import complete_checks
 from mailproxy.mail.listen import Listen
-from mailproxy.mail.load_state import LoadState
-from mailproxy.mail.modules import MODULES
+from mailproxy.mail.load_state import LoadState, Reason, load_state
+from mailproxy.mail.match import close_match, open_match
+from mailproxy.mail.modules import MODULES, OF_BLOCKS
+from mailproxy.mail.probing import GroupCheck
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
+from mailproxy.mail.upstream import close_upstream, open_upstream, warn_of_loops
+from mailproxy.mail.upstreams import Upstreams
 from mailproxy.process.options import Options
 from mailproxy.process.settings import EventsSettings, MainSettings
+from mailproxy.stats.cells import CellKey
+
+if TYPE_CHECKING:
+    from mailproxy.mail.own_certificates import OwnCertificates
+    from mailproxy.net.openssl.pairs import Leaf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,35 @@ class Configuration:
     """The logs of mail and of each server that has its own: all are opened at start."""
     messages: Messages
     """Warnings."""
+    upstreams: Upstreams
+    """The groups of backends, and what this process knows of them."""
+    manager: tuple[Reason, ...] = ()
+    """What needs the manager process; empty: there is none."""
+    group_checks: Mapping[str, tuple[GroupCheck, ...]] = field(default_factory=dict)
+    """The health checks of groups, by name in lower case."""
+    counted: tuple[CellKey, ...] = ()
+    """The numbers that processes share, besides those that all have."""
+
+    @property
+    def shares_numbers(self) -> bool:
+        """Whether processes need the shared mapping."""
+        return bool(self.manager or self.counted)
+
+    @property
+    def secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that workers read."""
+        masters = (server.proxy.proxy_master_user for server in self.servers)
+        return frozenset(each.password_file for each in masters if each is not None)
+
+    @property
+    def manager_secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that the manager reads."""
+        files = (
+            each.check.login_file
+            for checks in self.group_checks.values()
+            for each in checks
+        )
+        return frozenset(each for each in files if each is not None)
 
     @property
     def listens(self) -> tuple[Listen, ...]:
@@ -83,6 +125,13 @@ class _Made:
         self.block = block
         self.settings: dict[type[Settings], Settings] = {}
         self.complete = True
+
+    @property
+    def listens(self) -> tuple[Listen, ...]:
+        """Where it listens; known once it is complete."""
+        core = self.settings[CoreSettings]
+        assert isinstance(core, CoreSettings)
+        return core.listen
 
     def add(self, module: type[Settings], reading: Reading) -> None:
         """Make the settings of one module, if it applies and its directives are valid.
@@ -111,6 +160,7 @@ class Assembly:
     def __init__(self) -> None:
         self.servers: list[Server] = []
         self.blocks: list[Block] = []
+        self.upstreams = Upstreams({}, ())
 
     def close_server(self, block: Block, _: Reading) -> Iterator[ConfigError]:
         """Check at the end of a server that it listens."""
@@ -124,8 +174,8 @@ class Assembly:
 
     def close_mail(self, mail: Block, reading: Reading) -> Iterator[ConfigError]:
         """Make the servers at the end of mail: module by module, then server by server."""
-        self.blocks = mail.blocks
-        blocks = [_Made(block) for block in mail.blocks]
+        self.blocks = [each for each in mail.blocks if each.context == "server"]
+        blocks = [_Made(block) for block in self.blocks]
         said: set[str] = set()
         for module in MODULES:
             for made in blocks:
@@ -143,9 +193,15 @@ class Assembly:
             except ConfigError as error:
                 made.complete = False
                 yield error
+        complete = [made for made in blocks if made.complete]
+        listens = [each for made in complete for each in made.listens]
+        self.upstreams = Upstreams(load_state(reading).groups, listens)
         self.servers = [
-            make_server(made.block, made.settings) for made in blocks if made.complete
+            make_server(made.block, made.settings, self.upstreams) for made in complete
         ]
+        warn_of_loops(reading, self.upstreams.is_own)
+        if self.servers and len(complete) == len(blocks):
+            yield from complete_checks(self.servers, reading)
 
 
 class Loader:
@@ -197,17 +253,24 @@ class Loader:
             main, events = self._start(parsed=parsed)
             if all(message.is_warning for message in messages):
                 self._warn_of_idleness()
+                self._warn_of_certificates(main)
         said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
         if any(not message.is_warning for message in messages):
             raise ConfigErrors.of(said, parsed=parsed)
         assert main is not None
         assert events is not None
+        state = load_state(self.reading)
+        shares = state.shares_numbers or state.manager
         return Configuration(
             main=main,
             events=events,
             servers=tuple(self.assembly.servers),
             error_logs=tuple(self._error_logs()),
             messages=said,
+            upstreams=self.assembly.upstreams,
+            manager=tuple(state.manager),
+            group_checks=dict(state.group_checks),
+            counted=tuple(state.counted) if shares else (),
         )
 
     def _warn_of_idleness(self) -> None:
@@ -226,6 +289,31 @@ class Loader:
             None if mail is None else mail.directive,
             "write one: mail { server { listen 143; protocol imap; auth_http URL; } }",
         )
+
+    def _warn_of_certificates(self, main: MainSettings | None) -> None:
+        """Warn of certificates in use that expire soon, or that clients may not like.
+
+        Of those of `ssl_certificate` that have expired, there was a warning before.
+        """
+        found = list(certificates_in_use(self.assembly.servers))
+        if main is None or not found:
+            return
+        from mailproxy.process.expiry import Expiry
+
+        self.reading.statement = None
+        warned = {message.message for message in self.reading.messages}
+        for remark in Expiry(main.ssl_certificate_warning).due(
+            found, datetime.now(UTC)
+        ):
+            if remark.text not in warned:
+                self.reading.warn(
+                    remark.text, remedy="clients will refuse it then: renew it"
+                )
+        for file in dict.fromkeys(file for file, leaf in found if leaf.must_staple):
+            self.reading.warn(
+                f'certificate "{file}" wants OCSP stapling, which mail does not have',
+                remedy="order it without must-staple",
+            )
 
     def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:
         for mail in self.interpreter.main.blocks:
@@ -247,6 +335,8 @@ class Loader:
                 main = MainSettings.make(top, reading)
             except ConfigError as error:
                 reading.messages.append(error)
+        if main is not None and not main.master_process:
+            self._refuse_manager()
         if "events" not in blocks:
             if "events" not in top.failed:
                 reading.messages.append(
@@ -259,6 +349,15 @@ class Loader:
             events = EventsSettings.make(blocks["events"], reading)
             self._check_connections(events.worker_connections)
         return main, events
+
+    def _refuse_manager(self) -> None:
+        """Check that nothing needs a manager, which only a master starts."""
+        for reason in load_state(self.reading).manager[:1]:
+            self.reading.messages.append(
+                ConfigError(
+                    f'"{reason.directive}" needs "master_process on"', reason.position
+                )
+            )
 
     def _check_connections(self, connections: int) -> None:
         """Check that a worker may have more connections than it has listening sockets."""
@@ -279,6 +378,18 @@ class Loader:
             )
 
 
+def own_certificates(servers: Iterable[Server]) -> list[OwnCertificates]:
+    """Return the certificates of each TLS context, in an order that all processes know."""
+    found = {id(own): own for each in servers if (own := each.ssl.own) is not None}
+    return list(found.values())
+
+
+def certificates_in_use(servers: Iterable[Server]) -> Iterator[tuple[str, Leaf]]:
+    """Yield the certificates that clients may get, with their files."""
+    for own in own_certificates(servers):
+        yield from own.in_use()
+
+
 def _port(listen: Listen) -> tuple[int, int]:
     port = 0 if isinstance(listen.sockaddr, str) else listen.sockaddr[1]
     return listen.family, port
@@ -288,7 +399,7 @@ def language(assembly: Assembly | None = None) -> Language:
     """Return all directives and blocks, and where they may stand."""
     assembly = Assembly() if assembly is None else assembly
     return Language(
-        settings=(MainSettings, EventsSettings, *MODULES),
+        settings=(MainSettings, EventsSettings, *MODULES, *OF_BLOCKS),
         blocks=(
             BlockKind(name="events", parent="main"),
             BlockKind(
@@ -296,6 +407,22 @@ def language(assembly: Assembly | None = None) -> Language:
             ),
             BlockKind(
                 name="server", parent="mail", repeats="add", close=assembly.close_server
+            ),
+            BlockKind(
+                name="upstream",
+                parent="mail",
+                repeats="add",
+                arguments=1,
+                open=open_upstream,
+                close=close_upstream,
+            ),
+            BlockKind(
+                name="match",
+                parent="mail",
+                repeats="add",
+                arguments=1,
+                open=open_match,
+                close=close_match,
             ),
         ),
     )

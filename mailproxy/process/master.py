@@ -23,17 +23,24 @@ from mailproxy.log import Logger
 from mailproxy.net import listening
 from mailproxy.net.listening import Held
 from mailproxy.outside import Findings
-from mailproxy.process import pidfile
+from mailproxy.process import certificate_orders, pidfile
 from mailproxy.process.children import End
+from mailproxy.process.crew import MAX_SILENCE, Means, Processes
 from mailproxy.process.generation import Generation, GenerationError
+from mailproxy.process.managers import Managers, ManagerWork
 from mailproxy.process.notify import Notify
 from mailproxy.process.reader import MAX_READING, TOO_SLOW, ConfigurationReader
+from mailproxy.process.renewal import Change, Renewal
 from mailproxy.process.signals import HANDLED, Received
-from mailproxy.process.workers import MAX_SILENCE, Processes, Work, Workers
+from mailproxy.process.workers import Workers, WorkerWork
+from mailproxy.stats.cells import CellKey
+from mailproxy.stats.mapping import Statistics
 
 MAX_COMING_UP = 30.0
 """Seconds that new workers may take to come up. After that the master goes on: at a
 start without them, at a reload with the old ones."""
+MAX_MANAGER_START = 15.0
+"""Seconds that a new manager may take; without it, nothing starts."""
 
 _CONCERNS_START = (
     signal.SIGCHLD,
@@ -103,7 +110,8 @@ class Master:
         self,
         first: Generation,
         load: Load,
-        work: Work,
+        work: WorkerWork,
+        manage: ManagerWork,
         *,
         reader: ConfigurationReader,
         processes: Processes,
@@ -124,8 +132,16 @@ class Master:
         self._notify = notify
         self._origin = origin
         self._clock = clock
-        patience = notify.watchdog or MAX_SILENCE
-        self._workers = Workers(first, work, processes, clock, patience)
+        self._statistics = Statistics()
+        means = Means(
+            processes=processes,
+            clock=clock,
+            statistics=self._statistics,
+            patience=notify.watchdog or MAX_SILENCE,
+        )
+        self._managers = Managers(first, manage, means)
+        self._workers = Workers(first, work, means, self._managers)
+        self._renewal = self._make_renewal()
         self._new_binary: int | None = None
         self._paused = False
         self._listening = True
@@ -138,18 +154,50 @@ class Master:
 
     def start(self) -> bool:
         """Start the first workers; returns False, after cleaning up, if none can work."""
-        self._workers.start()
-        self._wait_until_up()
+        self._make_room()
+        if not self._start_manager():
+            self._give_up("manager process does not start")
+            return False
+        if self._ending is None:
+            self._workers.start()
+            self._wait_until_up(self._workers, MAX_COMING_UP)
         if self._workers.failed and not self._workers and not self._workers.ever_up:
-            self._log.emerg("no worker process could start, exiting")
-            self._leave()
+            self._give_up("no worker process could start, exiting")
             return False
         self._say_ready()
         return True
 
+    def _give_up(self, why: str) -> None:
+        """End before it has begun to serve."""
+        self._log.emerg(why)
+        self._stop()
+        while self._managers:
+            self._obey(float("inf"), _CONCERNS_START)
+        self._leave()
+
+    def _start_manager(self) -> bool:
+        """Start the manager of the current generation, if it needs one; False if that
+        does not come up."""
+        self._managers.start()
+        came_up = self._wait_until_up(self._managers, MAX_MANAGER_START)
+        self._managers.settle()
+        return came_up
+
+    def _make_room(self) -> None:
+        """Have cells for all numbers that the current generation wants to be shared."""
+        self._statistics.begin_generation()
+        configuration = self._generation.configuration
+        if not configuration.shares_numbers:
+            return
+        left_out = self._statistics.need(
+            configuration.counted, self._generation.main.worker_processes
+        )
+        for what in dict.fromkeys(map(_zone, left_out)):
+            self._log.warn(f"no room for the statistics of {what}")
+
     def run(self) -> int:
         """Obey signals until one of them ends the master; returns the exit code."""
-        while self._ending is None or self._workers:
+        while self._ending is None or self._workers or self._managers:
             if self._reader.pid is None:
                 self._obey(float("inf"), HANDLED)
             else:
@@ -160,11 +208,19 @@ class Master:
 
     def _obey(self, until: float, signals: Collection[signal.Signals]) -> None:
         """Take the next of `signals`, if one comes in time, and do what is due."""
-        due = min(until - self._clock(), self._workers.until_next())
+        crews = self._workers, self._managers
+        due = min(
+            until - self._clock(),
+            self._until_renewal(),
+            *(crew.until_next() for crew in crews),
+        )
         received = self._signals.wait(due, signals)
         if received is not None:
             self._take(received)
-        if self._workers.catch_up():
+        watched = [crew.catch_up() for crew in crews]
+        if self._until_renewal() <= 0:
+            self._renewal.catch_up()
+        if any(watched):
             self._notify.alive()
         if self._owes_ready:
             self._say_ready()
@@ -173,6 +229,7 @@ class Master:
         match received.number:
             case signal.SIGIO:
                 self._workers.hear()
+                self._managers.hear()
             case signal.SIGCHLD:
                 self._reap(received)
             case signal.SIGTERM | signal.SIGINT:
@@ -200,8 +257,11 @@ class Master:
             if end.pid == self._reader.pid:
                 self._read_end = end
                 continue
-            if self._reader.forget(end.pid) or self._workers.bury(
-                end, replace=self._ending is None
+            replace = self._ending is None
+            if (
+                self._reader.forget(end.pid)
+                or self._workers.bury(end, replace=replace)
+                or self._managers.bury(end, replace=replace)
             ):
                 continue
             new_binary = end.pid == self._new_binary
@@ -212,6 +272,7 @@ class Master:
                 self._new_binary = None
                 self._upgrade.gone(self._generation)
                 self._resume()
+        self._managers.retire(all_end=self._ending is not None)
 
     # The end
 
@@ -221,6 +282,7 @@ class Master:
             self._reader.abandon(self._log)
             self._notify.stopping()
             self._workers.insist()
+            self._managers.insist()
 
     def _quit(self) -> None:
         if self._ending is None:
@@ -228,6 +290,7 @@ class Master:
             self._reader.abandon(self._log)
             self._notify.stopping()
             self._workers.leave()
+            self._managers.retire(all_end=True)
             self._stop_listening()
 
     def _leave(self) -> None:
@@ -254,6 +317,7 @@ class Master:
         self._log.notice("reopening logs")
         self._generation.reopen_logs()
         self._workers.reopen_logs()
+        self._managers.reopen_logs()
 
     # Reload
 
@@ -311,45 +375,93 @@ class Master:
 
     def _replace_by(self, new: Generation) -> None:
         """Start the workers of a generation; if they come up, all others leave."""
-        old, workers = self._generation, self._workers
-        self._generation = workers.generation = new
-        workers.outgoing = old
-        workers.start()
-        if self._wait_until_up():
+        old, workers, managers = self._generation, self._workers, self._managers
+        workers.outgoing = managers.outgoing = old
+        self._use(new)
+        missing = self._start_new()
+        if not missing:
             self._paused = False
+            self._renewal = self._make_renewal()
             workers.leave(but=new)
             self._dismiss(old, new)
         else:
-            self._generation = workers.generation = old
-            self._log.emerg("new worker processes do not start, nothing is changed")
-            workers.stop(but=old)
+            self._use(old)
+            self._log.emerg(f"{missing}, nothing is changed")
+            workers.stop(only=new)
+            managers.stop(only=new)
             self._dismiss(new, old)
             old.logs.redirect_stderr()
-        workers.outgoing = None
+        workers.outgoing = managers.outgoing = None
+        managers.set_front()
+        managers.retire(all_end=self._ending is not None)
         if not self._paused and self._ending is None:
             workers.fill()
+
+    def _use(self, generation: Generation) -> None:
+        """Start processes of this generation from now on."""
+        self._generation = generation
+        self._workers.generation = self._managers.generation = generation
+
+    def _start_new(self) -> str:
+        """Start the new manager and workers; returns what does not start, or ""."""
+        self._make_room()
+        if not self._start_manager():
+            return "new manager process does not start"
+        if self._ending is None:
+            self._workers.start()
+            if not self._wait_until_up(self._workers, MAX_COMING_UP):
+                return "new worker processes do not start"
+        return ""
 
     def _dismiss(self, loser: Generation, winner: Generation) -> None:
         """Close and remove what only the losing generation has."""
         self._close(winner.lacks(loser), say=True)
         loser.remove_pid(but=winner)
-        loser.logs.close()
+        loser.close()
 
-    def _wait_until_up(self) -> bool:
-        """Wait for the new workers; False if not all of them have come up.
+    def _wait_until_up(self, crew: Workers | Managers, seconds: float) -> bool:
+        """Wait for new processes; False if not all of them have come up.
 
         Meanwhile it takes only the signals that concern them or end the master; the
         others stay pending in the kernel.
         """
-        workers = self._workers
-        deadline = self._clock() + MAX_COMING_UP
-        while workers.coming_up and self._ending is None:
-            if workers.failed and workers.outgoing is not None:
+        deadline = self._clock() + seconds
+        while crew.coming_up and self._ending is None:
+            if crew.is_hopeless:
                 break
             if self._clock() >= deadline:
                 return False
             self._obey(deadline, _CONCERNS_START)
-        return not workers.failed
+        return not crew.failed
+
+    # Certificates
+
+    def _make_renewal(self) -> Renewal:
+        generation = self._generation
+        return Renewal(
+            generation.configuration,
+            generation.log,
+            self._tell_certificates,
+            clock=self._clock,
+        )
+
+    def _until_renewal(self) -> float:
+        """Seconds until certificates are looked at; not while generations change."""
+        if self._ending is not None or self._workers.outgoing is not None:
+            return float("inf")
+        return self._renewal.until_next()
+
+    def _tell_certificates(self, change: Change) -> None:
+        """Have the workers use what has changed."""
+        try:
+            sheet = certificate_orders.write_sheet(change)
+        except OSError as error:
+            self._log.error("memfd_create() failed for certificates", error=error)
+            return
+        try:
+            self._workers.renew(sheet)
+        finally:
+            os.close(sheet)
 
     def _say_ready(self) -> None:
         """Tell systemd that clients are served, at once or as soon as a worker is up."""
@@ -398,3 +510,9 @@ class Master:
             self._paused = False
             self._workers.start()
         self._say_ready()
+
+
+def _zone(key: CellKey) -> str:
+    """What a key belongs to, for the log."""
+    kind = "upstream" if key.name.startswith("peer_") else "zone"
+    return f'{kind} "{key.labels[0]}"'

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from mailproxy.frozen import Frozen
 from mailproxy.log import Logger
-from mailproxy.process.settings import Affinity, MainSettings, online_cpus
+from mailproxy.process.settings import Affinity, MainSettings, User, online_cpus
 
 _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
@@ -44,7 +44,7 @@ def become_worker(main: MainSettings, slot: int, log: Logger) -> None:
     _limit("RLIMIT_NOFILE", main.worker_rlimit_nofile, log)
     _limit("RLIMIT_CORE", main.worker_rlimit_core, log)
     if os.geteuid() == 0:
-        _change_user(main, log)
+        _change_user(main.user, log)
     if main.worker_cpu_affinity is not None:
         _set_affinity(main.worker_cpu_affinity, slot, log)
     _allow_core_files(log)
@@ -54,6 +54,26 @@ def become_worker(main: MainSettings, slot: int, log: Logger) -> None:
         except OSError as error:
             log.alert('chdir("%s") failed', main.working_directory, error=error)
             raise UnfitError from error
+
+
+def become_manager(main: MainSettings, log: Logger) -> None:
+    """Take on the rights of a manager, and keep other processes out of its memory.
+
+    It has secrets that workers must not see, who may run as the same user. A process
+    that cannot be dumped cannot be traced either (prctl(2), PR_SET_DUMPABLE).
+
+    Raises:
+      UnfitError: it has more rights than it should, or others could look into it.
+    """
+    if os.geteuid() == 0:
+        _change_user(main.manager_user or main.user, log)
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _set_dumpable(allowed=False)
+    except (OSError, ValueError) as error:
+        failure = error if isinstance(error, OSError) else None
+        log.emerg("prctl(PR_SET_DUMPABLE) failed", error=failure)
+        raise UnfitError from error
 
 
 def environment(
@@ -99,8 +119,7 @@ def _limit(name: str, value: int | None, log: Logger) -> None:
     log.alert(f"setrlimit({name}, {value}) failed", error=failure)
 
 
-def _change_user(main: MainSettings, log: Logger) -> None:
-    user = main.user
+def _change_user(user: User | None, log: Logger) -> None:
     assert user is not None, "as root there is always one"
     try:
         os.setgid(user.gid)
@@ -149,10 +168,19 @@ def _allow_core_files(log: Logger) -> None:
     """
     if resource.getrlimit(resource.RLIMIT_CORE)[0] == 0:
         return
+    try:
+        _set_dumpable(allowed=True)
+    except OSError as error:
+        log.alert("prctl(PR_SET_DUMPABLE) failed", error=error)
+
+
+def _set_dumpable(*, allowed: bool) -> None:
+    """Set whether this process can be dumped and traced.
+
+    Raises:
+      OSError: the kernel does not do it.
+    """
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
-    if prctl is not None and prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0) != 0:
+    if prctl is not None and prctl(_PR_SET_DUMPABLE, int(allowed), 0, 0, 0) != 0:
         number = ctypes.get_errno()
-        log.alert(
-            "prctl(PR_SET_DUMPABLE) failed",
-            error=OSError(number, os.strerror(number)),
-        )
+        raise OSError(number, os.strerror(number))

@@ -25,6 +25,7 @@ from mailproxy.conf.values import (
 )
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import error_log
+from mailproxy.process.certificate_values import DEFAULT_WARNINGS, warnings, watch
 
 DEFAULT_USER = "nobody"
 """The workers' account if the master is root and there is no `user` directive."""
@@ -53,7 +54,7 @@ class Affinity:
 def _parse_user(found: Directive, reading: Reading) -> User | None:
     if os.geteuid() != 0:
         reading.warn(
-            'the "user" directive makes sense only if the master process runs '
+            f'the "{found.name}" directive makes sense only if the master process runs '
             "with super-user privileges, ignored",
             found,
         )
@@ -202,7 +203,7 @@ def _parse_use(found: Directive, _: Reading) -> str:
     return word.value
 
 
-user: Value[User | None] = Value(_parse_user, "user [group]", most=2)
+account: Value[User | None] = Value(_parse_user, "user [group]", most=2)
 processes: Value[int] = Value(_parse_processes, "number | auto", parameters=("auto",))
 priority: Value[int] = Value(_parse_priority, "number")
 affinity: Value[Affinity] = Value(
@@ -231,9 +232,20 @@ class MainSettings(Settings):
     """The main context: processes, files, rights."""
 
     user: User | None = directive(
-        user, default=None, contexts="main", repeats="last", shown=DEFAULT_USER
+        account, default=None, contexts="main", repeats="last", shown=DEFAULT_USER
     )
     """The account that workers run as; used only if the master is root."""
+
+    manager_user: User | None = directive(
+        account,
+        default=None,
+        contexts="main",
+        repeats="last",
+        origin="mailproxy",
+        shown="user",
+    )
+    """The account that the manager process runs as, if there is one; used only if the
+    master is root. One of its own keeps the secrets of the manager from workers."""
 
     worker_processes: int = directive(processes, default=1, contexts="main")
     """How many workers serve clients."""
@@ -304,6 +316,21 @@ class MainSettings(Settings):
 
     ssl_engine: str = directive(engine, default="", contexts="main")
     """An OpenSSL engine (before 4.0), used in TLS for everything that it supports."""
+
+    ssl_certificate_watch: float = directive(
+        watch, default=0.0, contexts="main", shown="off", origin="mailproxy"
+    )
+    """How often the files of certificates are looked at, in seconds: new ones are used
+    without a reload."""
+
+    ssl_certificate_warning: tuple[float, ...] = directive(
+        warnings,
+        default=DEFAULT_WARNINGS,
+        contexts="main",
+        shown="30d 7d 1d",
+        origin="mailproxy",
+    )
+    """How long before a certificate expires the log says so, in seconds."""
 
     ssl_object_cache_inheritable: bool = directive(
         flag, default=True, contexts="main", accepted=True

@@ -37,20 +37,24 @@ from mailproxy.process.children import FATAL, Children
 from mailproxy.process.configuration import Configuration
 from mailproxy.process.daemon import Foreground, daemonise
 from mailproxy.process.generation import Generation, GenerationError
+from mailproxy.process.managers import ManagerPlace
 from mailproxy.process.master import Master, Origin, Pause
 from mailproxy.process.notify import Notify, activated
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
 from mailproxy.process.privileges import (
     UnfitError,
+    become_manager,
     become_worker,
     environment,
     set_environment,
 )
 from mailproxy.process.reader import ConfigurationReader
+from mailproxy.process.secret_files import SecretError
 from mailproxy.process.title import set_title
 from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
+from mailproxy.process.workers import WorkerPlace
 
 Load = Callable[[Logger], Configuration]
 """Reads the configuration; logs what is wrong and raises GenerationError."""
@@ -141,43 +145,83 @@ class _Home:
         if self.foreground is not None:
             self.foreground.release(code)
 
-    def work(
-        self,
-        born: Generation,
-        outgoing: Generation | None,
-        slot: int,
-        orders: socket.socket,
-    ) -> int:
+    def work(self, place: WorkerPlace, orders: socket.socket) -> int:
         """Run as a worker, from the fork to the exit code."""
+        born, outgoing = place.generation, place.outgoing
+        born.manager_secrets.close()
         log = born.log
         retitle = partial(set_title, self.options.name)
         retitle("worker process")
-        self.notify.close()
-        self.reader.close()
-        if self.foreground is not None:
-            self.foreground.close()
+        place.row.begin()
+        self._leave_to_master()
         if outgoing is not None:
             for listener in born.lacks(outgoing):
                 listener.socket.close()
-            outgoing.logs.close()
+            outgoing.close()
         set_environment(environment(born.main.env, self.started_with))
         try:
-            become_worker(born.main, slot, log)
+            secrets = born.secrets.take()
+            become_worker(born.main, place.slot, log)
             return Worker(
                 born.configuration,
                 born.listeners,
                 born.logs,
                 worker_services.of_worker(orders),
                 retitle,
+                row=place.row,
+                manager=place.manager,
+                secrets=secrets,
             ).run()
         except UnfitError:
             return FATAL
+        except SecretError as failure:
+            log.emerg(str(failure), error=failure.error)
+            return 1
         except StartError as failure:  # the master tries again, or stays with the old
             log.emerg(f"{failure.call} failed", error=failure.error)
             return 1
         except Exception as error:  # the master starts another one
             log.exception("worker process failed, this is a bug", exception=error)
             return 1
+
+    def manage(self, place: ManagerPlace, orders: socket.socket) -> int:
+        """Run as a manager, from the fork to the exit code."""
+        logs, main = place.current.logs, place.generation.main
+        set_title(self.options.name, "manager process")
+        place.row.begin()
+        self._leave_to_master()
+        for each in filter(None, (place.current, place.outgoing)):
+            for listener in each.listeners:
+                listener.socket.close()
+            if each.logs is not logs:
+                each.logs.close()
+            if each is not place.generation:
+                each.close_secrets()
+        place.generation.secrets.close()
+        set_environment(environment(main.env, self.started_with))
+        try:
+            secrets = place.generation.manager_secrets.take()
+            become_manager(main, logs.main)
+            from mailproxy.process.manager import run  # no other process needs it
+
+            return run(place, logs, orders, secrets)
+        except UnfitError:
+            return FATAL
+        except SecretError as failure:
+            logs.main.emerg(str(failure), error=failure.error)
+            return 1
+        except Exception as error:  # noqa: BLE001 # the master starts another one
+            logs.main.exception(
+                "manager process failed, this is a bug", exception=error
+            )
+            return 1
+
+    def _leave_to_master(self) -> None:
+        """Close what only the master needs, in another process."""
+        self.notify.close()
+        self.reader.close()
+        if self.foreground is not None:
+            self.foreground.close()
 
 
 def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
@@ -194,6 +238,7 @@ def _lead(born: Generation, load: Load, home: _Home, origin: Origin) -> int:
         born,
         load_next,
         home.work,
+        home.manage,
         reader=home.reader,
         processes=home.children,
         signals=signals,
@@ -243,7 +288,11 @@ def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> i
             born.listeners,
             born.logs,
             worker_services.of_single_process(alone.reconfigure),
+            secrets=born.secrets.take(),
         ).run()
+    except SecretError as failure:
+        born.log.emerg(str(failure), error=failure.error)
+        code = 1
     except StartError as failure:
         born.log.emerg(f"{failure.call} failed", error=failure.error)
         code = 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import trio
@@ -29,6 +29,7 @@ from mailproxy.process.accepting import AcceptLoop, Admission
 from mailproxy.process.configuration import Configuration
 from mailproxy.process.services import Service
 from mailproxy.process.settings import MainSettings
+from mailproxy.stats.mapping import Row
 
 GARBAGE_THRESHOLD = 20_000
 """Objects between two garbage collections: a session makes a few hundred, and hardly
@@ -44,9 +45,14 @@ class Worker:
       logs: the open logs of the configuration.
       hosted: the services to run (see `worker_services`).
       retitle: sets the process title.
+      row: its row in the statistics; None: it counts for itself.
+      manager: its end of the line to the manager process; None: there is none.
+      secrets: what was read from files of secrets, by path.
 
     Attributes:
       network: what its sessions need to reach clients, backends and auth sources.
+      configuration: the one that it accepts for.
+      replaced: is set once that has another one in its place.
       told_to_leave: is set once it no longer accepts clients.
     """
 
@@ -57,15 +63,21 @@ class Worker:
         logs: Logs,
         hosted: Sequence[Service],
         retitle: Callable[[str], None] = lambda _: None,
+        row: Row | None = None,
+        manager: socket.socket | None = None,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
-        self.network = Network(Engine(configuration.events.worker_connections))
+        self.network = Network(Engine(configuration.events.worker_connections), row)
+        self.network.manager.connect(manager, lambda: self.log)
         self.told_to_leave = trio.Event()
+        self.replaced = trio.Event()
         self._services = hosted
         self._retitle = retitle
         self._serving = trio.CancelScope()
         self._exit_code = 0
         self._begun = False
         self._old_logs: list[Logs] = []
+        self.network.secrets.update(secrets or {})
         self._use(configuration, listeners, logs)
 
     def _use(
@@ -74,8 +86,12 @@ class Worker:
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
     ) -> None:
+        self.configuration = configuration
         self._main = configuration.main
         self._logs = logs
+        configuration.upstreams.count_in(self.network.row)
+        engine = self.network.engine
+        configuration.upstreams.manage(self.network.manager, lambda: engine.time())
         admission = Admission(configuration, logs, self.network)
         self._loops = [AcceptLoop(listener, admission) for listener in listeners]
 
@@ -183,6 +199,7 @@ class Worker:
         configuration: Configuration,
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
         """Accept for another configuration from now on; sessions keep theirs.
 
@@ -193,7 +210,10 @@ class Worker:
             old.stop(close_socket=False)
         for old in replaced:
             await old.stopped.wait()
+        self.network.secrets.update(secrets or {})
         self._use(configuration, listeners, logs)
+        self.replaced.set()
+        self.replaced = trio.Event()
         self.network.idle.clear()  # the new servers may ask another auth server
         if self.leaving:  # since a moment ago
             for new in self._loops:

@@ -25,6 +25,7 @@ from mailproxy.auth.verdict import (
 )
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.errors import AuthError
+from mailproxy.net.outgoing import Outgoing
 from tests.auth.fake import LIMIT, FakeSource
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemoryWire, ScopeTimer
@@ -73,8 +74,10 @@ class AuthServer(MemoryNetwork):
         super().__init__(None)
         self.answer = answer
 
-    def connect(self, family: int, address: SocketAddress) -> MemoryWire:
-        wire = super().connect(family, address)
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> MemoryWire:
+        wire = super().connect(family, address, how)
 
         def reply(wire: MemoryWire, _request: bytes) -> None:
             if isinstance(self.answer, bytes):

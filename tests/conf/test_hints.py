@@ -81,7 +81,7 @@ def test_two_letters_swapped_are_one_mistake(name: str, data: st.DataObject) -> 
         ("mail { ssl_preread on; }", '"ssl_preread" is a directive of stream, not of mail'),
         ("mail { ssl_alpn x; }", '"ssl_alpn" is a directive of stream, not of mail'),
         ("mail { location / {} }", '"location" is a directive of http, not of mail'),
-        ("proxy_pass x;", '"proxy_pass" is a directive of http, not of mail'),
+        ("proxy_set_header x;", '"proxy_set_header" is a directive of http, not of mail'),
         (
             "mail { access_by_lua_block { } }",
             '"access_by_lua_block" is a directive of Lua (OpenResty), not of mail',
@@ -108,8 +108,21 @@ def test_two_letters_swapped_are_one_mistake(name: str, data: st.DataObject) -> 
             for name in names.split()
         ),
         ("server { }", "its place is mail {}"),
+        ("server x;", "its place is upstream {}"),
+        ("proxy_pass x;", "its place is mail {} or server {}"),
+        ("mail { least_conn; }", "its place is upstream {}"),
+        ("mail { server { upstream x { } } }", "its place is mail {}"),
         ("mail { pid x; }", "its place is outside of all blocks"),
         ("mail { nonsense x; }", None),
+        (
+            "mail { upstream backends { server 127.0.0.1:1; } server { listen 127.0.0.1:143;"
+            " auth_http 127.0.0.1; proxy_pass backend; } }",
+            'did you mean "backends"?',
+        ),
+        (
+            "mail { server { listen 127.0.0.1:143; auth_http 127.0.0.1; proxy_pass x; } }",
+            "server x:143;",
+        ),
         ("mail { http_auth x; }", 'did you mean "auth_http"?'),
         ("mail { http-auth x; }", 'did you mean "auth_http"?'),
         ("mail { auth_smtp plain; }", 'did you mean "smtp_auth"?'),

@@ -36,7 +36,7 @@ def mail(text: str) -> str:
         ("mail\0 {}", 'unknown directive "mail"'),
         ("proxy_tls on;", 'unknown directive "proxy_tls"'),
         ("location / {}", '"location" directive is not allowed here'),
-        ("proxy_pass;", '"proxy_pass" directive is not allowed here'),
+        ("proxy_set_header;", '"proxy_set_header" directive is not allowed here'),
         ("server_tokens {}", '"server_tokens" directive is not allowed here'),
         ("listen 143;", '"listen" directive is not allowed here'),
         ("daemon;", '"daemon" directive is not allowed here'),

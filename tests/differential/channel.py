@@ -18,6 +18,12 @@ _SINGLE = 5000
 OPEN, CLOSE = "⟨open⟩", "⟨close⟩"
 
 
+_TABLES = {
+    socket.AF_INET: Path("/proc/net/tcp"),
+    socket.AF_INET6: Path("/proc/net/tcp6"),
+}
+
+
 class MismatchError(Exception):
     """The proxy did something else than the script says."""
 
@@ -139,6 +145,19 @@ class Channel:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the proxy has closed already; the script tells whether it may
 
+    async def wait_until_read(self) -> None:
+        """Wait until the proxy has read what was sent.
+
+        Raises:
+          MismatchError: it leaves it there.
+        """
+        with trio.move_on_after(PATIENCE):
+            # The kernel tells nobody that another process has read.
+            while _unread(self.socket.socket):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            return
+        raise MismatchError(f"waited {PATIENCE:.0f} s for the proxy to read")
+
     def finish_sending(self) -> None:
         """Send a FIN."""
         self.told = True
@@ -180,3 +199,25 @@ class Channel:
         else:
             self.stream = stream
             self.events.append("⟨tls⟩")
+
+
+def _unread(connection: trio.socket.SocketType) -> int:
+    """How many octets the other end of a connection, on this machine, has not read.
+
+    Of unix sockets that cannot be known.
+    """
+    table = _TABLES.get(connection.family)
+    try:
+        ours, theirs = connection.getsockname()[1], connection.getpeername()[1]
+    except OSError:
+        return 0  # it is over
+    unread = 0
+    for line in table.read_text().splitlines()[1:] if table else ():
+        _, local, remote, _, queues, *_ = line.split()
+        ends = int(local.rpartition(":")[2], 16), int(remote.rpartition(":")[2], 16)
+        sending, receiving = queues.split(":")
+        if ends == (ours, theirs):
+            unread += int(sending, 16)
+        elif ends == (theirs, ours):
+            unread += int(receiving, 16)
+    return unread

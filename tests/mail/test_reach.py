@@ -14,6 +14,7 @@ from mailproxy.conf.addresses import SocketAddress
 from mailproxy.errors import ClientError
 from mailproxy.mail import session
 from mailproxy.mail.candidates import Candidate, Choice
+from mailproxy.net.outgoing import Outgoing
 from tests.memory import MemoryWire
 from tests.play import BACKEND, Stage, load_server, parse
 
@@ -320,7 +321,9 @@ def test_session_that_ends_for_another_reason_blames_nobody(
     here = stage("imap")
     connect_usually = here.network.connect
 
-    def connect(family: int, address: SocketAddress) -> MemoryWire:
+    def connect(
+        family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> MemoryWire:
         if address == BACKEND:
             raise ClientError
         return connect_usually(family, address)

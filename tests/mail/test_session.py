@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from mailproxy.conf.addresses import IPAddress, SocketAddress
 from mailproxy.net.dns import Resolver
 from mailproxy.net.dns_messages import NOT_FOUND, Answer, packed
+from mailproxy.net.outgoing import Outgoing
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemoryWire
 from tests.play import Stage, answer, auth_url, load_server, play
@@ -706,8 +707,10 @@ class Neighbours(MemoryNetwork):
         self._asked = 0
         self._tag = b""
 
-    def connect(self, family: int, address: SocketAddress) -> MemoryWire:
-        wire = super().connect(family, address)
+    def connect(
+        self, family: int, address: SocketAddress, how: Outgoing | None = None
+    ) -> MemoryWire:
+        wire = super().connect(family, address, how)
         if wire in self.wires["Q"]:
             wire.listener = self._decide
         else:

@@ -18,8 +18,9 @@ from mailproxy.errors import StartError
 from mailproxy.log import Logs, open_logs
 from mailproxy.mail.listen import Listen
 from mailproxy.net.listening import Listener
+from mailproxy.net.messages import MAX_FRAME
 from mailproxy.process.configuration import Configuration, load
-from mailproxy.process.messages import MAX_FRAME, Order, write_order
+from mailproxy.process.messages import Order, write_order
 from mailproxy.process.options import Options
 from mailproxy.process.services import Service
 from mailproxy.process.worker import Worker

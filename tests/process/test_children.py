@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from mailproxy.net.messages import MAX_FRAME
 from mailproxy.process import signals
 from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW, Children, End, Heard
-from mailproxy.process.messages import MAX_FRAME, Order, read_order, write_order
+from mailproxy.process.messages import Order, read_order, write_order
 from tests.processes import PATIENCE, wait_for
 
 

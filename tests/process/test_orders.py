@@ -9,14 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mailproxy.process.messages import (
-    COMPLAINT_PAUSE,
-    MAX_FRAME,
-    Message,
-    Order,
-    write_frame,
-    write_order,
-)
+from mailproxy.net.messages import COMPLAINT_PAUSE, MAX_FRAME, Message, write_frame
+from mailproxy.process.messages import Order, write_order
 from tests.process.own_worker import GREETING, Served, worker
 
 INVALID = "[alert] the master sent an invalid message"

@@ -15,17 +15,20 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from mailproxy.log import NOTICE, ErrorLog, Logger, open_logs
 from mailproxy.log.directive import File
+from mailproxy.mail.load_state import Reason
+from mailproxy.mail.upstreams import Upstreams
 from mailproxy.outside import Findings
 from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW, End, Heard, SpawnError
 from mailproxy.process.configuration import Configuration, Messages
 from mailproxy.process.generation import Generation, GenerationError
+from mailproxy.process.managers import ManagerPlace
 from mailproxy.process.master import Master, Origin, Pause
 from mailproxy.process.messages import Order
 from mailproxy.process.notify import Notify
@@ -33,6 +36,8 @@ from mailproxy.process.reader import ConfigurationReader
 from mailproxy.process.settings import EventsSettings, MainSettings
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.upgrade import Successor
+from mailproxy.stats.cells import CellKey
+from mailproxy.stats.mapping import Row
 
 SENDER = 4711
 """Who sends all signals but those of the kernel."""
@@ -94,12 +99,23 @@ class World:
     bind_rounds: int = 0
     """How often loading has to wait for an address."""
     notify: Notify = field(default_factory=lambda: Notify({}))
+    counted: tuple[CellKey, ...] = ()
+    """What the processes of the next generation count together."""
+    rows: dict[int, Row] = field(default_factory=dict)
+    """The rows of processes in the statistics, by pid."""
+    reasons: tuple[Reason, ...] = ()
+    """What needs a manager in the next generation."""
+    managers: dict[int, ManagerPlace] = field(default_factory=dict)
+    """What managers were born into, by pid."""
+    deaf: set[int] = field(default_factory=set)
+    """Processes whose lines have no room."""
     now: float = 1000.0
     _next_pid: int = 101
     _next_reader: int = READER
     _ends: list[End] = field(default_factory=list)
     _pinged: set[int] = field(default_factory=set)
     _answered: set[int] = field(default_factory=set)
+    _lines: set[socket.socket] = field(default_factory=set)
     _pending: list[signal.Signals] = field(default_factory=list)
     _passing: float = 0.0
 
@@ -114,6 +130,7 @@ class World:
             self.generation(self.main),
             self._load,
             lambda *_: 0,
+            lambda *_: 0,
             reader=ConfigurationReader(self._read, self),
             processes=self,
             signals=self,
@@ -126,6 +143,9 @@ class World:
             return master.run() if master.start() else 2
         except OverError:
             return None
+        finally:
+            for line in self._lines:
+                line.close()
 
     def generation(self, main: MainSettings) -> Generation:
         """A generation without servers, which logs into the directory."""
@@ -136,6 +156,9 @@ class World:
             servers=(),
             error_logs=(),
             messages=Messages(),
+            upstreams=Upstreams({}, ()),
+            counted=self.counted,
+            manager=self.reasons,
         )
         return Generation(configuration, open_logs(error_log, default=""), ())
 
@@ -206,12 +229,21 @@ class World:
         kernel = number in (signal.SIGIO, signal.SIGCHLD)
         return Received(number, 0 if kernel else SENDER)
 
-    def start(self, work: Callable[[socket.socket], int]) -> int:
+    def start(
+        self,
+        work: Callable[[socket.socket], int],
+        close: Iterable[socket.socket] = (),
+    ) -> int:
         assert isinstance(work, partial)
+        place = work.args[0]
+        self._lines |= {*close}
         self._refuse(self.forks)
         self.forks -= 1
         pid, self._next_pid = self._next_pid, self._next_pid + 1
         self.running.append(pid)
+        self.rows[pid] = place.row
+        if isinstance(place, ManagerPlace):
+            self.managers[pid] = place
         return pid
 
     def start_apart(self, work: Callable[[], int], keep: Collection[int]) -> int:
@@ -241,9 +273,21 @@ class World:
             raise OSError(11, os.strerror(11))
         return NEW_BINARY
 
-    def tell(self, pid: int, order: Order) -> bool:
+    def tell(
+        self,
+        pid: int,
+        order: Order,
+        body: Mapping[str, object] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> bool:
+        if pid in self.deaf:
+            return False
         if order == Order.PING:
             self._pinged.add(pid)
+        elif order == Order.WORKER:
+            assert body is not None
+            assert len(descriptors) == 1
+            self.told.append(f"{pid} worker {body['pid']}")
         else:
             self.told.append(f"{pid} {order.name.lower()}")
         return True

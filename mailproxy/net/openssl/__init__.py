@@ -22,6 +22,18 @@ functions describe a handshake. What `ssl` offers is not repeated here: `version
     peers.py         who the peer is, and what was agreed with it
     certificates.py  the contents of certificates
 
+certificates by name, and their renewal:
+
+    pairs.py         a certificate with its key, as a value
+    pem_files.py     the contents of PEM files
+    folder.py        directories of certificates: what belongs together
+    names.py         which certificates a name has
+    variable_files.py  certificates in files for each name
+    identities.py    pairs as OpenSSL has them
+    choice.py        which certificate a client gets
+    by_name.py       the functions that OpenSSL calls for it
+    notes.py         what these have to say
+
 and for Pythons that carry OpenSSL inside, so that its functions cannot be called:
 
     portable.py      PortableBuilder: contexts made with `ssl` alone
@@ -45,12 +57,19 @@ from mailproxy.net.openssl.contexts import ContextBuilder
 from mailproxy.net.openssl.errors import error_text, is_peers_fault
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
 from mailproxy.net.openssl.hello import MAX_HELLO, Hello, read_hello
-from mailproxy.net.openssl.library import NeedsOpenSSLError, unreachable, unsupported
-from mailproxy.net.openssl.material import Validity, use_engine
+from mailproxy.net.openssl.library import (
+    NeedsOpenSSLError,
+    ctx_of,
+    unreachable,
+    unsupported,
+)
+from mailproxy.net.openssl.material import use_engine
+from mailproxy.net.openssl.pairs import Leaf, Pair
 from mailproxy.net.openssl.peers import (
     UNTRUSTED,
     PeerCertificate,
     ServerCertificate,
+    handshake_notes,
     key_digest,
     peer_certificate,
     remove_session,
@@ -76,8 +95,10 @@ __all__ = [
     "ClientSession",
     "ContextBuilder",
     "Hello",
+    "Leaf",
     "NeedsOpenSSLError",
     "OpenSSLError",
+    "Pair",
     "PeerCertificate",
     "PortableContext",
     "PortableSocket",
@@ -87,7 +108,9 @@ __all__ = [
     "check_chain",
     "client_builder",
     "context_builder",
+    "ctx_of",
     "error_text",
+    "handshake_notes",
     "hide_name",
     "is_peers_fault",
     "key_digest",

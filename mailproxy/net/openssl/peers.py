@@ -12,6 +12,7 @@ import ssl
 from ctypes import byref, c_char_p, c_void_p
 from dataclasses import dataclass
 
+from mailproxy.net.openssl import notes
 from mailproxy.net.openssl.headers import crypto_h, pem_h, ssl_h, x509_h
 from mailproxy.net.openssl.headers.types import BIO, X509_NAME
 from mailproxy.net.openssl.library import encoded, owned, ssl_of, unreachable
@@ -170,6 +171,14 @@ def server_name(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
     if isinstance(tls.context, PortableContext):
         return tls.hello.server_name if isinstance(tls, PortableSocket) else None
     return ssl_h.SSL_get_servername(ssl_of(tls), ssl_h.TLSEXT_NAMETYPE_host_name)
+
+
+def handshake_notes(tls: ssl.SSLSocket | ssl.SSLObject) -> list[notes.Note]:
+    """Return, once, what was noted when certificates were chosen by name."""
+    try:
+        return notes.take(ssl_of(tls))
+    except ValueError:  # it is closed
+        return []
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from mailproxy.conf.values import shown
-from mailproxy.net.openssl import certificates, portable_files
+from mailproxy.net.openssl import by_name, certificates, portable_files
+from mailproxy.net.openssl.choice import ByName
 from mailproxy.net.openssl.errors import error_text
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
 from mailproxy.net.openssl.library import NeedsOpenSSLError, unsupported
-from mailproxy.net.openssl.material import Validity
 from mailproxy.net.openssl.options import (
     NO_CERTIFICATE_COMPRESSION,
     set_options,
     with_protocols,
 )
+from mailproxy.net.openssl.pairs import Leaf
 from mailproxy.net.openssl.plain import PortableContext
 from mailproxy.net.tls_sessions import SessionZone
 
@@ -118,7 +119,7 @@ class PortableBuilder:
 
     def certificate(
         self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
-    ) -> Validity:
+    ) -> Leaf:
         what = f'cannot load certificate "{shown(certificate)}"'
         content = portable_files.read(certificate, what)
         try:
@@ -141,7 +142,7 @@ class PortableBuilder:
         ):
             self._load(certificate_file, key_file, passwords, (certificate, key))
         self.context.own += (certificates.server_certificate(own),)
-        return certificates.validity(own)
+        return certificates.leaf(own)
 
     def _load(
         self,
@@ -176,6 +177,10 @@ class PortableBuilder:
             f'cannot load certificate key "{name}": '
             f"PEM_read_bio_PrivateKey() failed {reason}"
         )
+
+    def certificates_by_name(self, server: ByName) -> None:
+        del server
+        raise OpenSSLError(by_name.UNSUPPORTED)
 
     def compress_certificates(self, *, enable: bool) -> bool:
         if enable:

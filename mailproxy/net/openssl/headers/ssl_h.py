@@ -9,6 +9,7 @@ from mailproxy.net.openssl.headers.types import (
     SSL_CTX,
     SSL_METHOD,
     SSL_SESSION,
+    STACK,
     X509,
     X509_STORE,
     Callback,
@@ -27,6 +28,7 @@ from mailproxy.net.openssl.headers.types import (
 
 SSL_CTRL_SET_TMP_DH = 3
 SSL_CTRL_MODE = 33
+SSL_CTRL_SET_TLSEXT_SERVERNAME_CB = 53
 SSL_CTRL_SET_SESS_CACHE_SIZE = 42
 SSL_CTRL_SET_SESS_CACHE_MODE = 44
 SSL_CTRL_SET_TLSEXT_HOSTNAME = 55
@@ -54,6 +56,8 @@ def SSL_CTX_free(ctx: SSL_CTX) -> None: ...
 @prototype
 def SSL_CTX_ctrl(ctx: SSL_CTX, command: Int, number: Long, data: Data) -> Long: ...
 @prototype
+def SSL_CTX_callback_ctrl(ctx: SSL_CTX, command: Int, function: Callback) -> Long: ...
+@prototype
 def SSL_CTX_get_options(ctx: SSL_CTX) -> UInt64: ...
 @prototype
 def SSL_CTX_get_num_tickets(ctx: SSL_CTX) -> Size: ...
@@ -67,6 +71,14 @@ def SSL_CTX_set_cipher_list(ctx: SSL_CTX, text: Octets) -> Int: ...
 def SSL_CTX_use_certificate(ctx: SSL_CTX, certificate: X509) -> Int: ...
 @prototype
 def SSL_CTX_use_PrivateKey(ctx: SSL_CTX, key: EVP_PKEY) -> Int: ...
+@prototype
+def SSL_CTX_use_cert_and_key(
+    ctx: SSL_CTX, certificate: X509, key: EVP_PKEY, chain: STACK, override: Int
+) -> Int: ...
+@prototype
+def SSL_CTX_get0_certificate(ctx: SSL_CTX) -> X509: ...
+@prototype
+def SSL_CTX_set_cert_cb(ctx: SSL_CTX, decide: Callback, data: Data) -> None: ...
 @prototype
 def SSL_CTX_compress_certs(ctx: SSL_CTX, algorithm: Int) -> Int: ...
 @prototype
@@ -92,6 +104,9 @@ SSL_CLIENT_HELLO_SUCCESS = 1
 OPENSSL_NPN_NEGOTIATED = 1
 SSL_TLSEXT_ERR_OK = 0
 SSL_TLSEXT_ERR_ALERT_FATAL = 2
+SSL_TLSEXT_ERR_NOACK = 3
+SSL_AD_INTERNAL_ERROR = 80
+SSL_AD_UNRECOGNIZED_NAME = 112
 TLSEXT_NAMETYPE_host_name = 0
 
 
@@ -125,6 +140,16 @@ def SSL_set_session_id_context(ssl: SSL, identity: Octets, size: UInt) -> Int: .
 def SSL_get_verify_result(ssl: SSL) -> Long: ...
 @prototype
 def SSL_get_servername(ssl: SSL, kind: Int) -> Octets: ...
+@prototype
+def SSL_new(ctx: SSL_CTX) -> SSL: ...
+@prototype
+def SSL_free(ssl: SSL) -> None: ...
+@prototype
+def SSL_certs_clear(ssl: SSL) -> None: ...
+@prototype
+def SSL_use_cert_and_key(
+    ssl: SSL, certificate: X509, key: EVP_PKEY, chain: STACK, override: Int
+) -> Int: ...
 @prototype
 def SSL_get_certificate(ssl: SSL) -> X509: ...
 @prototype

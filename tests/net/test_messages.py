@@ -9,18 +9,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mailproxy.process.messages import (
+from mailproxy.net.messages import (
     COMPLAINT_PAUSE,
     MAX_FRAME,
     Complaints,
     Message,
     MessageError,
-    Order,
     read_frame,
-    read_order,
     write_frame,
-    write_order,
 )
+from mailproxy.process.messages import Order, read_order, write_order
 
 JSON = st.recursive(
     st.none()
@@ -139,7 +137,10 @@ def test_what_no_frame_can_say_is_not_written(message: Message) -> None:
 
 
 def test_orders_have_their_kinds() -> None:
-    assert read_order(write_order(Order.STOP, 9)) == (Order.STOP, 9)
+    assert read_order(write_order(Order.STOP, 9)) == (
+        Order.STOP,
+        Message(Order.STOP, 9),
+    )
     with pytest.raises(MessageError, match=r"^unknown kind 13$"):
         read_order(frame(b"", kind=13))
 
