@@ -21,6 +21,7 @@ from mailproxy.conf.directive import (
 from mailproxy.conf.tree import Position, encode
 from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.server import Server
+from mailproxy.mail.upstream import UpstreamSettings
 from mailproxy.process.configuration import Configuration, Loader
 from mailproxy.process.settings import EventsSettings, MainSettings
 
@@ -39,6 +40,7 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
         "main": _explain(configuration.main, top),
         "manager": [str(reason) for reason in configuration.manager],
         "events": _explain(configuration.events, events),
+        "upstreams": list(_upstreams(top)),
         "servers": [
             _server(server, servers[server.position])
             for server in configuration.servers
@@ -46,6 +48,20 @@ def dump_json(configuration: Configuration, loader: Loader) -> bytes:
         "warnings": [str(message) for message in configuration.messages],
     }
     return encode(json.dumps(tree, indent=2, ensure_ascii=False)) + b"\n"
+
+
+def _upstreams(top: Block) -> Iterator[dict[str, object]]:
+    """Explain the groups, in the order of the file."""
+    for mail in top.blocks:
+        for block in mail.blocks:
+            if block.context == "upstream" and block.directive is not None:
+                values = block.values(UpstreamSettings)
+                settings = UpstreamSettings(**values)  # type: ignore[arg-type] # its fields
+                yield {
+                    "name": block.directive.values[1],
+                    "where": str(block.position),
+                    **_explain(settings, block),
+                }
 
 
 def _server(server: Server, block: Block) -> dict[str, object]:

@@ -69,6 +69,24 @@ class FileError(Frozen, OSError):
         return FileError, (self.call, self.errno, self.limit)
 
 
+class UnfitSecretError(Frozen, Exception):
+    """A file is not as a file of secrets must be.
+
+    Attributes:
+      reason: what is wrong with it, worded to follow its name.
+      remedy: the command that mends it, without the name; or advice.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[UnfitSecretError], tuple[str, str]]:
+        """Let the error be pickled, for another process."""
+        return UnfitSecretError, (self.reason, self.remedy)
+
+
 def too_large() -> FileError:
     """Make the error for a file that is larger than it may be."""
     return FileError("read", errno.EFBIG, "size")
@@ -116,7 +134,7 @@ def _fetch(ask: Callable[..., T], *arguments: object) -> T:
         return cast("T", _record.answers[question])
     try:
         answer = ask(*arguments)
-    except (OSError, LookupError, ValueError) as error:
+    except (OSError, LookupError, ValueError, UnfitSecretError) as error:
         _record.errors[question] = error
         raise
     size = len(answer) if isinstance(answer, bytes) else 0
@@ -195,6 +213,167 @@ def _check_regular(path: str, limit: int) -> None:
             raise FileError("open", errno.EINVAL, "kind")
         if found.st_size > limit:
             raise too_large()
+
+
+def check_secret(path: str, limit: int) -> None:
+    """Check that a file may hold a secret, without reading it; see `open_secret`.
+
+    Raises:
+      FileError: it cannot be opened.
+      UnfitSecretError: others may read it, or it is no file of ours.
+    """
+    _fetch(_check_secret, path, limit)
+
+
+def _check_secret(path: str, limit: int) -> None:
+    os.close(open_secret(path, limit))
+
+
+def open_secret(path: str, limit: int) -> int:
+    """Open a file of a secret; returns its descriptor, which children do not keep.
+
+    It is a regular file with 1 to `limit` octets, belongs to root or to the user of
+    this process, and nobody else has any right to it.
+
+    Raises:
+      FileError: it cannot be opened.
+      UnfitSecretError: it is no such file.
+    """
+    try:
+        descriptor = os.open(os.fsencode(path), _READ)
+    except OSError as error:
+        raise FileError("open", error.errno or errno.EIO) from error
+    try:
+        _check_owned(os.fstat(descriptor), limit)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_owned(found: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UnfitSecretError("is not a regular file", "write the secret into a file:")
+    if found.st_uid not in (0, os.geteuid()):
+        raise UnfitSecretError("belongs to another user", "chown root")
+    if found.st_mode & 0o077:
+        raise UnfitSecretError("is readable by others", "chmod 600")
+    if not found.st_size:
+        raise UnfitSecretError("is empty", "write the secret into")
+    if found.st_size > limit:
+        raise UnfitSecretError("is too large", f"at most {limit} bytes are read of")
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """How stat(2) describes a regular file; they differ once it was changed."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    """In nanoseconds."""
+    mode: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> FileFacts:
+        """Make it from what stat(2) returned."""
+        return cls(
+            found.st_dev,
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            stat.S_IMODE(found.st_mode),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The regular files in a directory and in its sub-directories, no deeper."""
+
+    files: dict[str, FileFacts]
+    """By full name, sorted. Links count as what they lead to."""
+    unreadable: tuple[str, ...]
+    """Sub-directories that cannot be read, and links that lead nowhere."""
+    left_out: int
+    """Files beyond the limit."""
+
+
+def listing(directory: str, most: int) -> Listing:
+    """List at most `most` files, without those whose names begin with a dot.
+
+    Raises:
+      FileError: `directory` cannot be read.
+    """
+    return _fetch(_listing, directory, most)
+
+
+def _listing(directory: str, most: int) -> Listing:
+    files: dict[str, FileFacts] = {}
+    unreadable: list[str] = []
+    try:
+        found = list(_entries(directory))
+    except OSError as error:
+        raise FileError("open", error.errno or errno.EIO) from error
+    for path in found:
+        try:
+            facts = os.stat(path)
+            below = list(_entries(path)) if stat.S_ISDIR(facts.st_mode) else []
+        except OSError:
+            unreadable.append(path)
+            continue
+        if stat.S_ISREG(facts.st_mode):
+            files[path] = FileFacts.of(facts)
+        for each in below:
+            try:
+                facts = os.stat(each)
+            except OSError:
+                unreadable.append(each)
+                continue
+            if stat.S_ISREG(facts.st_mode):
+                files[each] = FileFacts.of(facts)
+    kept = dict(sorted(files.items())[:most])
+    return Listing(kept, tuple(sorted(unreadable)), len(files) - len(kept))
+
+
+def _entries(directory: str) -> Iterator[str]:
+    """Yield the full names of what is in a directory, except what begins with a dot."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                yield entry.path
+
+
+def facts(path: str) -> FileFacts | None:
+    """Describe a file; None if there is no regular file of that name.
+
+    Raises:
+      OSError: stat(2) failed otherwise.
+    """
+    return _fetch(_facts, path)
+
+
+def _facts(path: str) -> FileFacts | None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return FileFacts.of(found) if stat.S_ISREG(found.st_mode) else None
+
+
+def read_regular(path: str, limit: int) -> tuple[bytes, FileFacts]:
+    """Read a regular file at once; never recorded.
+
+    Raises:
+      FileError: it cannot be read, is no regular file, or has more than `limit` octets.
+    """
+    with _opened(path) as descriptor:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileError("open", errno.EINVAL, "kind")
+        if found.st_size > limit:
+            raise too_large()
+        return _read(descriptor, limit), FileFacts.of(found)
 
 
 def matching(pattern: bytes) -> list[bytes]:

@@ -404,6 +404,35 @@ def test_values_in_effect_are_dumped_with_their_origin(check: Run) -> None:
     assert tree["events"]["worker_connections"] == {"value": 512, "set": "default"}
 
 
+def test_groups_of_backends_are_dumped(check: Run) -> None:
+    ran = check(
+        f"""{GOOD}
+        mail {{
+            auth_http 127.0.0.1/auth;
+            upstream a {{
+                server 127.0.0.1:143 weight=2;
+                server 127.0.0.2:143 down;
+                hash x$auth_user consistent;
+            }}
+            server {{ listen 127.0.0.1:10143; protocol imap; proxy_pass a; }}
+        }}""",
+        "--dump-json",
+    )
+    tree = json.loads(ran.out)
+    (group,) = tree["upstreams"]
+    assert (group["name"], group["where"]) == ("a", "P/mail.conf:4")
+    first, second = group["server"]["value"]
+    assert (first["server"], first["weight"], second["down"]) == (
+        "127.0.0.1:143",
+        2,
+        True,
+    )
+    assert group["server"]["where"] == "P/mail.conf:6"
+    assert group["hash"]["value"]["key"] == ["x", {"name": "auth_user"}]
+    assert group["least_conn"] == {"value": False, "set": "default"}
+    assert tree["servers"][0]["proxy"]["proxy_pass"]["value"] == "a"
+
+
 def test_all_directives_are_listed(run: Run) -> None:
     code, out, err = run("--list-directives")
     assert (code, err) == (0, "")

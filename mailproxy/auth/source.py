@@ -90,8 +90,14 @@ class Chain:
 
     def _fault(self, granted: Granted, source: Source) -> Unavailable | None:
         """The reason why a granted login cannot be used; None if it can."""
-        if not (is_clean(granted.user) and is_clean(granted.secret or b"")):
+        route = granted.route
+        master = b"" if route is None else route.master
+        if not (
+            is_clean(granted.user)
+            and is_clean(granted.secret or b"")
+            and (not master or is_clean(master))
+        ):
             return Unavailable(event=f"{source.name} sent invalid user or password")
-        if granted.route is None and self.needs_route:
+        if route is None and self.needs_route:
             return Unavailable(event='no route for user "%s"', values=(granted.user,))
         return None

@@ -42,8 +42,14 @@ class Route:
     """1 to 65535; 0 for a group."""
     text: str = ""
     """Server and port as the source wrote them, for logs; empty: use both fields."""
+    ssl: str = ""
+    """Whether there is TLS to the backend: on, off, starttls; empty: as the configuration
+    says."""
     smtp_auth: bool | None = None
     """Whether an SMTP backend requires AUTH; None: as `proxy_smtp_auth` says."""
+    master: bytes = b""
+    """The master user who logs in there with the secret that the source has supplied;
+    empty: as `proxy_master_user` says."""
 
     @property
     def name(self) -> str:
@@ -62,6 +68,9 @@ class Granted:
     one."""
     route: Route | None = None
     """None if the source does not name a backend."""
+    checked: bool = True
+    """Whether the source has made sure who the client is. If it has not, only the client's
+    own secret may be sent to the backend, which then decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,8 @@ class SessionInfo:
     """A STARTTLS handshake has begun."""
     login: bytes = b""
     """User name: the client's, or the one that the auth source replaced it with."""
+    sni: bytes = b""
+    """The name that the client asked for by SNI, if that has chosen its certificate."""
     upstream: str | None = None
     """Address of the backend, once the connection to it has been started."""
     tags: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ class SessionInfo:
             "client": self.client_address,
             "server": self.server,
             "starttls": "true" if self.starttls else None,
+            "ssl_server_name": self.sni.decode("utf-8", "surrogateescape"),
             "login": self.login.decode("utf-8", "surrogateescape"),
             "upstream": self.upstream,
         }
@@ -121,6 +124,13 @@ class SessionInfo:
         if ":" in self.client:
             return f"[{self.client}]:{self.client_port}"
         return f"{self.client}:{self.client_port}"
+
+    @property
+    def peer_address(self) -> str:
+        """Address of `peer`, without its port."""
+        if self.peer == "unix:":
+            return self.peer
+        return self.peer.rpartition(":")[0].strip("[]")
 
     @property
     def all_tags(self) -> tuple[str, ...]:

@@ -6,10 +6,13 @@ What becomes of their members while a worker runs is in `mail/peers.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mailproxy.conf.addresses import Address, AddressError, Url, parse_url
 from mailproxy.conf.tree import ConfigError, Position, Word
+
+if TYPE_CHECKING:
+    from mailproxy.mail.probing import HealthCheck
 
 MethodName = Literal["round_robin", "least_conn", "hash", "consistent_hash", "random"]
 """How one of the members is chosen."""
@@ -85,13 +88,15 @@ class Group:
     method: Method = Method(name="round_robin")
     zone: str = ""
     """The name of the zone in which workers share what they find out; empty: none."""
+    health_checks: tuple[HealthCheck, ...] = ()
+    """How its peers are probed."""
     position: Position | None = None
     """Where it is defined; None if it is not."""
 
     @property
     def is_managed(self) -> bool:
         """Whether the manager tells workers about it."""
-        return bool(self.zone)
+        return bool(self.zone or self.health_checks)
 
     @property
     def counts_over_workers(self) -> bool:
@@ -122,10 +127,11 @@ def read_address(word: Word) -> Url:
     return url
 
 
-def no_port(word: Word) -> ConfigError:
+def no_port(word: Word, remedy: str = "") -> ConfigError:
     """The error for a backend without a port; there is no default."""
     text = word.value
-    return ConfigError(f'no port in upstream "{text}"', word, f"server {text}:143;")
+    message = f'no port in upstream "{text}"'
+    return ConfigError(message, word, remedy or f"server {text}:143;")
 
 
 def is_path(text: str) -> bool:

@@ -1,9 +1,7 @@
-"""The IMAP dialogue with backends before the relay (RFC 3501): LOGIN.
+"""The IMAP dialogue with backends before the login (RFC 3501): greeting, capabilities.
 
-nginx sends user and password as literals, and has to be asked for each: three sendings,
-where one line with quoted strings is enough. As `proxy_login` says, quoted strings are
-used here where all servers understand them; what remains for literals goes out at once
-to servers that offer LITERAL+.
+What the login itself says is in `mail/imap_login.py`. Commands of our own have tags of our
+own, mp1 and so on; the login has the client's.
 
 Untagged lines may come at any time (RFC 3501, section 7) and are skipped; those in the
 answer to the login go to the client with it. BYE is the exception: the backend is about
@@ -15,14 +13,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mailproxy.mail.literals import announce
-
 if TYPE_CHECKING:
     from mailproxy.errors import BackendError, LoginRefused
     from mailproxy.mail.backend import Backend
-    from mailproxy.mail.login import Login
 
-_CAPABILITIES = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
+_CAPABILITIES = re.compile(
+    rb"\* CAPABILITY +([^\r\n]*)|[^ ]+ OK +\[CAPABILITY ([^\]\r\n]*)\]", re.IGNORECASE
+)
+"""The two places of capabilities: their own line, and the code of an answer (RFC 3501,
+section 7.1), which can only be in front of its text: a search of the whole line would
+take quadratic time."""
 HEADER_REFUSAL = re.compile(
     rb"^(?:\* BAD|(?:PROXY|QUIT) (?:BAD|NO))(?=[ \r\n])", re.IGNORECASE | re.MULTILINE
 )
@@ -36,87 +36,93 @@ _REFUSAL = re.compile(
 )
 """NO, except for reasons that are not the user's fault (RFC 5530, section 3)."""
 
-MAX_COMMAND = 1000
-"""Octets of a line with quoted strings, as RFC 2683, section 3.2.1.5, advises clients:
-servers limit lines, some at 1 or 2 KiB, and literals do not count."""
-_QUOTABLE = re.compile(rb"[ !#-\[\]-~]*")
-"""Strings that all servers understand in quotes: printable ASCII (RFC 3501, section 9,
-leaves octets from 128 on to literals), without `"` and `\\`. These could be escaped, but
-some servers take the backslash for a part of the password, as DavMail long did."""
-
 
 async def meet(backend: Backend) -> None:
-    """Read the greeting; see `Dialogue.meet`."""
-    backend.greeting = await _expect(backend, b"* OK")
+    """Read the greeting, and have TLS begin; see `Dialogue.meet`."""
+    backend.greeting = await expect(backend, b"* OK")
+    if backend.needs_starttls:
+        await _start_tls(backend)
+    if backend.secure:
+        _check_login_allowed(backend)
 
 
-async def enter(backend: Backend, login: Login, proxy_login: str) -> bytes:
-    """Log in at the backend; see `Dialogue.enter`.
+async def _start_tls(backend: Backend) -> None:
+    """Say STARTTLS (RFC 3501, section 6.2.1), and ask for the capabilities anew.
 
-    Args:
-      proxy_login: the value of that directive.
+    Raises:
+      BackendError: the backend does not offer it, or refuses, or the handshake failed.
     """
-    greeting = backend.greeting
-    backend.sending("LOGIN command")
-    whole = None if proxy_login == "literal" else _format_whole(login, greeting)
-    if whole is not None:
-        await _send(backend, whole)
-    else:
-        await _send_in_turns(backend, login)
-    return await _read_answer(backend, login.tag)
+    if b"STARTTLS" not in await learn_offers(backend):
+        raise backend.unfit("upstream does not offer STARTTLS")
+    backend.sending("STARTTLS command")
+    await send(backend, b"mp2 STARTTLS\r\n")
+    status = status_of(await read_reply(backend, b"mp2 ", own=True), b"mp2 ")
+    if not is_ok(status):
+        raise backend.unfit('upstream refused STARTTLS: "%s"', status.rstrip(b"\r\n"))
+    await backend.start_tls()
+    backend.offers = await _ask_capabilities(backend, b"mp3 ")
 
 
-def _format_whole(login: Login, greeting: bytes) -> bytes | None:
-    """Format LOGIN for one sending; None if the backend has to ask for literals."""
-    quoted = format_quoted(login)
-    if quoted is None and _offers_literal_plus(greeting):
-        return b"".join(_split_at_literals(login, wait=False))
-    return quoted
+def _check_login_allowed(backend: Backend) -> None:
+    """Check that logins are possible in TLS, as far as the backend has told.
 
-
-def format_quoted(login: Login) -> bytes | None:
-    """Format LOGIN with quoted strings; None if it is safer to say it with literals."""
-    user, secret = login.user, login.secret or b""
-    line = b'%sLOGIN "%s" "%s"\r\n' % (login.tag, user, secret)
-    if len(line) > MAX_COMMAND:
-        return None
-    quotable = _QUOTABLE.fullmatch(user) and _QUOTABLE.fullmatch(secret)
-    return line if quotable else None
-
-
-def _split_at_literals(login: Login, *, wait: bool) -> tuple[bytes, bytes, bytes]:
-    """LOGIN with literals, split behind the announcement of each."""
-    user, secret = login.user, login.secret or b""
-    return (
-        b"%sLOGIN %s" % (login.tag, announce(user, wait=wait)),
-        b"%s %s" % (user, announce(secret, wait=wait)),
-        secret + b"\r\n",
-    )
-
-
-async def _send_in_turns(backend: Backend, login: Login) -> None:
-    """Send LOGIN with literals, each when the backend asks for it."""
-    command, user, password = _split_at_literals(login, wait=True)
-    await _send(backend, command)
-    await _expect(backend, b"+", login.tag)
-    backend.sending("user name")
-    await _send(backend, user)
-    await _expect(backend, b"+", login.tag)
-    backend.sending("password")
-    await _send(backend, password)
-
-
-def _offers_literal_plus(greeting: bytes) -> bool:
-    """Whether LITERAL+ (RFC 7888) is among the capabilities of a greeting.
-
-    They can only be in front of its text (RFC 3501, section 7.1); a search of the whole
-    line would take quadratic time.
+    Raises:
+      BackendError: it has said that they are not (RFC 3501, section 6.2.3).
     """
-    found = _CAPABILITIES.match(greeting)
-    return found is not None and b"LITERAL+" in found[1].upper().split(b" ")
+    if b"LOGINDISABLED" in (known_offers(backend) or ()):
+        raise backend.unfit("upstream does not allow logins")
 
 
-async def _send(backend: Backend, data: bytes) -> None:
+async def learn_offers(backend: Backend) -> frozenset[bytes]:
+    """Return what the backend offers: its capabilities, in upper case.
+
+    It is asked once, and only if its greeting does not tell them.
+
+    Raises:
+      BackendError: the backend refused to tell, or closed.
+    """
+    offers = known_offers(backend)
+    if offers is None:
+        offers = await _ask_capabilities(backend, b"mp1 ")
+    backend.offers = offers
+    return offers
+
+
+def known_offers(backend: Backend) -> frozenset[bytes] | None:
+    """Return what the backend has said that it offers; None: nothing, so far."""
+    if backend.offers is not None:
+        return backend.offers
+    return parse_capabilities(backend.greeting)
+
+
+async def _ask_capabilities(backend: Backend, tag: bytes) -> frozenset[bytes]:
+    """Ask for the capabilities.
+
+    Raises:
+      BackendError: the backend refused to tell, or closed.
+    """
+    backend.sending("CAPABILITY command")
+    await send(backend, b"%sCAPABILITY\r\n" % tag)
+    reply = await read_reply(backend, tag, own=True)
+    offers = parse_capabilities(reply)
+    if offers is None or not is_ok(status_of(reply, tag)):
+        raise backend.unusable_reply(reply)
+    return offers
+
+
+def parse_capabilities(reply: bytes) -> frozenset[bytes] | None:
+    """Find the capabilities in the lines of a reply, in upper case; None: there are none.
+
+    The last ones count, if there are several.
+    """
+    for line in reversed(reply.splitlines()):
+        found = _CAPABILITIES.match(line)
+        if found is not None:
+            return frozenset((found[1] or found[2]).upper().split())
+    return None
+
+
+async def send(backend: Backend, data: bytes) -> None:
     """Send a part of the login, unless the backend has answered it already.
 
     Any received line that is not untagged would be taken for the answer to `data`.
@@ -133,7 +139,7 @@ async def _send(backend: Backend, data: bytes) -> None:
     await backend.send(data)
 
 
-async def _expect(backend: Backend, start: bytes, tag: bytes = b"") -> bytes:
+async def expect(backend: Backend, start: bytes, tag: bytes = b"") -> bytes:
     """Read a line that begins with `start`; untagged lines before it are skipped.
 
     Args:
@@ -154,13 +160,38 @@ async def _expect(backend: Backend, start: bytes, tag: bytes = b"") -> bytes:
         before += line
 
 
-async def _read_answer(backend: Backend, tag: bytes) -> bytes:
-    """Read the whole answer to LOGIN: untagged lines, and the tagged OK.
+async def read_answer(backend: Backend, tag: bytes, *, asks: bool = False) -> bytes:
+    """Read the whole answer to the login: untagged lines, and the tagged OK.
+
+    Args:
+      asks: as of `read_reply`.
 
     Raises:
       LoginRefused: the answer is NO.
       BackendError: the answer is another one; the log shows it without its tag, and
         BYE without the lines before it.
+    """
+    reply = await read_reply(backend, tag, asks=asks)
+    if asks and reply.startswith(b"+"):
+        return reply
+    status = status_of(reply, tag)
+    if is_ok(status):
+        return reply
+    raise _refusal(backend, reply, status)
+
+
+async def read_reply(
+    backend: Backend, tag: bytes, *, asks: bool = False, own: bool = False
+) -> bytes:
+    """Read the whole answer to a command: untagged lines, and one with its tag.
+
+    Args:
+      asks: the backend may ask for more instead, with a line that begins with "+", and
+        is returned without the lines before it.
+      own: the command is not the client's, so the client must not see the answer.
+
+    Raises:
+      BackendError: the backend sent another line, or BYE.
     """
     reply = b""
     while True:
@@ -168,14 +199,25 @@ async def _read_answer(backend: Backend, tag: bytes) -> bytes:
         reply += line
         if line.startswith(tag):
             backend.header_accepted()
-            status = line[len(tag) :]
-            if status[:2] == b"OK" and status[2:3] in (b" ", b"\r", b"\n"):
-                return reply
-            raise _refusal(backend, reply, status)
+            return reply
+        if asks and line.startswith(b"+"):
+            return line
+        if own and (_BYE.match(line) or not line.startswith(b"* ")):
+            raise backend.unusable_reply(line)
         if not line.startswith(b"* "):
             raise backend.invalid_reply(reply)
         if _BYE.match(line):
             raise backend.invalid_reply(reply, shown=line)
+
+
+def status_of(reply: bytes, tag: bytes) -> bytes:
+    """The last line of a reply, without the tag."""
+    return reply[reply.rfind(b"\n", 0, -1) + 1 + len(tag) :]
+
+
+def is_ok(status: bytes) -> bool:
+    """Whether a status says that the command is completed."""
+    return status[:2] == b"OK" and status[2:3] in (b" ", b"\r", b"\n")
 
 
 def _refusal(

@@ -1,6 +1,6 @@
 """The IMAP dialogue with clients before the login (RFC 3501).
 
-The one with backends is in `mail/imap_backend.py`.
+The one with backends is in `mail/imap_backend.py` and `mail/imap_login.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from mailproxy.mail import imap_backend
+from mailproxy.mail import forward, imap_backend, imap_login
 from mailproxy.mail.commands import MAX_ANSWERS, BadCommand, Command
 from mailproxy.mail.imap_commands import CommandReader
 from mailproxy.mail.login import Login
@@ -116,7 +116,7 @@ class ImapDialogue(Dialogue):
     def _identify(self, fields: tuple[Field, ...]) -> None:
         """Keep the fields of the first ID command, and log those that help in support.
 
-        Later ID commands are ignored, so that a client cannot fill the log.
+        A proxy in front may tell in them how far the session has come. Later ID commands are ignored, so that a client cannot fill the log.
 
         Args:
           fields: no two have the same name.
@@ -125,6 +125,8 @@ class ImapDialogue(Dialogue):
             return
         self.fields = fields
         values = {name.lower(): value for name, value in fields}
+        if forward.accepts(self.client):
+            self.ttl = forward.parse_ttl(values.get(b"x-proxy-ttl"))
         shown = {name: values[name] for name in _LOGGED_FIELDS if values.get(name)}
         if shown:
             event = " ".join(f'{name.decode()}="%s"' for name in shown)
@@ -141,10 +143,11 @@ class ImapDialogue(Dialogue):
 
     async def meet(self, backend: Backend) -> None:
         await imap_backend.meet(backend)
+        if imap_login.needs_offers(self.client.server.proxy):
+            await imap_backend.learn_offers(backend)
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        proxy_login = self.client.server.proxy.proxy_login
-        return await imap_backend.enter(backend, login, proxy_login)
+        return await imap_login.enter(backend, login, self)
 
 
 @lru_cache(MAX_ANSWERS)

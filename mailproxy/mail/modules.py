@@ -5,8 +5,11 @@ from __future__ import annotations
 from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Settings
 from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.health_check import HealthCheckSettings
+from mailproxy.mail.match import MatchSettings
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
+from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 from mailproxy.mail.upstream import UpstreamSettings
@@ -20,9 +23,14 @@ MODULES: tuple[type[Settings], ...] = (
     *PROTOCOLS,
     *SOURCES,
     ProxySettings,
+    ProxySslSettings,
     RealipSettings,
 )
 """All modules of mail, in the order in which nginx checks them."""
 
-OF_BLOCKS: tuple[type[Settings], ...] = (UpstreamSettings,)
+OF_BLOCKS: tuple[type[Settings], ...] = (
+    UpstreamSettings,
+    HealthCheckSettings,
+    MatchSettings,
+)
 """The modules whose directives stand in blocks of their own, not in a server."""

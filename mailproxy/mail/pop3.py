@@ -1,6 +1,6 @@
 """ngx_mail_pop3_module: https://nginx.org/en/docs/mail/ngx_mail_pop3_module.html.
 
-The dialogues are in `mail/pop3_dialogue.py`.
+The dialogues are in `mail/pop3_dialogue.py` and `mail/pop3_backend.py`.
 """
 
 from __future__ import annotations

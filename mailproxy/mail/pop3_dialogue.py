@@ -1,21 +1,20 @@
-"""The POP3 dialogues before the login (RFC 1939, RFC 5034), with clients and with backends.
+"""The POP3 dialogue with clients before the login (RFC 1939, RFC 5034).
 
-Clients may log in in several ways; backends only see USER and PASS.
+The one with backends is in `mail/pop3_backend.py`.
 """
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from mailproxy.mail import forward, pop3_backend
 from mailproxy.mail.commands import MAX_ANSWERS, BadCommand, Command, split_words
 from mailproxy.mail.login import Login
 from mailproxy.mail.protocol import Dialogue
 from mailproxy.mail.sasl import clients as sasl
 
 if TYPE_CHECKING:
-    from mailproxy.errors import BackendError, LoginRefused
     from mailproxy.mail.backend import Backend
     from mailproxy.mail.client import Client
     from mailproxy.mail.pop3 import Pop3Settings
@@ -27,19 +26,6 @@ _COMMANDS = frozenset(
 )
 _OK = b"+OK\r\n"
 _INVALID = b"-ERR invalid command\r\n"
-_TEMPORARY = re.compile(rb"-ERR +\[(?:SYS/[^\]]*|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
-"""Refusals for reasons that are not the user's fault (RFC 2449, section 8.1; RFC
-3206)."""
-
-_UNKNOWN_COMMAND = re.compile(
-    rb"""^-ERR\ (?!\ *\[)[^\r\n]*?\b(?:
-         (?:unknown|unrecogni[sz]ed|invalid|illegal|bad|unsupported|unimplemented)\ commands?
-       | command\ (?:is\ )?(?:unknown|unrecogni[sz]ed|invalid|unsupported|unimplemented
-           | not\ (?:known|recogni[sz]ed|valid|supported|implemented)) )\b""",
-    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
-)
-"""What servers answer to an unknown command. POP3 has no response code for that, and an
-answer with a code (RFC 2449, section 8) is about something else."""
 
 
 async def _read_command(client: Client) -> Command:
@@ -51,9 +37,10 @@ async def _read_command(client: Client) -> Command:
     """
     word, _, rest = (await client.read_text()).partition(b" ")
     name = word.upper()
-    if name not in _COMMANDS:
+    forwarded = name == b"XCLIENT" and _accepts_xclient(client)
+    if name not in _COMMANDS and not forwarded:
         raise BadCommand(counted=True)
-    if name in (b"USER", b"PASS"):
+    if forwarded or name in (b"USER", b"PASS"):
         # Names and passwords may contain spaces.
         rest = rest.lstrip(b" ")
         arguments = [rest] if rest else []
@@ -63,10 +50,15 @@ async def _read_command(client: Client) -> Command:
     return Command(name, arguments)
 
 
+def _accepts_xclient(client: Client) -> bool:
+    """Whether the client is a proxy whose XCLIENT is read; see `mail/forward.py`."""
+    return "xclient" in client.server.proxy.proxy_forward and forward.accepts(client)
+
+
 class Pop3Dialogue(Dialogue):
     """The dialogue of one POP3 session."""
 
-    header_refusal = _UNKNOWN_COMMAND
+    header_refusal = pop3_backend.HEADER_REFUSAL
 
     def __init__(self, client: Client, settings: Pop3Settings) -> None:
         super().__init__(client)
@@ -79,10 +71,11 @@ class Pop3Dialogue(Dialogue):
 
     async def greet(self) -> None:
         client = self.client
+        announced = b"[XCLIENT] " if _accepts_xclient(client) else b""
         if self._settings.pop3_auth.isdisjoint(("apop", "cram-md5")):
-            await client.send(b"+OK POP3 ready\r\n")
+            await client.send(b"+OK %sPOP3 ready\r\n" % announced)
         else:
-            await client.send(b"+OK POP3 ready %s\r\n" % client.salt)
+            await client.send(b"+OK %sPOP3 ready %s\r\n" % (announced, client.salt))
 
     async def read_login(self) -> Login | None:
         client = self.client
@@ -113,6 +106,9 @@ class Pop3Dialogue(Dialogue):
         """
         match command.name:
             case b"NOOP":
+                return _OK
+            case b"XCLIENT" if not self._user:
+                self.ttl = forward.find_ttl(command.arguments)
                 return _OK
             case b"CAPA":
                 return self._capabilities()
@@ -180,15 +176,12 @@ class Pop3Dialogue(Dialogue):
         return b"-ERR %s\r\n" % text
 
     async def meet(self, backend: Backend) -> None:
-        backend.greeting = await backend.expect(b"+OK")
+        await pop3_backend.meet(backend)
+        if self.client.server.proxy.proxy_auth_mech != "command":
+            await pop3_backend.learn_offers(backend)
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        backend.sending("user name")
-        await backend.send_command(b"USER %s\r\n" % login.user)
-        await _expect_ok(backend)
-        backend.sending("password")
-        await backend.send_command(b"PASS %s\r\n" % (login.secret or b""))
-        return await _expect_ok(backend)
+        return await pop3_backend.enter(backend, login, self)
 
 
 @lru_cache(MAX_ANSWERS)
@@ -215,23 +208,3 @@ def _answer_to_capa(
 def _listed(first: bytes, lines: list[bytes]) -> bytes:
     """A multi-line answer."""
     return b"\r\n".join((first, *lines, b".", b""))
-
-
-async def _expect_ok(backend: Backend) -> bytes:
-    """Read the answer to USER or PASS, which must be +OK.
-
-    Raises:
-      LoginRefused: the backend refuses the user or the password.
-      BackendError: the answer is another one.
-    """
-    line = await backend.read_line()
-    if not line.startswith(b"+OK"):
-        raise _refusal(backend, line)
-    return line
-
-
-def _refusal(backend: Backend, line: bytes) -> BackendError | LoginRefused:
-    """The error for an answer that is not +OK."""
-    if line.startswith(b"-ERR") and not _TEMPORARY.match(line):
-        return backend.refused(line)
-    return backend.invalid_reply(line)

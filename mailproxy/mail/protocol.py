@@ -64,9 +64,12 @@ class Dialogue(ABC):
       client: the client of the session.
       host: the client's name in the DNS, or ``[UNAVAILABLE]`` or ``[TEMPUNAVAIL]``, for
         auth sources and backends; None if the protocol does not look it up.
+      ttl: how many more backends in a row the session may have, if a proxy in front has
+        said so; see `mail/forward.py`.
     """
 
     host: bytes | None = None
+    ttl: int | None = None
     header_refusal: ClassVar[re.Pattern[bytes]] = re.compile(rb"(?!)")
     """Matches the reply of a backend that took a PROXY header for a command."""
 
@@ -142,6 +145,7 @@ class Dialogue(ABC):
         Raises:
           ClientError: the handshake failed, or the client's certificate is bad.
         """
+        self.ttl = None
         self.forget()
         await self.client.start_tls("in starttls state")
         self.client.info.action = "in auth state"

@@ -12,12 +12,14 @@ from typing import Self
 
 from mailproxy.conf.addresses import Address, ipv4, ipv6
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
+from mailproxy.conf.hints import nearest
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import (
     HOUR,
     MINUTE,
     c_string,
     choice,
+    choices,
     duration,
     flag,
     lower,
@@ -27,6 +29,7 @@ from mailproxy.conf.values import (
 )
 from mailproxy.mail.group import Group, implicit, is_path, no_port, read_address
 from mailproxy.mail.load_state import LoadState, load_state
+from mailproxy.mail.master_user import MasterUser, master_user
 from mailproxy.net.outgoing import Outgoing
 
 
@@ -43,8 +46,21 @@ def _parse_xclient(found: Directive, _: Reading) -> str:
     )
 
 
+def _parse_forward(found: Directive, reading: Reading) -> frozenset[str]:
+    chosen = _ways.parse(found, reading)
+    if "off" not in chosen:
+        return chosen
+    if len(chosen) > 1:
+        raise ConfigError(f'"off" conflicts with other values of "{found.name}"', found)
+    return frozenset()
+
+
 xclient: Value[str] = Value(
     _parse_xclient, "on | off | auto", parameters=("on", "off", "auto")
+)
+_ways = choices("off", "id", "xclient")
+forward: Value[frozenset[str]] = Value(
+    _parse_forward, "off | id | xclient ...", most=3, parameters=_ways.parameters
 )
 
 
@@ -96,7 +112,8 @@ def _find_target(word: Word, state: LoadState) -> Group | None:
             )
         return state.groups.get(lower(name))
     if port is None and text and not is_path(text):
-        raise no_port(word)
+        near = nearest(text, state.group_names)
+        raise no_port(word, f'did you mean "{near}"?' if near else "")
     return implicit(text, read_address(word))
 
 
@@ -224,6 +241,33 @@ class ProxySettings(Settings):
     outside printable ASCII, `"`, `\\`, a line of more than 1000 bytes); "literal" always
     as literals, byte for byte as nginx does it."""
 
+    proxy_auth_mech: str = directive(
+        choice("command", "plain", "login", "xoauth2", "oauthbearer", "auto"),
+        default="command",
+        origin="mailproxy",
+    )
+    """How to log in at backends: "command" by LOGIN in IMAP, USER and PASS in POP3,
+    AUTH PLAIN in SMTP, as nginx does; "auto" by the first mechanism that the backend
+    announces, OAUTHBEARER or XOAUTH2 if the client has sent a token, else PLAIN, LOGIN
+    or the command; or always by this mechanism. SMTP also needs `proxy_smtp_auth on`."""
+
+    proxy_master_user: MasterUser | None = directive(
+        master_user, default=None, origin="mailproxy", shown="off"
+    )
+    """The user who logs in at backends in the place of each client, whose login the auth
+    source has checked: by `proxy_auth_mech plain` with the client's user as authorization
+    identity, or, with a separator, as USER, separator and NAME by any mechanism. The
+    password is the first line of the file, which nobody but root and the user that
+    starts mailproxy may read. `Auth-Master-User` and `Auth-Pass` in the answer of the
+    auth server override it for a session."""
+
+    proxy_forward: frozenset[str] = directive(
+        forward, default=frozenset(), repeats="add", origin="mailproxy", shown="off"
+    )
+    """What backends that announce it are told of the client: by "id", ID in IMAP; by
+    "xclient", XCLIENT in POP3, and in SMTP, where it does not replace `xclient off`, with
+    all the attributes that the backend lists."""
+
     proxy_protocol: str = directive(choice("off", "on", "v2"), default="off")
     """Whether backends get a PROXY header, and its version: on is version 1."""
 
@@ -232,9 +276,11 @@ class ProxySettings(Settings):
         """Make the settings that apply in a block.
 
         Raises:
-          ConfigError: `proxy_pass` names nothing that there is.
+          ConfigError: `proxy_pass` names nothing that there is, or no mechanism
+            transports both names of a login by a master user.
         """
         settings = super().make(block, reading)
+        _check_master(settings, block, reading)
         given = block.find("proxy_pass")
         if given is None or settings.proxy_pass is None:
             return settings
@@ -266,3 +312,24 @@ class ProxySettings(Settings):
         if self.proxy_buffer is None:
             return resource.getpagesize()
         return self.proxy_buffer
+
+
+def _check_master(settings: ProxySettings, block: Block, reading: Reading) -> None:
+    """Check that a mechanism transports both names of a login by a master user.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    master = settings.proxy_master_user
+    if master is None or master.separator or settings.proxy_auth_mech == "plain":
+        return
+    given = block.find("proxy_master_user")
+    assert given is not None, "its default is None"
+    if given.directive in (told := load_state(reading).unfit):
+        return  # it is an error already, of another server
+    told.add(given.directive)
+    raise ConfigError(
+        '"proxy_master_user" without "separator=" needs "proxy_auth_mech plain"',
+        given.directive,
+        "add: proxy_auth_mech plain; or separator=*, if the backend knows that",
+    )

@@ -15,7 +15,7 @@ from mailproxy.errors import (
     UpstreamError,
 )
 from mailproxy.log import DEBUG, Phase
-from mailproxy.mail import proxy_header
+from mailproxy.mail import forward, master_user, proxy_header
 from mailproxy.mail.auth_request import make_auth_request
 from mailproxy.mail.client import Client
 from mailproxy.mail.commands import BadCommand
@@ -201,7 +201,7 @@ async def _refuse(
     timeout = client.server.core.timeout
     client.timer.limit(timeout)
     answer = dialogue.refusal(login, verdict.text, verdict.code)
-    if verdict.sasl_error and login.method in sasl.OAUTH:
+    if verdict.sasl_error and login.has_token:
         answer = await _explain(client, dialogue, login, verdict)
         client.timer.limit(timeout)
     await client.send(answer)
@@ -230,23 +230,39 @@ async def _explain(
     return dialogue.invalid(login)
 
 
+def _for_backend(client: Client, login: Login, granted: Granted) -> Login:
+    """The login that the backend is offered.
+
+    Raises:
+      AuthError: the master user cannot log in there.
+    """
+    route = granted.route
+    login = login.at_backend(
+        user=granted.user,
+        secret=granted.secret,
+        smtp_auth=None if route is None else route.smtp_auth,
+    )
+    by_source = route is not None and route.master
+    if by_source or client.server.proxy.proxy_master_user is not None:
+        login = master_user.apply(login, granted, client)
+    return login
+
+
 async def _enter(
     client: Client, dialogue: Dialogue, login: Login, granted: Granted
 ) -> Entered:
     """Phases 6 and 7: connect to the backend and log in there.
 
     Raises:
+      AuthError: the master user cannot log in there.
       UpstreamError: the backend cannot be reached, fails, or refuses the login.
     """
-    route = granted.route
     client.info.login = granted.user
-    login = login.at_backend(
-        user=granted.user,
-        secret=granted.secret,
-        smtp_auth=None if route is None else route.smtp_auth,
-    )
+    login = _for_backend(client, login, granted)
     client.secrets.remember(login)
-    choice = await choose(route, client)
+    if client.server.proxy.proxy_forward:
+        forward.check_loop(dialogue)
+    choice = await choose(granted.route, client)
     backend = await reach(client, dialogue, choice, partial(_report, client))
     try:
         answer = await dialogue.enter(backend, login)
@@ -254,6 +270,7 @@ async def _enter(
         backend.close()
         choice.release()
         raise
+    backend.keep_session()
     return Entered(
         wire=backend.wire,
         to_client=answer + backend.lines.take_rest(),

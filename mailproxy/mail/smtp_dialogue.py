@@ -1,6 +1,6 @@
 """The SMTP dialogue with clients before the login (RFC 5321, RFC 4954).
 
-The one with backends is in `mail/smtp_backend.py`. With `smtp_auth none`, MAIL and RCPT
+The one with backends is in `mail/smtp_backend.py` and `mail/smtp_login.py`. With `smtp_auth none`, MAIL and RCPT
 may replace a login: the auth source sees them, and they are repeated to the backend.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy.auth.request import Envelope
 from mailproxy.errors import ClientError
-from mailproxy.mail import smtp_backend
+from mailproxy.mail import forward, smtp_backend, smtp_login
 from mailproxy.mail.client_host import UNAVAILABLE, find_client_host
 from mailproxy.mail.commands import MAX_ANSWERS, BadCommand, redacted, split_words
 from mailproxy.mail.login import Login
@@ -70,13 +70,18 @@ async def _read_command(client: Client) -> _Command:
     text = await client.read_text()
     word, _, rest = text.partition(b" ")
     name = word.upper()
-    if name not in _COMMANDS:
+    if name not in _COMMANDS and not (name == b"XCLIENT" and _accepts_xclient(client)):
         raise BadCommand(counted=True)
     arguments = split_words(rest, MAX_ARGUMENTS)
     client.accepted()
     if NUL in text:
         arguments = []
     return _Command(name, arguments, text.rstrip(b" "))
+
+
+def _accepts_xclient(client: Client) -> bool:
+    """Whether the client is a proxy whose XCLIENT is read; see `mail/forward.py`."""
+    return "xclient" in client.server.proxy.proxy_forward and forward.accepts(client)
 
 
 class SmtpDialogue(Dialogue):
@@ -115,7 +120,7 @@ class SmtpDialogue(Dialogue):
             client.timer.stop()
             await self._delay()
         client.timer.limit(core.timeout)
-        await client.send(b"220 %s ESMTP ready\r\n" % core.server_name)
+        await client.send(_greeting(client))
 
     async def _delay(self) -> None:
         """Delay the greeting; a client that does not wait for it is likely a spammer.
@@ -180,6 +185,10 @@ class SmtpDialogue(Dialogue):
                 return _INVALID_ARGUMENT
             case b"NOOP":
                 return _OK
+            case b"XCLIENT" if not self.mail:
+                self.forget()
+                self.ttl = forward.find_ttl(command.arguments)
+                return _greeting(self.client)
             case b"RSET":
                 self.mail = b""
                 return _OK
@@ -196,9 +205,12 @@ class SmtpDialogue(Dialogue):
         self.mail = b""
         if not self.esmtp:
             return b"250 %s\r\n" % client.server.core.server_name
+        capabilities = settings.smtp_capabilities
+        if _accepts_xclient(client):
+            capabilities = (*capabilities, b"XCLIENT TTL")
         return _answer_to_ehlo(
             client.server.core.server_name,
-            settings.smtp_capabilities,
+            capabilities,
             settings.smtp_auth if client.may_log_in else frozenset(),
             client.may_start_tls,
         )
@@ -235,7 +247,7 @@ class SmtpDialogue(Dialogue):
         await smtp_backend.meet(backend, self)
 
     async def enter(self, backend: Backend, login: Login) -> bytes:
-        return await smtp_backend.enter(backend, login, self)
+        return await smtp_login.enter(backend, login, self)
 
 
 @lru_cache(MAX_ANSWERS)
@@ -260,6 +272,10 @@ def _answer_to_ehlo(
         lines.append(b"STARTTLS")
     first = b"".join(b"250-%s\r\n" % line for line in lines[:-1])
     return first + b"250 %s\r\n" % lines[-1]
+
+
+def _greeting(client: Client) -> bytes:
+    return b"220 %s ESMTP ready\r\n" % client.server.core.server_name
 
 
 def _one_line(text: bytes) -> bytes:

@@ -23,6 +23,7 @@ from mailproxy.net.lines import LineStream, TooLong
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Iterable
 
     from mailproxy.errors import SessionError
     from mailproxy.log import Logger, SessionInfo
@@ -73,15 +74,25 @@ class Secrets:
 
     def __init__(self) -> None:
         self._logins: tuple[Login, ...] = ()
+        self._messages: tuple[bytes, ...] = ()
 
     def remember(self, login: Login) -> None:
         """From now on, hide texts that contain the secret of `login`."""
         self._logins = (*self._logins[1 - MAX_LOGINS :], login)
 
+    def remember_messages(self, messages: Iterable[bytes]) -> None:
+        """From now on, hide texts that contain one of these messages of SASL (base64).
+
+        They are those of the login at the backend, of which there is one.
+        """
+        self._messages = tuple(each.lower() for each in messages)
+
     def hidden(self, text: bytes) -> bytes:
         """Return a text that a peer has sent as the log may show it."""
+        if repeats(text, self._messages):
+            return HIDDEN
         for login in self._logins:
-            if login.secret and repeats(text, spellings(login.secret, login.user)):
+            if login.secret and repeats(text, spellings(login.secret, login.name)):
                 return HIDDEN
         return text
 

@@ -29,6 +29,7 @@ from mailproxy.mail.group import (
     host_of,
     read_address,
 )
+from mailproxy.mail.health_check import checks_of
 from mailproxy.mail.load_state import LoadState, Reason, load_state
 from mailproxy.mail.peers import named_peers
 from mailproxy.stats.peers import peer_keys
@@ -314,6 +315,7 @@ def close_upstream(block: Block, reading: Reading) -> Iterator[ConfigError]:
         members=members,
         method=method,
         zone="" if zone is None else cast("str", zone.value),
+        health_checks=checks_of(block),
         position=statement.position,
     )
     _count(group, state)

@@ -123,7 +123,9 @@ class Upstreams:
         host = _plain(at[0])
         if not self._accepts(host, at[1]):
             return False
-        return host.is_unspecified or _own_host(fd) == host
+        if host.is_unspecified or host.is_loopback:
+            return True
+        return _own_host(fd) == host
 
     def _accepts(self, host: IPAddress, port: int) -> bool:
         """Whether there is a listener for an address, if it is one of this machine."""

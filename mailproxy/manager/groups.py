@@ -9,7 +9,7 @@ manager goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -26,13 +26,19 @@ from mailproxy.stats.mapping import Row
 
 
 class GroupService(ManagerService):
-    """See the module."""
+    """See the module.
+
+    Attributes:
+      groups: by name in lower case.
+      followers: called with a group that has changed, before workers are told.
+    """
 
     name = "groups"
 
     def __init__(self, groups: Iterable[Group], row: Row) -> None:
         super().__init__()
         self.groups = {lower(group.name): ManagedGroup(group, row) for group in groups}
+        self.followers: list[Callable[[ManagedGroup], None]] = []
         self.takes[LineKind.REPORT] = self._report
         self._hub: Hub | None = None
         self._epoch = 0
@@ -94,6 +100,8 @@ class GroupService(ManagerService):
 
     def tell(self, managed: ManagedGroup) -> None:
         """Tell all workers, and the board, about a group that has changed."""
+        for follow in self.followers:
+            follow(managed)
         self._changed.set()
         if self._hub is None:
             return

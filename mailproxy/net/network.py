@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
+import time
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.log import SessionInfo
@@ -15,6 +17,7 @@ from mailproxy.net.manager_line import ManagerLine
 from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Relay
 from mailproxy.net.resolver_settings import ResolverSettings
+from mailproxy.net.resumption import Resumption
 from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
 from mailproxy.stats.mapping import Row
@@ -40,6 +43,8 @@ class Network:
         connection, from accept to close.
       manager: the line to the manager process, which may have none.
       row: the numbers of this worker, and its view of those of all others.
+      secrets: the first lines of the files of secrets that sessions need, by path.
+      resumption: the TLS sessions with backends.
     """
 
     def __init__(self, engine: Engine, row: Row | None = None) -> None:
@@ -49,6 +54,9 @@ class Network:
         self.manager = ManagerLine(engine)
         self.sessions: dict[int, SessionInfo] = {}
         self.row = Row() if row is None else row
+        self.secrets: dict[str, bytes] = {}
+        self._life = f"{int(time.time() * 1000):x}.{os.getpid():x}"
+        self.resumption = Resumption()
         self._numbers = itertools.count(1)
         self._transport = NameServers(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}
@@ -65,6 +73,14 @@ class Network:
         As in nginx, connections to auth servers and backends take numbers as well.
         """
         return next(self._numbers)
+
+    def session_id(self, connection: int) -> str:
+        """Return the name of a session, which no other one has, here or elsewhere.
+
+        It has three hexadecimal numbers: when this worker started, in milliseconds since
+        1970, its pid, and the number of the client's connection.
+        """
+        return f"{self._life}.{connection:x}"
 
     def make_room(self) -> bool:
         """Return whether another connection may be opened; evict an idle one if needed.

@@ -28,6 +28,7 @@ from mailproxy.process.master import Origin
 from mailproxy.process.notify import Notify
 from mailproxy.process.options import Options
 from mailproxy.process.reader import MAX_READING, TOO_SLOW, ConfigurationReader
+from mailproxy.process.secret_files import SecretError
 from mailproxy.process.worker import Worker
 
 
@@ -67,8 +68,11 @@ class Alone:
         if worker.leaving:
             return
         new = None if findings is None else self._make_next(findings)
-        if new is not None:
-            await worker.serve_instead(new.configuration, new.listeners, new.logs)
+        secrets = None if new is None else self._read_secrets(new)
+        if new is not None and secrets is not None:
+            await worker.serve_instead(
+                new.configuration, new.listeners, new.logs, secrets
+            )
             self._close(new.lacks(old), say=True)
             old.remove_pid(but=new)
             self._generation = new
@@ -119,6 +123,19 @@ class Alone:
             pass  # it is logged
         except Exception as error:
             old.log.exception("reload failed, this is a bug", exception=error)
+        return None
+
+    def _read_secrets(self, new: Generation) -> dict[str, bytes] | None:
+        """Read the secrets of the next generation; if that fails, it is given up."""
+        old = self._generation
+        try:
+            return new.secrets.take()
+        except SecretError as failure:
+            old.log.emerg(str(failure), error=failure.error)
+        self._close(old.lacks(new), say=True)
+        new.remove_pid(but=old)
+        new.close()
+        old.logs.redirect_stderr()
         return None
 
     def _close(self, unwanted: Iterable[Held], *, say: bool) -> None:

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Self, cast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Self, cast
 
 from mailproxy.conf.directive import Block, Reading, Settings, declarations
 from mailproxy.conf.places import BlockKind, Language
 from mailproxy.conf.resolve import Interpreter
+from mailproxy.conf.secret_files import SecretFile
 from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.group_checks import complete_checks
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState, Reason, load_state
+from mailproxy.mail.match import close_match, open_match
 from mailproxy.mail.modules import MODULES, OF_BLOCKS
+from mailproxy.mail.probing import GroupCheck
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
 from mailproxy.mail.upstream import close_upstream, open_upstream, warn_of_loops
@@ -29,6 +34,10 @@ from mailproxy.mail.upstreams import Upstreams
 from mailproxy.process.options import Options
 from mailproxy.process.settings import EventsSettings, MainSettings
 from mailproxy.stats.cells import CellKey
+
+if TYPE_CHECKING:
+    from mailproxy.mail.own_certificates import OwnCertificates
+    from mailproxy.net.openssl.pairs import Leaf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +86,8 @@ class Configuration:
     """The groups of backends, and what this process knows of them."""
     manager: tuple[Reason, ...] = ()
     """What needs the manager process; empty: there is none."""
+    group_checks: Mapping[str, tuple[GroupCheck, ...]] = field(default_factory=dict)
+    """The health checks of groups, by name in lower case."""
     counted: tuple[CellKey, ...] = ()
     """The numbers that processes share, besides those that all have."""
 
@@ -84,6 +95,22 @@ class Configuration:
     def shares_numbers(self) -> bool:
         """Whether processes need the shared mapping."""
         return bool(self.manager or self.counted)
+
+    @property
+    def secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that workers read."""
+        masters = (server.proxy.proxy_master_user for server in self.servers)
+        return frozenset(each.password_file for each in masters if each is not None)
+
+    @property
+    def manager_secret_files(self) -> frozenset[SecretFile]:
+        """The files of secrets that the manager reads."""
+        files = (
+            each.check.login_file
+            for checks in self.group_checks.values()
+            for each in checks
+        )
+        return frozenset(each for each in files if each is not None)
 
     @property
     def listens(self) -> tuple[Listen, ...]:
@@ -173,6 +200,8 @@ class Assembly:
             make_server(made.block, made.settings, self.upstreams) for made in complete
         ]
         warn_of_loops(reading, self.upstreams.is_own)
+        if self.servers and len(complete) == len(blocks):
+            yield from complete_checks(self.servers, reading)
 
 
 class Loader:
@@ -224,6 +253,7 @@ class Loader:
             main, events = self._start(parsed=parsed)
             if all(message.is_warning for message in messages):
                 self._warn_of_idleness()
+                self._warn_of_certificates(main)
         said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
         if any(not message.is_warning for message in messages):
             raise ConfigErrors.of(said, parsed=parsed)
@@ -239,6 +269,7 @@ class Loader:
             messages=said,
             upstreams=self.assembly.upstreams,
             manager=tuple(state.manager),
+            group_checks=dict(state.group_checks),
             counted=tuple(state.counted) if shares else (),
         )
 
@@ -258,6 +289,31 @@ class Loader:
             None if mail is None else mail.directive,
             "write one: mail { server { listen 143; protocol imap; auth_http URL; } }",
         )
+
+    def _warn_of_certificates(self, main: MainSettings | None) -> None:
+        """Warn of certificates in use that expire soon, or that clients may not like.
+
+        Of those of `ssl_certificate` that have expired, there was a warning before.
+        """
+        found = list(certificates_in_use(self.assembly.servers))
+        if main is None or not found:
+            return
+        from mailproxy.process.expiry import Expiry
+
+        self.reading.statement = None
+        warned = {message.message for message in self.reading.messages}
+        for remark in Expiry(main.ssl_certificate_warning).due(
+            found, datetime.now(UTC)
+        ):
+            if remark.text not in warned:
+                self.reading.warn(
+                    remark.text, remedy="clients will refuse it then: renew it"
+                )
+        for file in dict.fromkeys(file for file, leaf in found if leaf.must_staple):
+            self.reading.warn(
+                f'certificate "{file}" wants OCSP stapling, which mail does not have',
+                remedy="order it without must-staple",
+            )
 
     def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:
         for mail in self.interpreter.main.blocks:
@@ -322,6 +378,18 @@ class Loader:
             )
 
 
+def own_certificates(servers: Iterable[Server]) -> list[OwnCertificates]:
+    """Return the certificates of each TLS context, in an order that all processes know."""
+    found = {id(own): own for each in servers if (own := each.ssl.own) is not None}
+    return list(found.values())
+
+
+def certificates_in_use(servers: Iterable[Server]) -> Iterator[tuple[str, Leaf]]:
+    """Yield the certificates that clients may get, with their files."""
+    for own in own_certificates(servers):
+        yield from own.in_use()
+
+
 def _port(listen: Listen) -> tuple[int, int]:
     port = 0 if isinstance(listen.sockaddr, str) else listen.sockaddr[1]
     return listen.family, port
@@ -347,6 +415,14 @@ def language(assembly: Assembly | None = None) -> Language:
                 arguments=1,
                 open=open_upstream,
                 close=close_upstream,
+            ),
+            BlockKind(
+                name="match",
+                parent="mail",
+                repeats="add",
+                arguments=1,
+                open=open_match,
+                close=close_match,
             ),
         ),
     )

@@ -1,6 +1,6 @@
-"""A generation: one configuration, with its logs and its listening sockets open.
+"""A generation: one configuration, with its logs, listening sockets and secrets open.
 
-Workers are forked from it, and inherit all three.
+Workers are forked from it, and inherit them all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mailproxy.frozen import Frozen
@@ -22,6 +22,7 @@ from mailproxy.process import pidfile
 from mailproxy.process.configuration import Configuration
 from mailproxy.process.options import Options
 from mailproxy.process.pidfile import PidError
+from mailproxy.process.secret_files import SecretError, SecretFiles
 from mailproxy.process.settings import MainSettings
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Generation:
     configuration: Configuration
     logs: Logs
     listeners: tuple[Listener[Listen], ...]
+    secrets: SecretFiles = field(default_factory=SecretFiles)
+    """Those of workers."""
+    manager_secrets: SecretFiles = field(default_factory=SecretFiles)
 
     @property
     def main(self) -> MainSettings:
@@ -65,6 +69,16 @@ class Generation:
         except PidError as failure:
             self.log.alert(str(failure), error=failure.error)
 
+    def close(self) -> None:
+        """Close the logs and the secrets; listening sockets may belong to others, too."""
+        self.logs.close()
+        self.close_secrets()
+
+    def close_secrets(self) -> None:
+        """Close all secrets, in a process that does not need them."""
+        self.secrets.close()
+        self.manager_secrets.close()
+
     def reopen_logs(self) -> None:
         """Open the log files again by name, so that workers can do it, too."""
         self.logs.reopen(give=True)
@@ -84,9 +98,11 @@ def first(
       held: inherited sockets; those that the configuration does not need are closed.
 
     Raises:
-      GenerationError: a log cannot be opened, or an address cannot be listened at.
+      GenerationError: a log or a secret cannot be opened, or an address cannot be
+        listened at.
     """
     logs = _open_logs_or_say(configuration, options, log, copy_as=options.name)
+    secrets, manager_secrets = _open_secrets(configuration, logs.main)
     listeners = _listen(configuration, held, logs.main)
     wanted = {listener.key for listener in listeners}
     listening.close(
@@ -96,7 +112,7 @@ def first(
         say=False,
     )
     _say_limits(configuration, logs.main)
-    return Generation(configuration, logs, listeners)
+    return Generation(configuration, logs, listeners, secrets, manager_secrets)
 
 
 def following(
@@ -126,12 +142,15 @@ def following(
             undo.callback(pidfile.remove, pid)
         logs = _open_logs_or_say(configuration, options, old.log, copy_as=None)
         undo.callback(logs.close)
+        secrets, manager_secrets = _open_secrets(configuration, old.log)
+        undo.callback(secrets.close)
+        undo.callback(manager_secrets.close)
         held = listening.by_key(old.listeners)
         listeners = _listen(configuration, held, old.log, pause)
         undo.pop_all()
     logs.redirect_stderr()
     _say_limits(configuration, logs.main)
-    return Generation(configuration, logs, listeners)
+    return Generation(configuration, logs, listeners, secrets, manager_secrets)
 
 
 def check_logs(configuration: Configuration, options: Options, log: Logger) -> None:
@@ -200,6 +219,22 @@ def _workers(main: MainSettings) -> WorkerAccount | None:
     if user is None or user.uid == os.geteuid():
         return None
     return WorkerAccount(user.uid, frozenset(os.getgrouplist(user.name, user.gid)))
+
+
+def _open_secrets(
+    configuration: Configuration, log: Logger
+) -> tuple[SecretFiles, SecretFiles]:
+    """Open the secrets of workers, and those of the manager."""
+    try:
+        with contextlib.ExitStack() as undo:
+            secrets = SecretFiles.open(configuration.secret_files)
+            undo.callback(secrets.close)
+            manager_secrets = SecretFiles.open(configuration.manager_secret_files)
+            undo.pop_all()
+            return secrets, manager_secrets
+    except SecretError as failure:
+        log.emerg(str(failure), error=failure.error)
+        raise GenerationError from failure
 
 
 def _listen(

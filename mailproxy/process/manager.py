@@ -15,11 +15,14 @@ import trio
 
 from mailproxy.log import Logger, Logs
 from mailproxy.manager.groups import GroupService
+from mailproxy.manager.health_service import HealthService
 from mailproxy.manager.hub import Hub
+from mailproxy.manager.probes.talk import ProbeLogin
 from mailproxy.manager.services import ManagerService
 from mailproxy.net.messages import MAX_FRAME, Complaints, MessageError
 from mailproxy.process.managers import ManagerPlace, WorkerLine
 from mailproxy.process.messages import Order, read_order, write_order
+from mailproxy.process.secret_files import SecretError
 from mailproxy.process.signals import Received, SignalDescriptor
 from mailproxy.stats.mapping import Row
 
@@ -27,22 +30,59 @@ MAX_DESCRIPTORS = 256
 """Descriptors that come with one order."""
 
 
-def run(place: ManagerPlace, logs: Logs, orders: socket.socket) -> int:
-    """Run as a manager until told to end; returns the exit code."""
-    manager = Manager(logs, place.row, services_of(place), orders, place.lines)
+def run(
+    place: ManagerPlace,
+    logs: Logs,
+    orders: socket.socket,
+    secrets: Mapping[str, bytes],
+) -> int:
+    """Run as a manager until told to end; returns the exit code.
+
+    Args:
+      secrets: what was read from files of secrets, by path.
+
+    Raises:
+      SecretError: one of them is not what it has to be.
+    """
+    services = services_of(place, secrets)
+    manager = Manager(logs, place.row, services, orders, place.lines)
     trio.run(manager.serve)
     logs.main.notice("exit")
     return 0
 
 
-def services_of(place: ManagerPlace) -> list[ManagerService]:
-    """Make what the configuration needs a manager for."""
+def services_of(
+    place: ManagerPlace, secrets: Mapping[str, bytes]
+) -> list[ManagerService]:
+    """Make what the configuration needs a manager for; see `run`."""
+    configuration = place.generation.configuration
     groups = [
         live.group
-        for live in place.generation.configuration.upstreams.groups.values()
+        for live in configuration.upstreams.groups.values()
         if live.group.is_managed
     ]
-    return [GroupService(groups, place.row)] if groups else []
+    if not groups:
+        return []
+    service = GroupService(groups, place.row)
+    checks = configuration.group_checks
+    if not checks:
+        return [service]
+    logins = {path: _read_login(path, secret) for path, secret in secrets.items()}
+    # Lines come from a manager that was there before, in the same generation.
+    replaces = bool(place.lines)
+    return [service, HealthService(service, checks, logins, replaces=replaces)]
+
+
+def _read_login(path: str, secret: bytes) -> ProbeLogin:
+    """Read a `login_file`.
+
+    Raises:
+      SecretError: there is no login in it.
+    """
+    user, colon, password = secret.partition(b":")
+    if not (user and colon and password):
+        raise SecretError(f'there is no user:password in the first line of "{path}"')
+    return ProbeLogin(user, password)
 
 
 class Manager:

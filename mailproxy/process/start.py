@@ -50,6 +50,7 @@ from mailproxy.process.privileges import (
     set_environment,
 )
 from mailproxy.process.reader import ConfigurationReader
+from mailproxy.process.secret_files import SecretError
 from mailproxy.process.title import set_title
 from mailproxy.process.upgrade import Successor
 from mailproxy.process.worker import Worker
@@ -147,6 +148,7 @@ class _Home:
     def work(self, place: WorkerPlace, orders: socket.socket) -> int:
         """Run as a worker, from the fork to the exit code."""
         born, outgoing = place.generation, place.outgoing
+        born.manager_secrets.close()
         log = born.log
         retitle = partial(set_title, self.options.name)
         retitle("worker process")
@@ -155,9 +157,10 @@ class _Home:
         if outgoing is not None:
             for listener in born.lacks(outgoing):
                 listener.socket.close()
-            outgoing.logs.close()
+            outgoing.close()
         set_environment(environment(born.main.env, self.started_with))
         try:
+            secrets = born.secrets.take()
             become_worker(born.main, place.slot, log)
             return Worker(
                 born.configuration,
@@ -167,9 +170,13 @@ class _Home:
                 retitle,
                 row=place.row,
                 manager=place.manager,
+                secrets=secrets,
             ).run()
         except UnfitError:
             return FATAL
+        except SecretError as failure:
+            log.emerg(str(failure), error=failure.error)
+            return 1
         except StartError as failure:  # the master tries again, or stays with the old
             log.emerg(f"{failure.call} failed", error=failure.error)
             return 1
@@ -188,14 +195,21 @@ class _Home:
                 listener.socket.close()
             if each.logs is not logs:
                 each.logs.close()
+            if each is not place.generation:
+                each.close_secrets()
+        place.generation.secrets.close()
         set_environment(environment(main.env, self.started_with))
         try:
+            secrets = place.generation.manager_secrets.take()
             become_manager(main, logs.main)
             from mailproxy.process.manager import run  # no other process needs it
 
-            return run(place, logs, orders)
+            return run(place, logs, orders, secrets)
         except UnfitError:
             return FATAL
+        except SecretError as failure:
+            logs.main.emerg(str(failure), error=failure.error)
+            return 1
         except Exception as error:  # noqa: BLE001 # the master starts another one
             logs.main.exception(
                 "manager process failed, this is a bug", exception=error
@@ -274,7 +288,11 @@ def _serve_alone(born: Generation, load: Load, home: _Home, origin: Origin) -> i
             born.listeners,
             born.logs,
             worker_services.of_single_process(alone.reconfigure),
+            secrets=born.secrets.take(),
         ).run()
+    except SecretError as failure:
+        born.log.emerg(str(failure), error=failure.error)
+        code = 1
     except StartError as failure:
         born.log.emerg(f"{failure.call} failed", error=failure.error)
         code = 1

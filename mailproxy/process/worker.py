@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import trio
@@ -47,9 +47,12 @@ class Worker:
       retitle: sets the process title.
       row: its row in the statistics; None: it counts for itself.
       manager: its end of the line to the manager process; None: there is none.
+      secrets: what was read from files of secrets, by path.
 
     Attributes:
       network: what its sessions need to reach clients, backends and auth sources.
+      configuration: the one that it accepts for.
+      replaced: is set once that has another one in its place.
       told_to_leave: is set once it no longer accepts clients.
     """
 
@@ -62,16 +65,19 @@ class Worker:
         retitle: Callable[[str], None] = lambda _: None,
         row: Row | None = None,
         manager: socket.socket | None = None,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
         self.network = Network(Engine(configuration.events.worker_connections), row)
         self.network.manager.connect(manager, lambda: self.log)
         self.told_to_leave = trio.Event()
+        self.replaced = trio.Event()
         self._services = hosted
         self._retitle = retitle
         self._serving = trio.CancelScope()
         self._exit_code = 0
         self._begun = False
         self._old_logs: list[Logs] = []
+        self.network.secrets.update(secrets or {})
         self._use(configuration, listeners, logs)
 
     def _use(
@@ -80,6 +86,7 @@ class Worker:
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
     ) -> None:
+        self.configuration = configuration
         self._main = configuration.main
         self._logs = logs
         configuration.upstreams.count_in(self.network.row)
@@ -192,6 +199,7 @@ class Worker:
         configuration: Configuration,
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
         """Accept for another configuration from now on; sessions keep theirs.
 
@@ -202,7 +210,10 @@ class Worker:
             old.stop(close_socket=False)
         for old in replaced:
             await old.stopped.wait()
+        self.network.secrets.update(secrets or {})
         self._use(configuration, listeners, logs)
+        self.replaced.set()
+        self.replaced = trio.Event()
         self.network.idle.clear()  # the new servers may ask another auth server
         if self.leaving:  # since a moment ago
             for new in self._loops:

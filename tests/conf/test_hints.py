@@ -53,7 +53,7 @@ def remedies(load: Load) -> Callable[[str], list[str | None]]:
         ("proxy_timout", "proxy_timeout"),
         ("imap_capability", "imap_capabilities"),
         ("sll_certificate", "ssl_certificate"),
-        ("proxy_ssl", None),
+        ("proxy_sll", "proxy_ssl"),
         ("auth", None),
         ("user_name", None),
         ("ss", None),
@@ -78,7 +78,7 @@ def test_two_letters_swapped_are_one_mistake(name: str, data: st.DataObject) -> 
         ("mial {}", 'did you mean "mail"?'),
         ("htpp {}", 'did you mean "http"?'),
         ("timout 1s;", 'did you mean "timeout"? Its place is mail {} or server {}'),
-        ("mail { proxy_ssl on; }", '"proxy_ssl" is a directive of stream, not of mail'),
+        ("mail { ssl_preread on; }", '"ssl_preread" is a directive of stream, not of mail'),
         ("mail { ssl_alpn x; }", '"ssl_alpn" is a directive of stream, not of mail'),
         ("mail { location / {} }", '"location" is a directive of http, not of mail'),
         ("proxy_set_header x;", '"proxy_set_header" is a directive of http, not of mail'),
@@ -114,6 +114,15 @@ def test_two_letters_swapped_are_one_mistake(name: str, data: st.DataObject) -> 
         ("mail { server { upstream x { } } }", "its place is mail {}"),
         ("mail { pid x; }", "its place is outside of all blocks"),
         ("mail { nonsense x; }", None),
+        (
+            "mail { upstream backends { server 127.0.0.1:1; } server { listen 127.0.0.1:143;"
+            " auth_http 127.0.0.1; proxy_pass backend; } }",
+            'did you mean "backends"?',
+        ),
+        (
+            "mail { server { listen 127.0.0.1:143; auth_http 127.0.0.1; proxy_pass x; } }",
+            "server x:143;",
+        ),
         ("mail { http_auth x; }", 'did you mean "auth_http"?'),
         ("mail { http-auth x; }", 'did you mean "auth_http"?'),
         ("mail { auth_smtp plain; }", 'did you mean "smtp_auth"?'),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.mail.smtp_backend import format_xclient, offered_attributes
+from mailproxy.mail.smtp_login import format_xclient, offered_attributes
 from tests.play import Stage, play
 
 UPSTREAM = 'login: "u", upstream: 127.0.0.1:9143'

@@ -214,6 +214,47 @@ def test_time_is_up_is_an_error_of_a_member() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "event", ["⟨close⟩", "⟨reset⟩", "* BYE busy", "* PREAUTH hello", "421 busy", "+OK"]
+)
+def test_member_that_does_not_greet_is_not_asked_again(event: str) -> None:
+    server = fresh("server 127.0.0.1:9143; server 127.0.0.2:9143;")
+    first = f"{HELLO}\n{TO_GROUP}\nB: {event}\n{IN}\nC: ⟨close⟩"
+    played = play_all(server, [first, LOG_IN, LOG_IN])
+    assert places(played) == list("1222")
+    warning, error = lines(played[0])
+    assert warning.startswith("[warn] upstream server temporarily disabled")
+    assert error.startswith("[error] ")
+    assert error.endswith("upstream: 127.0.0.1:9143")
+    assert not lines(played[1])
+
+
+def test_member_that_closes_after_the_password_is_not_blamed() -> None:
+    server = fresh("server 127.0.0.1:9143; server 127.0.0.2:9143;")
+    cut = f'{HELLO}\n{TO_GROUP}\nB: * OK\nP: a LOGIN "u" "p"\nB: ⟨close⟩\n{FAILED}'
+    played = play_all(server, [cut, LOG_IN, LOG_IN])
+    assert places(played) == list("121")
+
+
+@pytest.mark.parametrize(
+    ("directives", "wait", "tried"),
+    [
+        ("proxy_next_upstream off;", 0, "1"),
+        ("proxy_next_upstream_tries 1;", 0, "1"),
+        ("proxy_next_upstream_tries 2;", 0, "12"),
+        ("proxy_next_upstream_timeout 1s;", 1, "1"),
+        ("proxy_next_upstream_timeout 2s;", 1, "12"),
+    ],
+)
+def test_limits_of_tries(directives: str, wait: int, tried: str) -> None:
+    server = fresh(THREE, directives)
+    fail = "\n".join(f"wait {wait}\nB: ⟨close⟩" for _ in tried)
+    (stage,) = play_all(server, [f"{HELLO}\n{TO_GROUP}\n{fail}\n{FAILED}"])
+    assert places([stage]) == list(tried)
+    errors = [line for line in lines(stage) if line.startswith("[error]")]
+    assert len(errors) == len(tried)
+
+
 # Keys
 
 

@@ -151,7 +151,14 @@ class TestLimits:
 @pytest.mark.parametrize(
     "listen", ["127.0.0.1:PORT", "*:PORT", "[::]:PORT ipv6only=off"]
 )
-@pytest.mark.parametrize("directives", ["", "proxy_pass 127.0.0.1:PORT;"])
+@pytest.mark.parametrize(
+    "directives",
+    [
+        "",
+        "proxy_pass 127.0.0.1:PORT;",
+        "proxy_pass 127.0.0.1:PORT; proxy_bind 127.0.0.5;",
+    ],
+)
 def test_connection_that_leads_back_ends(
     site: Site, listen: str, directives: str
 ) -> None:

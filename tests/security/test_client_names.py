@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from trio.testing import MockClock
 
 from mailproxy.conf.addresses import Address
-from mailproxy.mail.smtp_backend import format_xclient
+from mailproxy.mail.smtp_login import format_xclient
 from mailproxy.net.dns import Resolver
 from mailproxy.net.dns_messages import Answer, Question, read_answer, write_query
 from mailproxy.net.proxy_protocol import (

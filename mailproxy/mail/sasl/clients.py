@@ -27,7 +27,6 @@ PASSWORD_CHALLENGE = base64.b64encode(b"Password:")
 _XOAUTH2 = re.compile(
     rb"user=([^\x01]*)\x01auth=Bearer ([^\x01]*)\x01\x01", re.IGNORECASE
 )
-OAUTH = frozenset(("xoauth2", "oauthbearer"))
 
 ALWAYS = frozenset(("plain", "login"))
 """Mechanisms that no directive disables, as in nginx."""

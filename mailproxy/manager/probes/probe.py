@@ -1,0 +1,244 @@
+"""One probe of one backend: connect, PROXY header, TLS, greeting, capabilities, login.
+
+It does what a session would do, in the order of a session, as far as its type says, and
+then says goodbye. One limit is for the whole of it. Nothing is tried again: that is what
+the next probe is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from mailproxy.mail.probing import ProbeType
+from mailproxy.manager.probes.expectation import expect
+from mailproxy.manager.probes.imap import ImapTalk
+from mailproxy.manager.probes.peer import Failure, ProbedPeer, ProbeError
+from mailproxy.manager.probes.pop3 import Pop3Talk
+from mailproxy.manager.probes.smtp import SmtpTalk
+from mailproxy.manager.probes.tls import TlsStream
+from mailproxy.net import faults
+from mailproxy.net.outgoing import BindError, Outgoing
+from mailproxy.net.proxy_protocol import format_v1, format_v2
+
+if TYPE_CHECKING:
+    from mailproxy.conf.addresses import Address
+    from mailproxy.mail.probing import Match
+    from mailproxy.manager.probes.talk import ProbeLogin, Talk
+
+TALKS: dict[str, type[Talk]] = {
+    talk.protocol: talk for talk in (ImapTalk, Pop3Talk, SmtpTalk)
+}
+"""The dialogues of probes, by the name of the protocol."""
+
+HEADERS = {"off": b"", "on": format_v1(None, None), "v2": format_v2(None, None)}
+"""What a proxy sends for a connection of its own, by `proxy_protocol`."""
+
+_LOCAL = frozenset((
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+))  # fmt: skip
+"""Errors of connect() that say nothing of the peer. A unix socket that is missing, or that
+nobody may enter, is not among them: no session would get there."""
+
+_MISMATCHES = frozenset((62, 64))
+"""Verdicts of OpenSSL that a certificate is good, and for another name or address."""
+
+Connect = Callable[["Probe"], Awaitable[trio.abc.Stream]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """How a peer is probed."""
+
+    address: Address
+    type: ProbeType
+    timeout: float = 5.0
+    """Seconds for all of it."""
+    protocol: str = ""
+    """Empty if `type` is CONNECT."""
+    outgoing: Outgoing | None = None
+    """From where to connect, and how; None: as the system likes."""
+    proxy_protocol: str = "off"
+    mode: str = "off"
+    """Whether there is TLS: off, on, starttls."""
+    context: ssl.SSLContext | None = None
+    """For TLS."""
+    server_name: str | None = None
+    """For SNI and verification."""
+    own_name: bytes = b""
+    """What this side calls itself in SMTP."""
+    login: ProbeLogin | None = field(default=None, repr=False)
+    """For `type` LOGIN."""
+    match: Match | None = None
+
+
+async def connect(probe: Probe) -> trio.abc.Stream:
+    """Connect to a peer.
+
+    Raises:
+      OSError: connect() failed; a `BindError` if bind() did.
+    """
+    connection = socket.socket(probe.address.family, socket.SOCK_STREAM)
+    try:
+        if probe.outgoing is not None:
+            probe.outgoing.prepare(connection, probe.address.family)
+        connecting = trio.socket.from_stdlib_socket(connection)
+        await connecting.connect(probe.address.sockaddr)
+    except BaseException:
+        connection.close()
+        raise
+    return trio.SocketStream(connecting)
+
+
+async def run(probe: Probe, connect: Connect = connect) -> Failure | None:
+    """Probe a peer; returns why it is not healthy, or None if it is."""
+    run = _Run(probe, connect)
+    with trio.move_on_after(probe.timeout):
+        try:
+            await run.go()
+        except ProbeError as error:
+            return error.failure
+    return None if run.passed else Failure("timed out while %s", (run.doing,))
+
+
+class _Run:
+    """One probe while it runs.
+
+    Attributes:
+      passed: whether the peer has done all that is wanted of it.
+    """
+
+    def __init__(self, probe: Probe, connect: Connect) -> None:
+        self.passed = False
+        self._probe = probe
+        self._connect = connect
+        self._peer: ProbedPeer | None = None
+
+    @property
+    def doing(self) -> str:
+        """What the probe does, or waits for."""
+        return "connecting" if self._peer is None else self._peer.doing
+
+    async def go(self) -> None:
+        """Probe the peer, and close the connection.
+
+        Raises:
+          ProbeError: the peer is not healthy.
+        """
+        try:
+            stream = await self._connect(self._probe)
+        except OSError as error:
+            raise _failed_connect(error) from None
+        peer = self._peer = ProbedPeer(stream)
+        try:
+            talk = await self._examine(peer)
+            self.passed = True
+            if talk is not None:
+                with contextlib.suppress(ProbeError):  # it has passed, and may leave
+                    await peer.send(talk.goodbye)
+        finally:
+            await trio.aclose_forcefully(peer.stream)
+
+    async def _examine(self, peer: ProbedPeer) -> Talk | None:
+        """Do all that the type of the probe says.
+
+        Returns:
+          The dialogue, if there was one.
+
+        Raises:
+          ProbeError: the peer is not healthy.
+        """
+        probe = self._probe
+        header = HEADERS[probe.proxy_protocol]
+        if header:
+            peer.doing = "sending the PROXY header"
+            await peer.send(header)
+        if probe.mode == "on":
+            await self._start_tls(peer)
+        talk = None
+        if probe.type > ProbeType.CONNECT:
+            talk = TALKS[probe.protocol](peer, probe.own_name)
+            await self._talk(peer, talk)
+        if probe.match is not None:
+            await expect(probe.match, peer)
+        return talk
+
+    async def _talk(self, peer: ProbedPeer, talk: Talk) -> None:
+        """Do what is said in the protocol's words; see `_examine`."""
+        probe = self._probe
+        peer.doing = "waiting for the greeting"
+        await talk.read_greeting()
+        if probe.mode == "starttls":
+            await talk.ask_starttls()
+            await self._start_tls(peer)
+        if probe.type >= ProbeType.CAPABILITY:
+            await talk.ask_capabilities()
+        if probe.type >= ProbeType.LOGIN:
+            login = probe.login
+            assert login is not None, "-t has looked"
+            if not (peer.encrypted or _is_local(probe.address)):
+                raise ProbeError("no login in clear text")
+            peer.hide(login.user, login.password)
+            await talk.log_in(login)
+
+    async def _start_tls(self, peer: ProbedPeer) -> None:
+        """Do a TLS handshake.
+
+        Raises:
+          ProbeError: there is clear text before it, or it failed.
+        """
+        probe, peer.doing = self._probe, "SSL handshaking"
+        assert probe.context is not None, "it was made with the configuration"
+        if peer.unread:
+            raise ProbeError(
+                'upstream sent data before TLS, possible injection: "%s"',
+                peer.shown(peer.unread),
+            )
+        stream = TlsStream(peer.stream, probe.context, probe.server_name)
+        try:
+            await stream.do_handshake()
+        except OSError as error:  # also an SSLError
+            raise _failed_handshake(error, probe.server_name) from None
+        except trio.BrokenResourceError:
+            raise ProbeError("peer closed connection in SSL handshake") from None
+        peer.use_tls(stream)
+
+
+def _failed_connect(error: OSError) -> ProbeError:
+    """The error for a failed connect(), in the words of sessions."""
+    number = error.errno or 0
+    reason = number, os.strerror(number)
+    if isinstance(error, BindError):
+        return ProbeError("bind(%s) failed (%s: %s)", error.text, *reason, local=True)
+    return ProbeError("connect() failed (%s: %s)", *reason, local=number in _LOCAL)
+
+
+def _failed_handshake(error: OSError, name: str | None) -> ProbeError:
+    """The error for a failed handshake, in the words of sessions."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _MISMATCHES:
+            return ProbeError('upstream SSL certificate does not match "%s"', name)
+        return ProbeError(
+            "upstream SSL certificate verify error: (%s:%s)",
+            error.verify_code,
+            error.verify_message,
+        )
+    found = faults.describe("handshake", error, "error")
+    return ProbeError(found.event, *found.values)
+
+
+def _is_local(address: Address) -> bool:
+    """Whether what is sent to an address stays on this machine."""
+    if isinstance(address.sockaddr, str):
+        return True
+    host = address.sockaddr[0]
+    return host == "::1" or host.startswith("127.")
