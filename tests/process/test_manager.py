@@ -147,6 +147,27 @@ class TestRights:
         with pytest.raises(AssertionError):
             as_user(account.pw_uid, account.pw_gid, lambda: look(pid))
 
+    def test_secrets_are_in_no_other_process(
+        self, with_group: Callable[..., Site]
+    ) -> None:
+        secret = b"wonderland-%d" % os.getpid()
+        site = with_group(
+            of_group="health_check type=login protocol=imap"
+            " login_file=watchdog interval=1h;"
+        )
+        file = site.directory / "watchdog"
+        file.touch(mode=0o600)
+        file.write_bytes(b"watchdog:" + secret + b"\n")
+        pid = site.start()
+        site.signal(SIGHUP)
+        site.wait_for_line("gracefully shutting down", 2)
+        site.wait_for(lambda: len(children(pid)) == 3, "the new processes alone")
+        assert _holds(pid, file), "it does not read it"
+        assert not any(_holds(worker, file) for worker in site.workers)
+        for each in (pid, *site.workers):
+            assert secret not in _memory(each)
+        assert secret.decode() not in site.log_path.read_text()
+
     def test_it_has_no_socket_of_clients_and_no_other_line(
         self, with_group: Callable[..., Site]
     ) -> None:
@@ -172,6 +193,29 @@ def _uid(pid: int) -> int:
     found = re.search(r"^Uid:\s+(\d+)", text, re.MULTILINE)
     assert found is not None
     return int(found[1])
+
+
+def _memory(pid: int) -> bytes:
+    """What a process has in its memory; its tests are skipped if we may not look."""
+    found = bytearray()
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    try:
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            for begin, end in re.findall(r"^(\w+)-(\w+) rw", maps, re.MULTILINE):
+                memory.seek(int(begin, 16))
+                found += memory.read(int(end, 16) - int(begin, 16))
+    except PermissionError:
+        pytest.skip("may not look into other processes")
+    return bytes(found)
+
+
+def _holds(pid: int, path: Path) -> bool:
+    """Whether a process has a file open."""
+    return str(path) in {
+        os.readlink(f"/proc/{pid}/fd/{number}")
+        for number in os.listdir(f"/proc/{pid}/fd")
+        if os.path.lexists(f"/proc/{pid}/fd/{number}")
+    }
 
 
 def _sockets(pid: int) -> set[str]:
