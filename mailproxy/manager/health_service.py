@@ -170,6 +170,7 @@ def make_probe(
         type=check.check.type,
         timeout=check.check.timeout,
         protocol=check.protocol,
+        outgoing=check.server.proxy.outgoing,
         proxy_protocol=check.proxy_protocol,
         own_name=check.server.core.server_name,
         login=None if file is None else logins[file.path],

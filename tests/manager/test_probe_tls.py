@@ -113,7 +113,7 @@ async def play_tls(
     """Run a probe against a backend that begins TLS in the middle."""
     ours, theirs = memory_stream_pair()
 
-    async def connect(_: Address) -> trio.abc.Stream:
+    async def connect(_: Probe) -> trio.abc.Stream:
         return ours
 
     async def serve() -> None:

@@ -24,14 +24,16 @@ MAX_SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a peer is not healthy.
+    """Why a probe has failed.
 
     Attributes:
       event, values: a message, as the methods of a `Logger` take it.
+      local: whether this machine is at fault, so that nothing is known of the peer.
     """
 
     event: str
     values: tuple[object, ...] = ()
+    local: bool = False
 
     @property
     def text(self) -> str:
@@ -40,16 +42,16 @@ class Failure:
 
 
 class ProbeError(Frozen, Exception):
-    """The peer is not healthy.
+    """A probe has failed.
 
     Attributes:
       failure: why.
     """
 
-    def __init__(self, event: str, *values: object) -> None:
+    def __init__(self, event: str, *values: object, local: bool = False) -> None:
         # The values may come from outside, so they are kept out of the text.
         super().__init__(event)
-        self.failure = Failure(event, values)
+        self.failure = Failure(event, values, local)
 
 
 class ProbedPeer:

@@ -8,7 +8,9 @@ the next probe is for.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from mailproxy.manager.probes.pop3 import Pop3Talk
 from mailproxy.manager.probes.smtp import SmtpTalk
 from mailproxy.manager.probes.tls import TlsStream
 from mailproxy.net import faults
+from mailproxy.net.outgoing import BindError, Outgoing
 from mailproxy.net.proxy_protocol import format_v1, format_v2
 
 if TYPE_CHECKING:
@@ -39,10 +42,17 @@ TALKS: dict[str, type[Talk]] = {
 HEADERS = {"off": b"", "on": format_v1(None, None), "v2": format_v2(None, None)}
 """What a proxy sends for a connection of its own, by `proxy_protocol`."""
 
+_LOCAL = frozenset((
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+))  # fmt: skip
+"""Errors of connect() that say nothing of the peer. A unix socket that is missing, or that
+nobody may enter, is not among them: no session would get there."""
+
 _MISMATCHES = frozenset((62, 64))
 """Verdicts of OpenSSL that a certificate is good, and for another name or address."""
 
-Connect = Callable[["Address"], Awaitable[trio.abc.Stream]]
+Connect = Callable[["Probe"], Awaitable[trio.abc.Stream]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,8 @@ class Probe:
     """Seconds for all of it."""
     protocol: str = ""
     """Empty if `type` is CONNECT."""
+    outgoing: Outgoing | None = None
+    """From where to connect, and how; None: as the system likes."""
     proxy_protocol: str = "off"
     mode: str = "off"
     """Whether there is TLS: off, on, starttls."""
@@ -69,19 +81,22 @@ class Probe:
     match: Match | None = None
 
 
-async def connect(address: Address) -> trio.abc.Stream:
+async def connect(probe: Probe) -> trio.abc.Stream:
     """Connect to a peer.
 
     Raises:
-      OSError: connect() failed.
+      OSError: connect() failed; a `BindError` if bind() did.
     """
-    connection = trio.socket.socket(address.family)
+    connection = socket.socket(probe.address.family, socket.SOCK_STREAM)
     try:
-        await connection.connect(address.sockaddr)
+        if probe.outgoing is not None:
+            probe.outgoing.prepare(connection, probe.address.family)
+        connecting = trio.socket.from_stdlib_socket(connection)
+        await connecting.connect(probe.address.sockaddr)
     except BaseException:
         connection.close()
         raise
-    return trio.SocketStream(connection)
+    return trio.SocketStream(connecting)
 
 
 async def run(probe: Probe, connect: Connect = connect) -> Failure | None:
@@ -120,9 +135,9 @@ class _Run:
           ProbeError: the peer is not healthy.
         """
         try:
-            stream = await self._connect(self._probe.address)
+            stream = await self._connect(self._probe)
         except OSError as error:
-            raise ProbeError("connect() failed (%s: %s)", *_system(error)) from None
+            raise _failed_connect(error) from None
         peer = self._peer = ProbedPeer(stream)
         try:
             talk = await self._examine(peer)
@@ -198,6 +213,15 @@ class _Run:
         peer.use_tls(stream)
 
 
+def _failed_connect(error: OSError) -> ProbeError:
+    """The error for a failed connect(), in the words of sessions."""
+    number = error.errno or 0
+    reason = number, os.strerror(number)
+    if isinstance(error, BindError):
+        return ProbeError("bind(%s) failed (%s: %s)", error.text, *reason, local=True)
+    return ProbeError("connect() failed (%s: %s)", *reason, local=number in _LOCAL)
+
+
 def _failed_handshake(error: OSError, name: str | None) -> ProbeError:
     """The error for a failed handshake, in the words of sessions."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -210,11 +234,6 @@ def _failed_handshake(error: OSError, name: str | None) -> ProbeError:
         )
     found = faults.describe("handshake", error, "error")
     return ProbeError(found.event, *found.values)
-
-
-def _system(error: OSError) -> tuple[int, str]:
-    number = error.errno or 0
-    return number, os.strerror(number)
 
 
 def _is_local(address: Address) -> bool:
