@@ -42,6 +42,7 @@ Called nginx or angie, the program has their names and default files.
 
 """
 COMMANDS = {
+    "certificates": "show certificates, when they end, and who gets which",
     "demo": "run a whole mail site on this machine, to try things out",
     "help": "show this help, or that of a command",
     "version": "show version and exit",

@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -174,6 +175,8 @@ def _run(found: Arguments, name: str, argv: Sequence[str]) -> int:
 
         gc.enable()
         return demo.main(found.rest)
+    if found.command == "certificates":
+        return _certificates(found.rest, name, argv)
     if found.show_version:
         _show(found, name)
         if not found.test:
@@ -253,6 +256,39 @@ def _test(found: Arguments, options: Options, voice: _Voice) -> int:
 
         _output(inspection.dump_json(configuration, loader))
     return 0
+
+
+def _certificates(words: Sequence[str], name: str, argv: Sequence[str]) -> int:
+    """Show the certificates of a configuration; returns the exit code."""
+    from mailproxy import certificates  # imports OpenSSL
+
+    try:
+        wanted = certificates.parse(words)
+        found = parse(wanted.options)
+        if found.test or found.show_version or {"s", "e"} & found.values.keys():
+            raise UsageError("this command has no such option")
+    except UsageError as error:
+        remedy = error.remedy or f'"{name} help certificates" lists what there is'
+        _tell(f"{name}: {error}\n  = {printable(remedy)}\n")
+        return 2
+    if wanted.help:
+        _output(certificates.USAGE.format(name=name))
+        return 0
+    options = _options(found, name, argv)
+    voice = _Voice(options, to_stderr=True)
+    loader = make_loader(options)
+    try:
+        configuration = loader.load(options.globals_text)
+    except ConfigErrors as errors:
+        voice.say(errors.messages, loader.interpreter.files)
+        return 2
+    finally:
+        voice.startup.close()
+    text, code = certificates.show(
+        configuration.servers, wanted, loader.reading.directory, datetime.now(UTC)
+    )
+    _output(text)
+    return code
 
 
 def _load(options: Options, voice: _Voice, log: Logger) -> Configuration:

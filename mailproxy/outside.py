@@ -264,6 +264,118 @@ def _check_owned(found: os.stat_result, limit: int) -> None:
         raise UnfitSecretError("is too large", f"at most {limit} bytes are read of")
 
 
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """How stat(2) describes a regular file; they differ once it was changed."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    """In nanoseconds."""
+    mode: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> FileFacts:
+        """Make it from what stat(2) returned."""
+        return cls(
+            found.st_dev,
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            stat.S_IMODE(found.st_mode),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The regular files in a directory and in its sub-directories, no deeper."""
+
+    files: dict[str, FileFacts]
+    """By full name, sorted. Links count as what they lead to."""
+    unreadable: tuple[str, ...]
+    """Sub-directories that cannot be read, and links that lead nowhere."""
+    left_out: int
+    """Files beyond the limit."""
+
+
+def listing(directory: str, most: int) -> Listing:
+    """List at most `most` files, without those whose names begin with a dot.
+
+    Raises:
+      FileError: `directory` cannot be read.
+    """
+    return _fetch(_listing, directory, most)
+
+
+def _listing(directory: str, most: int) -> Listing:
+    files: dict[str, FileFacts] = {}
+    unreadable: list[str] = []
+    try:
+        found = list(_entries(directory))
+    except OSError as error:
+        raise FileError("open", error.errno or errno.EIO) from error
+    for path in found:
+        try:
+            facts = os.stat(path)
+            below = list(_entries(path)) if stat.S_ISDIR(facts.st_mode) else []
+        except OSError:
+            unreadable.append(path)
+            continue
+        if stat.S_ISREG(facts.st_mode):
+            files[path] = FileFacts.of(facts)
+        for each in below:
+            try:
+                facts = os.stat(each)
+            except OSError:
+                unreadable.append(each)
+                continue
+            if stat.S_ISREG(facts.st_mode):
+                files[each] = FileFacts.of(facts)
+    kept = dict(sorted(files.items())[:most])
+    return Listing(kept, tuple(sorted(unreadable)), len(files) - len(kept))
+
+
+def _entries(directory: str) -> Iterator[str]:
+    """Yield the full names of what is in a directory, except what begins with a dot."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                yield entry.path
+
+
+def facts(path: str) -> FileFacts | None:
+    """Describe a file; None if there is no regular file of that name.
+
+    Raises:
+      OSError: stat(2) failed otherwise.
+    """
+    return _fetch(_facts, path)
+
+
+def _facts(path: str) -> FileFacts | None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return FileFacts.of(found) if stat.S_ISREG(found.st_mode) else None
+
+
+def read_regular(path: str, limit: int) -> tuple[bytes, FileFacts]:
+    """Read a regular file at once; never recorded.
+
+    Raises:
+      FileError: it cannot be read, is no regular file, or has more than `limit` octets.
+    """
+    with _opened(path) as descriptor:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileError("open", errno.EINVAL, "kind")
+        if found.st_size > limit:
+            raise too_large()
+        return _read(descriptor, limit), FileFacts.of(found)
+
+
 def matching(pattern: bytes) -> list[bytes]:
     """The files that match a shell pattern, sorted by the octets of their names."""
     return _fetch(_matching, pattern)

@@ -32,8 +32,10 @@ ALLOWED = {
         *("outside", "stats"),
     },
     "arguments": {"conf", "process"},
+    "certificates": {"arguments", "mail", "net"},
     "cli": {
         "arguments",
+        "certificates",
         "compiled",
         "conf",
         "demo",
@@ -180,6 +182,7 @@ LEAVES = {
     "Login",
     "MailProtocol",
     "Pop3Settings",
+    "ProxySslSettings",
     "Server",
     "SmtpDialogue",
     "SmtpSettings",

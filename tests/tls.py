@@ -61,6 +61,8 @@ def shake_hands(
     server: ssl.SSLContext,
     client: ssl.SSLContext,
     session: ssl.SSLSession | None = None,
+    *,
+    name: str | None = "localhost",
 ) -> Handshake:
     """Do a handshake, let the client read its tickets, and say goodbye.
 
@@ -71,7 +73,7 @@ def shake_hands(
     """
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     here = server.wrap_bio(up, down, server_side=True)
-    there = client.wrap_bio(down, up, server_hostname="localhost", session=session)
+    there = client.wrap_bio(down, up, server_hostname=name, session=session)
     waiting = [there, here, there, here]
     while waiting:
         try:

@@ -158,6 +158,12 @@ class AuthHttpSettings(Settings, Source):
     auth_http_pass_client_cert: bool = directive(flag, default=False)
     """Whether requests carry the client's certificate, as Auth-SSL-Cert."""
 
+    auth_http_pass_server_name: bool = directive(
+        flag, default=False, origin="mailproxy"
+    )
+    """Whether requests carry the name that the client asked for by SNI, as
+    Auth-SSL-Server-Name."""
+
     auth_http_keepalive: Reuse | None = directive(
         keepalive, default=AUTO, shown="auto", origin="mailproxy"
     )

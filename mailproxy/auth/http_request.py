@@ -83,7 +83,7 @@ def _client_lines(settings: AuthHttpSettings, request: AuthRequest) -> bytes:
             request.envelope.rcpt,
         )
     if request.tls is not None:
-        lines += b"".join(_tls_lines(settings, request.tls))
+        lines += b"".join(_tls_lines(settings, request.tls, request.sni))
     return lines
 
 
@@ -103,12 +103,16 @@ def _proxy_lines(header: Header) -> bytes:
     )
 
 
-def _tls_lines(settings: AuthHttpSettings, tls: ClientTls) -> Iterator[bytes]:
+def _tls_lines(
+    settings: AuthHttpSettings, tls: ClientTls, sni: bytes | None
+) -> Iterator[bytes]:
     """Header lines about TLS and the client's certificate."""
     yield b"Auth-SSL: on\r\nAuth-SSL-Protocol: %s\r\nAuth-SSL-Cipher: %s\r\n" % (
         tls.version.encode(),
         tls.cipher.encode(),
     )
+    if sni and settings.auth_http_pass_server_name:
+        yield b"Auth-SSL-Server-Name: %s\r\n" % escape(sni)
     if tls.verify:
         yield b"Auth-SSL-Verify: %s\r\n" % tls.verify.encode()
     certificate = tls.certificate

@@ -80,6 +80,9 @@ class AuthRequest:
     envelope: Envelope | None = None
     needs_password: bool = True
     """Whether the backend login requires a password."""
+    needs_backend_tls: bool = False
+    """Whether the configuration requires TLS with backends, so that no source may switch
+    it off."""
     attempt: int = 1
     """1 for the first login of the session, 2 for the second."""
 
@@ -103,5 +106,7 @@ class AuthRequest:
     server_name: bytes = b""
     """`server_name` of the server."""
 
+    sni: bytes | None = None
+    """The server name that the client asked for in TLS (RFC 6066), unchecked."""
     tls: ClientTls | None = None
     """None without TLS."""

@@ -42,6 +42,9 @@ class Route:
     """1 to 65535; 0 for a group."""
     text: str = ""
     """Server and port as the source wrote them, for logs; empty: use both fields."""
+    ssl: str = ""
+    """Whether there is TLS to the backend: on, off, starttls; empty: as the configuration
+    says."""
     smtp_auth: bool | None = None
     """Whether an SMTP backend requires AUTH; None: as `proxy_smtp_auth` says."""
     master: bytes = b""

@@ -331,6 +331,7 @@ class Reading:
         remedy: str | None = None,
         *,
         cause: Position | Word | Directive | None = None,
+        level: str = "warn",
     ) -> None:
         """Add a warning, which does not prevent the start.
 
@@ -339,11 +340,12 @@ class Reading:
           position: a word of the directive that is being read, or another place.
           remedy: as in `ConfigError`.
           cause: as in `ConfigError`.
+          level: "warn", or "notice" for what need not be changed.
         """
         if isinstance(position, Word) and self.statement is not None:
             position = position.position._replace(end=self.statement.position.end)
         self.messages.append(
-            ConfigError(message, position, remedy, level="warn", cause=cause)
+            ConfigError(message, position, remedy, level=level, cause=cause)
         )
 
 

@@ -196,7 +196,7 @@ class Directive:
 class ConfigError(Frozen, Exception):
     """An error in a configuration: a message in nginx's words, and its place.
 
-    With level "warn" it stands for a warning, which is not raised.
+    With level "warn" or "notice" it stands for a remark, which is not raised.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class ConfigError(Frozen, Exception):
     @property
     def is_warning(self) -> bool:
         """Whether the configuration can be used all the same."""
-        return self.level == "warn"
+        return self.level in ("warn", "notice")
 
     def with_place(self, position: Position | None, remedy: str | None) -> ConfigError:
         """Return the same message with another place and remedy."""

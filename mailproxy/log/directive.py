@@ -47,6 +47,7 @@ PROPERTIES = frozenset(
         "client",
         "server",
         "starttls",
+        "ssl_server_name",
         "login",
         "upstream",
         "peer",

@@ -55,6 +55,8 @@ class SessionInfo:
     """A STARTTLS handshake has begun."""
     login: bytes = b""
     """User name: the client's, or the one that the auth source replaced it with."""
+    sni: bytes = b""
+    """The name that the client asked for by SNI, if that has chosen its certificate."""
     upstream: str | None = None
     """Address of the backend, once the connection to it has been started."""
     tags: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ class SessionInfo:
             "client": self.client_address,
             "server": self.server,
             "starttls": "true" if self.starttls else None,
+            "ssl_server_name": self.sni.decode("utf-8", "surrogateescape"),
             "login": self.login.decode("utf-8", "surrogateescape"),
             "upstream": self.upstream,
         }

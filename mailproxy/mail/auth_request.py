@@ -27,6 +27,7 @@ def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
         salt=login.salt,
         envelope=login.envelope,
         needs_password=protocol.needs_password,
+        needs_backend_tls=server.proxy_ssl.proxy_ssl != "off",
         attempt=client.info.attempts,
         destinations=server.destinations,
         client=client.info.client,
@@ -36,6 +37,7 @@ def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
         proxy_header=client.info.header,
         listen=client.listen.address,
         server_name=server.core.server_name,
+        sni=client.wire.server_name,
         tls=None if tls is None else _describe(tls, server),
     )
 

@@ -182,12 +182,31 @@ class Client:
         try:
             await self.wire.start_tls(context)
         except OSError as error:
+            self._note_name()
             raise faults.broken(ClientError, "handshake", error) from None
+        self._note_name()
         if self.trace is not None and self.wire.tls is not None:
             self.trace.note_tls(self.wire.tls)
         info.phase = phase
         if self.server.ssl.ssl_verify_client != "off":
             await self._check_certificate()
+
+    def _note_name(self) -> None:
+        """Note the name that the client asked for, and log what was found for it.
+
+        Raises:
+          ClientError: there is none for it, so the handshake has failed.
+        """
+        if self.wire.tls is None or not self.server.ssl.by_name:
+            return
+        self.info.sni = self.wire.server_name or b""
+        for note in openssl.handshake_notes(self.wire.tls):
+            if note.bug is not None:
+                self.log.exception(note.event, *note.values, exception=note.bug)
+                raise ClientError
+            if note.refusal:
+                raise ClientError(note.event, *note.values, level=note.level)
+            self.log.log(note.level, note.event, *note.values, error=note.error)
 
     async def _check_certificate(self) -> None:
         """Check the client's certificate; after the handshake, so that it is told why.

@@ -243,4 +243,5 @@ class CoreSettings(Settings):
             )
             settings = replace(settings, listen=listen)
         state.protocol[block] = settings.protocol
+        state.server_names[block] = settings.server_name
         return settings

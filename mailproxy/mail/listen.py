@@ -11,6 +11,11 @@ from mailproxy.conf.values import c_string, parse_number, parse_seconds, parse_s
 from mailproxy.mail.load_state import LoadState, load_state
 from mailproxy.net.listen_address import Keepalive, ListenAddress
 
+_ONE_SERVER = (
+    "one server per address: it shows a certificate per name with "
+    "ssl_certificate_directory"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listen(ListenAddress):
@@ -65,7 +70,9 @@ def _take(
     key = address.family, address.sockaddr
     if key in state.taken:
         raise ConfigError(
-            f'duplicate "{address.text}" address and port pair', found.words[1]
+            f'duplicate "{address.text}" address and port pair',
+            found.words[1],
+            _ONE_SERVER,
         )
     state.taken.add(key)
     return Listen(

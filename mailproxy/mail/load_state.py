@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from mailproxy.conf.directive import Block, Reading
     from mailproxy.conf.tree import Directive, Position, Word
     from mailproxy.mail.group import Group, Method
+    from mailproxy.mail.own_certificates import OwnCertificates
     from mailproxy.mail.probing import GroupCheck, Match
     from mailproxy.mail.ssl import SslSettings
+    from mailproxy.net.openssl.choice import Shelf
     from mailproxy.stats.cells import CellKey
 
 
@@ -45,6 +47,8 @@ class LoadState:
     """By server block, the protocol of its first well-known port."""
     protocol: dict[Block, str] = field(default_factory=dict)
     """By server block, its protocol; known once its core settings are made."""
+    server_names: dict[Block, bytes] = field(default_factory=dict)
+    """By server block, its `server_name`; known once its core settings are made."""
     group_names: dict[str, Position] = field(default_factory=dict)
     """Where each `upstream` is, by its name in lower case."""
     methods: dict[Block, Method] = field(default_factory=dict)
@@ -61,16 +65,25 @@ class LoadState:
     """The addresses of backends, and the directives that have them."""
     zone_sizes: dict[str, int] = field(default_factory=dict)
     """By name, the size of each session zone, in octets."""
-    contexts: dict[object, SSLContext] = field(default_factory=dict)
+    contexts: dict[object, OwnCertificates] = field(default_factory=dict)
     """TLS contexts by settings: servers with the same settings share one."""
-    with_context: dict[tuple[int, str | None], tuple[SslSettings, SslSettings]] = field(
-        default_factory=dict
-    )
-    """By `id` and protocol, settings without their context, and with it."""
+    backend_contexts: dict[object, SSLContext] = field(default_factory=dict)
+    """TLS contexts for backends, by settings."""
+    shelves: dict[object, Shelf] = field(default_factory=dict)
+    """What directories of certificates have, by their names and the passwords."""
+    with_context: dict[
+        tuple[int, str | None, bytes | None], tuple[SslSettings, SslSettings]
+    ] = field(default_factory=dict)
+    """By `id`, protocol and, if that matters, name: settings without their context, and
+    with it."""
     refused_protocols: set[Word] = field(default_factory=set)
     """Arguments of `ssl_protocols` for which a warning about refused versions was given."""
+    said_of_certificates: set[tuple[str, str]] = field(default_factory=set)
+    """Remarks about directories of certificates, and their places: servers share them."""
     unfit: set[Directive] = field(default_factory=set)
     """Statements that do not fit to others, already reported for one server."""
+    unverified: set[Directive] = field(default_factory=set)
+    """Directives ``proxy_ssl_verify off`` that were already warned of."""
     outdated: set[str] = field(default_factory=set)
     """Certificates that are expired or not yet valid, already warned of."""
     manager: list[Reason] = field(default_factory=list)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mailproxy.errors import BackendError, LocalError, LoopError
 from mailproxy.mail import proxy_header
 from mailproxy.mail.backend import Backend
+from mailproxy.mail.backend_tls import backend_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +99,7 @@ async def _try(
         )
         if client.server.upstreams.leads_back(candidate, backend.wire.fd):
             raise LoopError("upstream is this server itself", action=None)
+        backend.tls = backend_tls(client, candidate)
         with client.timer.attempt():
             await _meet(client, dialogue, backend)
     except BaseException as error:
@@ -110,7 +112,11 @@ async def _try(
 
 
 async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
-    """Wait for the connection, send the PROXY header, and have the backend greet."""
+    """Wait for the connection, send the PROXY header, and have the backend greet.
+
+    Raises:
+      BackendError: it does not, or there is no TLS although there has to be.
+    """
     server, timer = client.server, client.timer
     if backend.wire.connecting:
         timer.limit(server.proxy.proxy_connect_timeout, backend.expired)
@@ -119,4 +125,8 @@ async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
     if server.proxy.proxy_protocol != "off":
         header = proxy_header.format_header(client)
         await backend.send_header(header, dialogue.header_refusal)
+    if backend.tls is not None and backend.tls.mode == "on":
+        await backend.start_tls()
     await dialogue.meet(backend)
+    if backend.needs_starttls:  # the protocol has none
+        raise backend.unfit("upstream does not offer STARTTLS")

@@ -270,6 +270,7 @@ async def _enter(
         backend.close()
         choice.release()
         raise
+    backend.keep_session()
     return Entered(
         wire=backend.wire,
         to_client=answer + backend.lines.take_rest(),

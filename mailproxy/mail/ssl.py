@@ -21,19 +21,25 @@ from mailproxy.mail.ssl_values import (
     Key,
     PasswordFile,
     SessionCache,
+    certificate_cache,
     certificates,
     commands,
+    directories,
     file,
     files,
+    has_variable,
     keys,
     password_file,
     session_cache,
     ssl_flag,
     starttls,
 )
+from mailproxy.net.certificate_cache import NO_CERTIFICATE_CACHE, CacheLimits
 
 if TYPE_CHECKING:
     from ssl import SSLContext
+
+    from mailproxy.mail.own_certificates import OwnCertificates
 
 DEFAULT_CIPHERS = "HIGH:!aNULL:!MD5"
 
@@ -51,10 +57,29 @@ class SslSettings(Settings):
     ssl_certificate: tuple[str, ...] = directive(
         certificates, default=(), repeats="add"
     )
-    """Certificates in PEM, each with its chain; one for each kind of key."""
+    """Certificates in PEM, each with its chain; one for each kind of key. With
+    ``$ssl_server_name`` in the name of the file (since nginx 1.27 in other modules), the
+    worker reads it when a client asks for that name by SNI."""
 
     ssl_certificate_key: tuple[Key, ...] = directive(keys, default=(), repeats="add")
     """The private keys of the certificates, in the same order."""
+
+    ssl_certificate_directory: tuple[str, ...] = directive(
+        directories, default=(), repeats="add", origin="mailproxy"
+    )
+    """Directories with certificates and their keys, in any layout: a client gets the
+    one for the name that it asks for by SNI; see docs/certificates.md."""
+
+    ssl_certificate_cache: CacheLimits = directive(
+        certificate_cache, default=NO_CERTIFICATE_CACHE, origin="nginx in other modules"
+    )
+    """How many certificates with ``$ssl_server_name`` in their names each worker keeps;
+    unused ones for ``inactive`` (10s), without a look at the file for ``valid`` (60s)."""
+
+    ssl_reject_handshake: bool = directive(
+        flag, default=False, origin="nginx in other modules"
+    )
+    """Whether clients are rejected that ask for a name that no certificate is for."""
 
     ssl_password_file: PasswordFile | None = directive(
         password_file, default=None, shown=""
@@ -127,6 +152,9 @@ class SslSettings(Settings):
     context: SSLContext | None = None
     """The TLS context of this server; None if it does not use TLS."""
 
+    own: OwnCertificates | None = None
+    """The certificates that clients get; None if it does not use TLS."""
+
     depends_on: ClassVar[tuple[str, ...]] = ("listen",)
 
     @classmethod
@@ -145,21 +173,36 @@ class SslSettings(Settings):
         if not mode:
             return settings
         settings.check_certificates(mode, position)
+        return settings.with_context(block, reading)
+
+    def with_context(self, block: Block, reading: Reading) -> Self:
+        """Add the context, which servers with the same settings share."""
         state = load_state(reading)
         protocol = state.protocol.get(block)
+        name = state.server_names.get(block) if self.by_name else None
         # Servers that inherit all their settings have the same object.
-        known = state.with_context.get((id(settings), protocol))
+        known = state.with_context.get((id(self), protocol, name))
         if known is not None:
             return cast("Self", known[1])
         contexts = state.contexts
-        key = replace(settings, starttls="", ssl=False), protocol
+        key = replace(self, starttls="", ssl=False), protocol, name
         if key not in contexts:
             from mailproxy.mail.ssl_context import build  # loads OpenSSL
 
-            contexts[key] = build(settings, block, reading)
-        complete = replace(settings, context=contexts[key])
-        state.with_context[id(settings), protocol] = settings, complete
+            contexts[key] = build(self, block, reading)
+        own = contexts[key]
+        complete = replace(self, context=own.context, own=own)
+        state.with_context[id(self), protocol, name] = self, complete
         return complete
+
+    @property
+    def by_name(self) -> bool:
+        """Whether it depends on the client's SNI which certificate it gets."""
+        return bool(
+            self.ssl_certificate_directory
+            or self.ssl_reject_handshake
+            or any(map(has_variable, self.ssl_certificate))
+        )
 
     def check_certificates(self, mode: str, position: Position | None) -> None:
         """Check that there is a certificate, and a key for each certificate.
@@ -173,6 +216,8 @@ class SslSettings(Settings):
         """
         where = f'the "{mode}" directive'
         if not self.ssl_certificate:
+            if self.ssl_certificate_directory:
+                return  # it is read before it is known what is in it
             raise ConfigError(f'no "ssl_certificate" is defined for {where}', position)
         missing = 'no "ssl_certificate_key" is defined for '
         if not self.ssl_certificate_key:

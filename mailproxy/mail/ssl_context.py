@@ -21,12 +21,20 @@ from mailproxy import outside
 from mailproxy.conf.directive import Block, Reading
 from mailproxy.conf.tree import ConfigError, Position, Word, format_word
 from mailproxy.mail.load_state import load_state
+from mailproxy.mail.own_certificates import Default, OwnCertificates
+from mailproxy.mail.ssl_names import (
+    check_variables,
+    choose_by_name,
+    passwords_of,
+    say_refused,
+)
+from mailproxy.mail.ssl_values import has_variable
 from mailproxy.net.openssl import (
     LACKING,
+    Leaf,
     NeedsOpenSSLError,
     OpenSSLError,
     PrivateKeyError,
-    Validity,
     context_builder,
     unreachable,
 )
@@ -35,6 +43,7 @@ from mailproxy.net.tls_sessions import SessionZone
 if TYPE_CHECKING:
     from mailproxy.mail.ssl import SslSettings
     from mailproxy.net.openssl import ContextBuilder
+    from mailproxy.net.openssl.choice import ByName
     from mailproxy.net.openssl.portable import PortableBuilder
 
     Builder = ContextBuilder | PortableBuilder
@@ -45,34 +54,45 @@ _LOW_LEVEL = ("TLSv1", "TLSv1.1")
 """Versions that OpenSSL 3 supports at security level 0 only."""
 
 
-def build(settings: SslSettings, block: Block, reading: Reading) -> ssl.SSLContext:
+def build(settings: SslSettings, block: Block, reading: Reading) -> OwnCertificates:
     """Make a context.
 
     Raises:
       ConfigError: it cannot be made; in nginx's words.
     """
-    with _about(block, "ssl_protocols"):
+    builder = _begin(settings, block, reading)
+    check_variables(settings, block)
+    defaults = _certify(builder, settings, block, reading)
+    by_name = choose_by_name(settings, block, reading)
+    if settings.ssl_verify_client != "off":
+        _verify(builder, settings, block)
+    _exchange_keys(builder, settings, block)
+    _keep_sessions(builder, settings, block)
+    with about(block, "ssl_conf_command"):
+        builder.commands(settings.ssl_conf_command, reading.in_directory)
+    _check_protocols(builder.context, settings, block, reading)
+    _choose(builder, by_name, settings, block, reading)
+    return OwnCertificates(
+        builder.context,
+        defaults,
+        by_name,
+        passwords_of(settings),
+        compressed=settings.ssl_certificate_compression,
+    )
+
+
+def _begin(settings: SslSettings, block: Block, reading: Reading) -> Builder:
+    """Begin a context, up to its ciphers."""
+    with about(block, "ssl_protocols"):
         builder = context_builder(settings.ssl_protocols)
     protocol = load_state(reading).protocol.get(block)
     if protocol is not None:
         builder.alpn(protocol.encode())
-    with _about(block, "ssl_ciphers"):
+    with about(block, "ssl_ciphers"):
         builder.ciphers(
             settings.ssl_ciphers, prefer_server=settings.ssl_prefer_server_ciphers
         )
-    _certify(builder, settings, block, reading)
-    if settings.ssl_verify_client != "off":
-        _verify(builder, settings, block)
-    if settings.ssl_dhparam:
-        with _about(block, "ssl_dhparam", file=settings.ssl_dhparam):
-            builder.dh_parameters(settings.ssl_dhparam)
-    with _about(block, "ssl_ecdh_curve"):
-        builder.curves(settings.ssl_ecdh_curve)
-    _keep_sessions(builder, settings, block)
-    with _about(block, "ssl_conf_command"):
-        builder.commands(settings.ssl_conf_command, reading.in_directory)
-    _check_protocols(builder.context, settings, block, reading)
-    return builder.context
+    return builder
 
 
 def not_available() -> str | None:
@@ -85,12 +105,13 @@ def not_available() -> str | None:
 
 
 @contextmanager
-def _about(
+def about(
     block: Block, directive: str, index: int = -1, *, file: str = ""
 ) -> Iterator[None]:
     """Name the directive behind an error of OpenSSL, for people.
 
     Args:
+      block, directive: the directive, or a default of it.
       index: the statement, if the directive may be repeated.
       file: the full name of the file in its argument.
 
@@ -106,11 +127,11 @@ def _about(
             str(error), statement, error.remedy, cause=statement
         ) from None
     except OpenSSLError as error:
-        cause = _argument(block, directive, index)
+        cause = argument(block, directive, index)
         raise ConfigError(str(error), None, _remedy(file), cause=cause) from None
 
 
-def _argument(block: Block, directive: str, index: int = -1) -> Word | None:
+def argument(block: Block, directive: str, index: int = -1) -> Word | None:
     """The first argument of the directive in effect; None for its default."""
     given = block.find(directive)
     return None if given is None else given.statements[index].args[0]
@@ -132,24 +153,35 @@ def _remedy(path: str) -> str | None:
 
 def _certify(
     builder: Builder, settings: SslSettings, block: Block, reading: Reading
-) -> None:
+) -> tuple[Default, ...]:
+    """Load the certificates that do not depend on the client."""
+    defaults: list[Default] = []
     passwords = settings.ssl_password_file
     pairs = zip(settings.ssl_certificate, settings.ssl_certificate_key, strict=False)
     for index, (certificate, key) in enumerate(pairs):
-        name = _full_name(certificate, reading)
-        key_name = _full_name(key.source, reading)
-        with _about(block, "ssl_certificate", index, file=name):
+        if has_variable(certificate):
+            continue
+        name = full_name(certificate, reading)
+        key_name = full_name(key.source, reading)
+        facts = _facts(name), _facts(key_name)
+        with about(block, "ssl_certificate", index, file=name):
             try:
-                validity = builder.certificate(
+                leaf = builder.certificate(
                     name, key_name, None if passwords is None else passwords.passwords
                 )
             except PrivateKeyError as error:
-                with _about(block, "ssl_certificate_key", index, file=key_name):
+                with about(block, "ssl_certificate_key", index, file=key_name):
                     raise OpenSSLError(str(error)) from None
-        _check_dates(
-            name, validity, reading, _argument(block, "ssl_certificate", index)
-        )
-    with _about(block, "ssl_certificate_compression"):
+        _check_dates(name, leaf, reading, argument(block, "ssl_certificate", index))
+        defaults.append(Default(_short(name), key_name, leaf, facts))
+    _compress(builder, settings, block, reading)
+    return tuple(defaults)
+
+
+def _compress(
+    builder: Builder, settings: SslSettings, block: Block, reading: Reading
+) -> None:
+    with about(block, "ssl_certificate_compression"):
         if not builder.compress_certificates(
             enable=settings.ssl_certificate_compression
         ):
@@ -158,34 +190,74 @@ def _certify(
             )
 
 
+def _choose(
+    builder: Builder,
+    by_name: ByName | None,
+    settings: SslSettings,
+    block: Block,
+    reading: Reading,
+) -> None:
+    """Let names choose certificates, if they do.
+
+    Raises:
+      ConfigError: this OpenSSL cannot.
+    """
+    if by_name is None:
+        return
+    directive = (
+        "ssl_certificate_directory"
+        if settings.ssl_certificate_directory
+        else "ssl_certificate"
+    )
+    try:
+        builder.certificates_by_name(by_name)
+    except OpenSSLError as error:
+        raise ConfigError(str(error), argument(block, directive)) from None
+    if by_name.shelf is not None:
+        say_refused(by_name.shelf, block, reading)
+
+
+def _facts(path: str) -> outside.FileFacts | None:
+    """What is known of a file, so that it is seen when it changes."""
+    try:
+        return outside.facts(path)
+    except (OSError, ValueError):  # the latter: a zero octet in the name
+        return None
+
+
+def _short(certificate: str) -> str:
+    """A certificate in messages: PEM text has many lines, and would be the longest."""
+    return "data:..." if certificate.startswith("data:") else certificate
+
+
 def _check_dates(
-    certificate: str, validity: Validity, reading: Reading, cause: Word | None
+    certificate: str, leaf: Leaf, reading: Reading, cause: Word | None
 ) -> None:
     """Warn of a certificate that clients will refuse; nginx does not."""
     said = load_state(reading).outdated
     now = datetime.now(UTC).replace(microsecond=0)
-    expired = validity.ends is not None and validity.ends < now
-    early = validity.begins is not None and now < validity.begins
+    expired = leaf.ends is not None and leaf.ends < now
+    early = leaf.begins is not None and now < leaf.begins
     if not (expired or early) or certificate in said:
         return
     said.add(certificate)
-    # PEM text has many lines, and of many messages this would be the longest.
-    name = "data:..." if certificate.startswith("data:") else certificate
-    if expired and validity.ends is not None:
+    name = _short(certificate)
+    if expired and leaf.ends is not None:
         reading.warn(
-            f'certificate "{name}" has expired on {validity.ends.date()}',
+            f'certificate "{name}" has expired on {leaf.ends.date()}',
             remedy="clients will refuse it: renew it, then reload",
             cause=cause,
         )
-    elif validity.begins is not None:
+    elif leaf.begins is not None:
         reading.warn(
-            f'certificate "{name}" is not valid before {validity.begins.date()}',
+            f'certificate "{name}" is not valid before {leaf.begins.date()}',
             remedy="clients will refuse it until then; is this machine's clock right?",
             cause=cause,
         )
 
 
-def _full_name(source: str, reading: Reading) -> str:
+def full_name(source: str, reading: Reading) -> str:
+    """The full name of a file of `ssl_certificate` or `ssl_certificate_key`."""
     if source.startswith(("data:", "engine:", "store:")):
         return source
     return reading.in_directory(source)
@@ -198,19 +270,27 @@ def _verify(builder: Builder, settings: SslSettings, block: Block) -> None:
     if mode != "optional_no_ca" and not (announced or trusted):
         raise ConfigError(
             "no ssl_client_certificate or ssl_trusted_certificate for ssl_verify_client",
-            cause=_argument(block, "ssl_verify_client"),
+            cause=argument(block, "ssl_verify_client"),
         )
-    with _about(block, "ssl_verify_client"):
+    with about(block, "ssl_verify_client"):
         builder.verify_client(settings.ssl_verify_depth, mode)
     if announced:
-        with _about(block, "ssl_client_certificate", file=announced):
+        with about(block, "ssl_client_certificate", file=announced):
             builder.announce(announced)
     if trusted:
-        with _about(block, "ssl_trusted_certificate", file=trusted):
+        with about(block, "ssl_trusted_certificate", file=trusted):
             builder.trust(trusted)
     if settings.ssl_crl:
-        with _about(block, "ssl_crl", file=settings.ssl_crl):
+        with about(block, "ssl_crl", file=settings.ssl_crl):
             builder.revoke(settings.ssl_crl)
+
+
+def _exchange_keys(builder: Builder, settings: SslSettings, block: Block) -> None:
+    if settings.ssl_dhparam:
+        with about(block, "ssl_dhparam", file=settings.ssl_dhparam):
+            builder.dh_parameters(settings.ssl_dhparam)
+    with about(block, "ssl_ecdh_curve"):
+        builder.curves(settings.ssl_ecdh_curve)
 
 
 # -- sessions ----------------------------------------------------------------------
@@ -243,15 +323,15 @@ def _keep_sessions(builder: Builder, settings: SslSettings, block: Block) -> Non
     builder.session_id_context(b"MAIL", private=verifies)
     cache = settings.ssl_session_cache
     shared = cache.shared if cache.mode == "on" else None
-    zone = _zone(*shared, _argument(block, "ssl_session_cache")) if shared else None
-    with _about(block, "ssl_session_cache"):
+    zone = _zone(*shared, argument(block, "ssl_session_cache")) if shared else None
+    with about(block, "ssl_session_cache"):
         builder.sessions(
             int(settings.ssl_session_timeout),
             cache={"off": False, "none": None, "on": True}[cache.mode or "none"],
             builtin=cache.builtin,
             zone=zone,
         )
-    with _about(block, _TICKET_KEY):
+    with about(block, _TICKET_KEY):
         builder.tickets(
             enable=settings.ssl_session_tickets, keys=_ticket_keys(settings, block)
         )
@@ -261,7 +341,7 @@ def _ticket_keys(settings: SslSettings, block: Block) -> list[bytes]:
     keys = []
     longest = _TICKET_KEY_SIZES[-1]
     for index, path in enumerate(settings.ssl_session_ticket_key):
-        place, cause = _end_of_mail(block), _argument(block, _TICKET_KEY, index)
+        place, cause = _end_of_mail(block), argument(block, _TICKET_KEY, index)
         try:
             key = outside.begin(path, longest + 1)
         except outside.FileError as error:
@@ -295,7 +375,7 @@ def _check_protocols(
     """Warn of configured versions that OpenSSL will not use; nginx does not."""
     named = [name for name in _LOW_LEVEL if name in settings.ssl_protocols]
     level = context.security_level
-    word = _argument(block, "ssl_protocols")
+    word = argument(block, "ssl_protocols")
     said = load_state(reading).refused_protocols
     if not named or not level or word is None or word in said:
         return

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import mmap
+import re
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 from mailproxy import outside
 from mailproxy.conf.directive import Reading, Value
-from mailproxy.conf.tree import ConfigError, Directive, Word
+from mailproxy.conf.tree import ConfigError, Directive, Word, encode
 from mailproxy.conf.values import (
     KIB,
     c_string,
     choice,
     flag,
     parse_number,
+    parse_seconds,
     parse_size,
     shown,
 )
 from mailproxy.mail.load_state import load_state
+from mailproxy.net.certificate_cache import NO_CERTIFICATE_CACHE, CacheLimits
 
 MAX_PASSWORD = 4096
 """Octets of a line of `ssl_password_file`, with its end (nginx:
@@ -27,6 +30,14 @@ MAX_PASSWORD_FILE = 1024 * KIB
 """Octets of `ssl_password_file`."""
 MIN_ZONE_PAGES = 8
 """Memory pages of a shared session cache, as in nginx."""
+MAX_ALPN = 255
+"""Octets of a protocol's name (RFC 7301, section 3.1)."""
+
+_PIN = re.compile(r"[0-9A-Fa-f]{64}")
+_HOST = re.compile(
+    r"(?=.{1,253}\Z)(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*)"
+)
+"""What may be looked for in a certificate: a name, or an IP address."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +189,116 @@ def _parse_starttls(found: Directive, reading: Reading) -> str:
     return chosen
 
 
+_ELSEWHERE = ("data:", "engine:", "store:")
+"""Prefixes of certificates and keys that are in no file."""
+_SERVER_NAME = "ssl_server_name"
+"""The only variable: the name that a client asks for by SNI."""
+_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", re.ASCII)
+
+
+def has_variable(source: str) -> bool:
+    """Whether a certificate or key is in a file for each name."""
+    return not source.startswith(_ELSEWHERE) and _VARIABLE.search(source) is not None
+
+
+def _parse_source(found: Directive) -> str:
+    """The argument of `ssl_certificate` or `ssl_certificate_key`.
+
+    Raises:
+      ConfigError: it has an unknown variable.
+    """
+    word = found.words[1]
+    source = c_string(word.value)
+    if has_variable(source):
+        for match in _VARIABLE.finditer(source):
+            name = match[1] or match[2]
+            if name != _SERVER_NAME:
+                raise ConfigError(
+                    f'unknown "{name}" variable', word, f"known is ${_SERVER_NAME}"
+                )
+    return source
+
+
+def _parse_certificate_cache(found: Directive, _: Reading) -> CacheLimits:
+    """Parse the limits (nginx: ngx_stream_ssl_certificate_cache)."""
+    limits = NO_CERTIFICATE_CACHE
+    off = False
+    for word in found.args:
+        name, equals, value = c_string(word.value).partition("=")
+        try:
+            if name == "off" and not equals:
+                off = True
+            elif name == "max" and equals and (most := parse_number(value)):
+                limits = replace(limits, most=most)
+            elif name == "inactive" and equals:
+                limits = replace(limits, inactive=float(parse_seconds(value)))
+            elif name == "valid" and equals:
+                limits = replace(limits, valid=float(parse_seconds(value)))
+            else:
+                raise ValueError("invalid parameter")
+        except ValueError:
+            raise ConfigError(
+                f'invalid parameter "{word.value}"',
+                word,
+                "accepted are off, or max=1000 inactive=10s valid=60s",
+            ) from None
+    if off:
+        return NO_CERTIFICATE_CACHE
+    if not limits.most:
+        raise ConfigError(
+            f'"{found.name}" must have the "max" parameter', found, "add: max=1000"
+        )
+    return limits
+
+
 def _in_directory(path: str, reading: Reading) -> str:
     # An empty name cancels an inherited one.
     return path and reading.in_directory(path)
+
+
+def _parse_pins(found: Directive, _: Reading) -> frozenset[bytes]:
+    pins = set()
+    for word in found.args:
+        if not _PIN.fullmatch(word.value):
+            raise ConfigError(
+                f'invalid pin "{c_string(word.value)}"',
+                word,
+                "64 hex digits: openssl x509 -pubkey -noout "
+                "| openssl pkey -pubin -outform der | sha256sum",
+            )
+        pins.add(bytes.fromhex(word.value))
+    return frozenset(pins)
+
+
+def _parse_alpn(found: Directive, _: Reading) -> tuple[bytes, ...]:
+    protocols = tuple(encode(word.value) for word in found.args)
+    if any(len(each) > MAX_ALPN for each in protocols):
+        raise ValueError("protocol too long")
+    if not all(each and each.isascii() for each in protocols):
+        raise ValueError("invalid value")
+    return protocols
+
+
+def host_name(text: str) -> str | None:
+    """A name as TLS has it: ASCII, without the dot of the root; None: it is no name.
+
+    Args:
+      text: the name of a host, or an IP address without brackets.
+    """
+    if not text.isascii():
+        try:
+            text = text.encode("idna").decode()
+        except UnicodeError:
+            return None
+    text = text.removesuffix(".")
+    return text if _HOST.fullmatch(text) else None
+
+
+def _parse_name(found: Directive, _: Reading) -> str:
+    name = host_name(c_string(found.words[1].value))
+    if name is None:
+        raise ValueError("invalid value")
+    return name
 
 
 starttls: Value[str] = replace(_starttls_choice, parse=_parse_starttls)
@@ -193,14 +311,36 @@ session_cache: Value[SessionCache] = Value(
     parameters=("off", "none", "builtin", "shared:"),
 )
 certificates: Value[tuple[str, ...]] = Value(
-    lambda found, _: (c_string(found.words[1].value),),
+    lambda found, _: (_parse_source(found),),
     "file | data:PEM",
-    parameters=("data:",),
+    parameters=("data:", "$ssl_server_name"),
+    means_dollar=has_variable,
+)
+certificate: Value[str] = Value(
+    lambda found, _: c_string(found.words[1].value),
+    certificates.usage,
+    parameters=certificates.parameters,
 )
 keys: Value[tuple[Key, ...]] = Value(
-    lambda found, _: (Key(c_string(found.words[1].value)),),
+    lambda found, _: (Key(_parse_source(found)),),
     "file | data:PEM | engine:name:id | store:URI",
-    parameters=("data:", "engine:", "store:"),
+    parameters=("data:", "engine:", "store:", "$ssl_server_name"),
+    means_dollar=has_variable,
+)
+directories: Value[tuple[str, ...]] = Value(
+    lambda found, reading: (reading.in_directory(c_string(found.words[1].value)),),
+    "directory",
+)
+certificate_cache: Value[CacheLimits] = Value(
+    _parse_certificate_cache,
+    "off | max=number [inactive=time] [valid=time]",
+    most=3,
+    parameters=("off", "max=", "inactive=", "valid="),
+)
+key: Value[Key | None] = Value(
+    lambda found, _: Key(c_string(found.words[1].value)),
+    keys.usage,
+    parameters=keys.parameters,
 )
 file: Value[str] = Value(
     lambda found, reading: _in_directory(c_string(found.words[1].value), reading),
@@ -218,3 +358,6 @@ commands: Value[tuple[tuple[str, str], ...]] = Value(
     least=2,
     most=2,
 )
+pins: Value[frozenset[bytes]] = Value(_parse_pins, "hex ...", most=None)
+alpn: Value[tuple[bytes, ...]] = Value(_parse_alpn, "protocol ...", most=None)
+name: Value[str] = Value(_parse_name, "name")

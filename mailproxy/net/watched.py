@@ -7,6 +7,7 @@ fast path away from all sessions (see `engine`), so a worker waits for them here
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 
@@ -65,12 +66,14 @@ def receive_packet(connection: socket.socket, size: int) -> bytes | None:
       OSError: of recv(); `BlockingIOError` if nothing has arrived.
     """
     packet = connection.recv(size)
-    if not packet:
-        poll = select.poll()
-        poll.register(connection, select.POLLRDHUP)
-        if poll.poll(0):
-            return None
-    return packet
+    return None if not packet and _has_closed(connection) else packet
+
+
+def _has_closed(connection: socket.socket) -> bool:
+    """Return whether the other end has closed."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class PacketWire:
@@ -103,6 +106,32 @@ class PacketWire:
             else:
                 await trio.lowlevel.checkpoint()  # let other tasks run
                 return packet
+
+    async def receive_with_descriptors(
+        self, size: int, most: int
+    ) -> tuple[bytes | None, list[int]]:
+        """Receive as `receive` does, and the descriptors that came with the message.
+
+        Args:
+          most: how many there may be; the kernel closes others. The caller closes these.
+
+        Raises:
+          OSError: of recvmsg().
+        """
+        while True:
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(self._socket, size, most)
+            except BlockingIOError:
+                await self._watched.wait_readable()
+                continue
+            try:
+                await trio.lowlevel.checkpoint()  # let other tasks run
+            except BaseException:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise
+            gone = not packet and _has_closed(self._socket)
+            return (None if gone else packet), descriptors
 
     def send(self, packet: bytes) -> None:
         """Send a message if there is room for it.

@@ -75,6 +75,8 @@ class Heard:
 
     alive: bool = False
     """It has answered a ping."""
+    refused: bool = False
+    """It could not use new certificates."""
     invalid: bool = False
     """It has sent an invalid message, or one that is not for the master."""
     more: bool = False
@@ -202,7 +204,7 @@ class Children:
 
     def hear(self, pid: int) -> Heard:
         """Read what the process has sent since the last call."""
-        alive = invalid = False
+        alive = refused = invalid = False
         for _ in range(MAX_MESSAGES_IN_A_ROW):
             try:
                 frame = receive_packet(self._lines[pid], MAX_FRAME + 1)
@@ -210,13 +212,18 @@ class Children:
                 break
             if frame is None:
                 break
-            if _is_alive(frame):
-                alive = True
-            else:
-                invalid = True
+            match _answer(frame):
+                case Order.ALIVE:
+                    alive = True
+                case Order.CERTIFICATES_OK:
+                    pass
+                case Order.CERTIFICATES_FAILED:
+                    refused = True
+                case _:
+                    invalid = True
         else:
-            return Heard(alive=alive, invalid=invalid, more=True)
-        return Heard(alive=alive, invalid=invalid)
+            return Heard(alive=alive, refused=refused, invalid=invalid, more=True)
+        return Heard(alive=alive, refused=refused, invalid=invalid)
 
     def kill(self, pid: int, number: int) -> None:
         """Send a signal.
@@ -253,12 +260,12 @@ def make_line() -> tuple[socket.socket, socket.socket]:
         raise SpawnError("socketpair()", error) from error
 
 
-def _is_alive(frame: bytes) -> bool:
+def _answer(frame: bytes) -> Order | None:
+    """Return what a process answers; None if that is no message."""
     try:
-        order, _ = read_order(frame)
+        return read_order(frame)[0]
     except MessageError:
-        return False
-    return order == Order.ALIVE
+        return None
 
 
 def _fork(work: Callable[[], int]) -> int:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Self, cast
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Self, cast
 
 from mailproxy.conf.directive import Block, Reading, Settings, declarations
 from mailproxy.conf.places import BlockKind, Language
@@ -33,6 +34,10 @@ from mailproxy.mail.upstreams import Upstreams
 from mailproxy.process.options import Options
 from mailproxy.process.settings import EventsSettings, MainSettings
 from mailproxy.stats.cells import CellKey
+
+if TYPE_CHECKING:
+    from mailproxy.mail.own_certificates import OwnCertificates
+    from mailproxy.net.openssl.pairs import Leaf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +253,7 @@ class Loader:
             main, events = self._start(parsed=parsed)
             if all(message.is_warning for message in messages):
                 self._warn_of_idleness()
+                self._warn_of_certificates(main)
         said = Messages(reading=tuple(messages[:read]), starting=tuple(messages[read:]))
         if any(not message.is_warning for message in messages):
             raise ConfigErrors.of(said, parsed=parsed)
@@ -283,6 +289,31 @@ class Loader:
             None if mail is None else mail.directive,
             "write one: mail { server { listen 143; protocol imap; auth_http URL; } }",
         )
+
+    def _warn_of_certificates(self, main: MainSettings | None) -> None:
+        """Warn of certificates in use that expire soon, or that clients may not like.
+
+        Of those of `ssl_certificate` that have expired, there was a warning before.
+        """
+        found = list(certificates_in_use(self.assembly.servers))
+        if main is None or not found:
+            return
+        from mailproxy.process.expiry import Expiry
+
+        self.reading.statement = None
+        warned = {message.message for message in self.reading.messages}
+        for remark in Expiry(main.ssl_certificate_warning).due(
+            found, datetime.now(UTC)
+        ):
+            if remark.text not in warned:
+                self.reading.warn(
+                    remark.text, remedy="clients will refuse it then: renew it"
+                )
+        for file in dict.fromkeys(file for file, leaf in found if leaf.must_staple):
+            self.reading.warn(
+                f'certificate "{file}" wants OCSP stapling, which mail does not have',
+                remedy="order it without must-staple",
+            )
 
     def _error_logs(self) -> Iterator[tuple[ErrorLog, ...]]:
         for mail in self.interpreter.main.blocks:
@@ -345,6 +376,18 @@ class Loader:
                     f"for {sockets} listening sockets"
                 )
             )
+
+
+def own_certificates(servers: Iterable[Server]) -> list[OwnCertificates]:
+    """Return the certificates of each TLS context, in an order that all processes know."""
+    found = {id(own): own for each in servers if (own := each.ssl.own) is not None}
+    return list(found.values())
+
+
+def certificates_in_use(servers: Iterable[Server]) -> Iterator[tuple[str, Leaf]]:
+    """Yield the certificates that clients may get, with their files."""
+    for own in own_certificates(servers):
+        yield from own.in_use()
 
 
 def _port(listen: Listen) -> tuple[int, int]:

@@ -210,6 +210,10 @@ class Crew(ABC, Generic[M]):
             if heard.alive:
                 member.asked = None
                 member.up = self.ever_up = True
+            if heard.refused:
+                self._log.error(
+                    f"{self.name} {member.pid} did not take new certificates"
+                )
             if heard.invalid and member.complaints.is_due():
                 self._log.alert(f"{self.kind} {member.pid} sent an invalid message")
             self._unheard = self._unheard or heard.more

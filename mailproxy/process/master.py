@@ -23,13 +23,14 @@ from mailproxy.log import Logger
 from mailproxy.net import listening
 from mailproxy.net.listening import Held
 from mailproxy.outside import Findings
-from mailproxy.process import pidfile
+from mailproxy.process import certificate_orders, pidfile
 from mailproxy.process.children import End
 from mailproxy.process.crew import MAX_SILENCE, Means, Processes
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.managers import Managers, ManagerWork
 from mailproxy.process.notify import Notify
 from mailproxy.process.reader import MAX_READING, TOO_SLOW, ConfigurationReader
+from mailproxy.process.renewal import Change, Renewal
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.workers import Workers, WorkerWork
 from mailproxy.stats.cells import CellKey
@@ -140,6 +141,7 @@ class Master:
         )
         self._managers = Managers(first, manage, means)
         self._workers = Workers(first, work, means, self._managers)
+        self._renewal = self._make_renewal()
         self._new_binary: int | None = None
         self._paused = False
         self._listening = True
@@ -207,11 +209,17 @@ class Master:
     def _obey(self, until: float, signals: Collection[signal.Signals]) -> None:
         """Take the next of `signals`, if one comes in time, and do what is due."""
         crews = self._workers, self._managers
-        due = min(until - self._clock(), *(crew.until_next() for crew in crews))
+        due = min(
+            until - self._clock(),
+            self._until_renewal(),
+            *(crew.until_next() for crew in crews),
+        )
         received = self._signals.wait(due, signals)
         if received is not None:
             self._take(received)
         watched = [crew.catch_up() for crew in crews]
+        if self._until_renewal() <= 0:
+            self._renewal.catch_up()
         if any(watched):
             self._notify.alive()
         if self._owes_ready:
@@ -373,6 +381,7 @@ class Master:
         missing = self._start_new()
         if not missing:
             self._paused = False
+            self._renewal = self._make_renewal()
             workers.leave(but=new)
             self._dismiss(old, new)
         else:
@@ -424,6 +433,35 @@ class Master:
                 return False
             self._obey(deadline, _CONCERNS_START)
         return not crew.failed
+
+    # Certificates
+
+    def _make_renewal(self) -> Renewal:
+        generation = self._generation
+        return Renewal(
+            generation.configuration,
+            generation.log,
+            self._tell_certificates,
+            clock=self._clock,
+        )
+
+    def _until_renewal(self) -> float:
+        """Seconds until certificates are looked at; not while generations change."""
+        if self._ending is not None or self._workers.outgoing is not None:
+            return float("inf")
+        return self._renewal.until_next()
+
+    def _tell_certificates(self, change: Change) -> None:
+        """Have the workers use what has changed."""
+        try:
+            sheet = certificate_orders.write_sheet(change)
+        except OSError as error:
+            self._log.error("memfd_create() failed for certificates", error=error)
+            return
+        try:
+            self._workers.renew(sheet)
+        finally:
+            os.close(sheet)
 
     def _say_ready(self) -> None:
         """Tell systemd that clients are served, at once or as soon as a worker is up."""

@@ -26,6 +26,12 @@ class Order(IntEnum):
     """To a worker: the manager has died; it is not asked before its successor greets."""
     WORKER = 107
     """To the manager, with a descriptor: the line to a new worker."""
+    CERTIFICATES = 108
+    """To a worker, with a descriptor: use the new certificates in this file."""
+    CERTIFICATES_OK = 109
+    """To the master: they are in use."""
+    CERTIFICATES_FAILED = 110
+    """To the master: they are not, the old ones are."""
 
 
 def read_order(frame: bytes) -> tuple[Order, Message]:

@@ -25,6 +25,7 @@ from mailproxy.conf.values import (
 )
 from mailproxy.log.directive import ErrorLog
 from mailproxy.mail.core import error_log
+from mailproxy.process.certificate_values import DEFAULT_WARNINGS, warnings, watch
 
 DEFAULT_USER = "nobody"
 """The workers' account if the master is root and there is no `user` directive."""
@@ -315,6 +316,21 @@ class MainSettings(Settings):
 
     ssl_engine: str = directive(engine, default="", contexts="main")
     """An OpenSSL engine (before 4.0), used in TLS for everything that it supports."""
+
+    ssl_certificate_watch: float = directive(
+        watch, default=0.0, contexts="main", shown="off", origin="mailproxy"
+    )
+    """How often the files of certificates are looked at, in seconds: new ones are used
+    without a reload."""
+
+    ssl_certificate_warning: tuple[float, ...] = directive(
+        warnings,
+        default=DEFAULT_WARNINGS,
+        contexts="main",
+        shown="30d 7d 1d",
+        origin="mailproxy",
+    )
+    """How long before a certificate expires the log says so, in seconds."""
 
     ssl_object_cache_inheritable: bool = directive(
         flag, default=True, contexts="main", accepted=True

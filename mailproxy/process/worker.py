@@ -51,6 +51,8 @@ class Worker:
 
     Attributes:
       network: what its sessions need to reach clients, backends and auth sources.
+      configuration: the one that it accepts for.
+      replaced: is set once that has another one in its place.
       told_to_leave: is set once it no longer accepts clients.
     """
 
@@ -68,6 +70,7 @@ class Worker:
         self.network = Network(Engine(configuration.events.worker_connections), row)
         self.network.manager.connect(manager, lambda: self.log)
         self.told_to_leave = trio.Event()
+        self.replaced = trio.Event()
         self._services = hosted
         self._retitle = retitle
         self._serving = trio.CancelScope()
@@ -83,6 +86,7 @@ class Worker:
         listeners: Sequence[Listener[Listen]],
         logs: Logs,
     ) -> None:
+        self.configuration = configuration
         self._main = configuration.main
         self._logs = logs
         configuration.upstreams.count_in(self.network.row)
@@ -208,6 +212,8 @@ class Worker:
             await old.stopped.wait()
         self.network.secrets.update(secrets or {})
         self._use(configuration, listeners, logs)
+        self.replaced.set()
+        self.replaced = trio.Event()
         self.network.idle.clear()  # the new servers may ask another auth server
         if self.leaving:  # since a moment ago
             for new in self._loops:

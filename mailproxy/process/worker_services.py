@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,12 +14,17 @@ import trio
 from mailproxy.errors import needed
 from mailproxy.net.messages import MAX_FRAME, Complaints, MessageError
 from mailproxy.net.watched import PacketWire, Watched
+from mailproxy.process import certificate_orders
 from mailproxy.process.messages import Order, read_order, write_order
+from mailproxy.process.renewal import Renewal
 from mailproxy.process.services import Service
 from mailproxy.process.signals import Received, SignalDescriptor
 
 if TYPE_CHECKING:
     from mailproxy.process.worker import Worker
+
+MAX_DESCRIPTORS = 1
+"""Descriptors that come with an order of the master."""
 
 Reconfigure = Callable[["Worker"], Awaitable[None]]
 """Reloads without a master, at a HUP; calls `Worker.serve_instead`."""
@@ -35,7 +42,7 @@ def of_worker(orders: socket.socket) -> list[Service]:
 def of_single_process(reconfigure: Reconfigure) -> list[Service]:
     """The services of a worker without a master (`master_process off`)."""
     reloads = Reloads(reconfigure)
-    return [*_of_any(), Signals(reloads), reloads]
+    return [*_of_any(), Signals(reloads), reloads, Certificates()]
 
 
 def _of_any() -> list[Service]:
@@ -147,23 +154,37 @@ class Orders(Service):
     async def run(self, worker: Worker) -> None:
         wire = self._wire
         assert wire is not None, "it is open"
-        while (frame := await self._receive(wire)) is not None:
+        while True:
+            frame, descriptors = await self._receive(wire)
             try:
+                if frame is None:
+                    return
                 order, message = read_order(frame)
-                self._obey(order, message.request, worker, wire)
+                self._obey(order, message.request, worker, wire, descriptors)
             except MessageError:
                 if self._complaints.is_due():
                     worker.log.alert("the master sent an invalid message")
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
 
-    async def _receive(self, wire: PacketWire) -> bytes | None:
-        """Return the next frame; None if the master is gone, which workers outlive."""
+    async def _receive(self, wire: PacketWire) -> tuple[bytes | None, list[int]]:
+        """Return the next frame, and the descriptors with it.
+
+        The frame is None if the master is gone, which workers outlive.
+        """
         try:
-            return await wire.receive(MAX_FRAME + 1)
+            return await wire.receive_with_descriptors(MAX_FRAME + 1, MAX_DESCRIPTORS)
         except OSError:
-            return None
+            return None, []
 
     def _obey(
-        self, order: Order, request: int, worker: Worker, wire: PacketWire
+        self,
+        order: Order,
+        request: int,
+        worker: Worker,
+        wire: PacketWire,
+        descriptors: Sequence[int],
     ) -> None:
         match order:
             case Order.STOP:
@@ -177,8 +198,47 @@ class Orders(Service):
                     wire.send(write_order(Order.ALIVE, request))
             case Order.UNMANAGED:
                 worker.network.manager.lost()
-            case Order.ALIVE | Order.WORKER:
+            case Order.CERTIFICATES if len(descriptors) == 1:
+                taken = _take_certificates(worker, descriptors[0])
+                answer = Order.CERTIFICATES_OK if taken else Order.CERTIFICATES_FAILED
+                with suppress(OSError):
+                    wire.send(write_order(answer, request))
+            case _:
                 raise MessageError("not an order for a worker")
+
+
+def _take_certificates(worker: Worker, sheet: int) -> bool:
+    """Use new certificates; False, and a log line, if that is not possible."""
+    try:
+        change = certificate_orders.read_sheet(sheet)
+        certificate_orders.apply(change, worker.configuration, datetime.now(UTC))
+    except Exception as error:  # a bug must not end the sessions
+        worker.log.exception(
+            "new certificates cannot be used, this is a bug", exception=error
+        )
+        return False
+    return True
+
+
+class Certificates(Service):
+    """Renews certificates, and says when they expire, in a process without a master."""
+
+    name = "certificates"
+
+    async def run(self, worker: Worker) -> None:
+        while True:
+            replaced = worker.replaced
+            renewal = Renewal(
+                worker.configuration,
+                worker.log,
+                lambda _: None,
+                clock=trio.current_time,
+            )
+            while not replaced.is_set():
+                with trio.move_on_after(renewal.until_next()):
+                    await replaced.wait()
+                if not replaced.is_set():
+                    renewal.catch_up()
 
 
 class Signals(Service):

@@ -191,6 +191,20 @@ class Workers(Crew[WorkerProcess]):
                 self._order(worker, Order.QUIT, signal.SIGQUIT)
                 worker.leaving = True
 
+    def renew(self, sheet: int) -> None:
+        """Have all of the current generation use new certificates.
+
+        Args:
+          sheet: the descriptor of the file that they are in (`certificate_orders`).
+        """
+        for worker in self._all.values():
+            if self._current(worker) and not self._processes.tell(
+                worker.pid, Order.CERTIFICATES, descriptors=(sheet,)
+            ):
+                self._log.error(
+                    f"{self.name} {worker.pid} did not take new certificates"
+                )
+
     def stop(self, only: Generation | None = None) -> None:
         """Order all, or only those of one generation, to exit at once."""
         self._respawns.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-import os
 import re
 import socket
 from dataclasses import replace
@@ -494,7 +493,7 @@ async def test_unix_sockets_are_probed(tmp_path: Path) -> None:
         listening.listen()
         address = Address(socket.AF_UNIX, path, f"unix:{path}")
         assert await run(replace(connecting(), address=address)) is None
-    os.unlink(path)
+    await trio.Path(path).unlink()
     failure = await run(replace(connecting(), address=address))
     assert failure is not None
     assert failure.text == "connect() failed (2: No such file or directory)"

@@ -461,7 +461,7 @@ def test_a_certificate_is_described_in_openssl_s_words(
         check=True,
     )
     form = "not%s=%%b %%d %%H:%%M:%%S %%Y GMT"
-    validity = certificates.validity(der)
+    validity = certificates.leaf(der)
     assert validity.begins is not None
     assert validity.ends is not None
     assert ran.stdout.decode().replace("  ", " 0").splitlines() == [
@@ -476,7 +476,7 @@ def test_what_cannot_be_read_of_a_certificate_limits_nothing() -> None:
     good = self_signed(key, hashes.SHA256())
     bad = good.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), 1)
     assert peers.describe(bad).common_name == b"a"
-    assert certificates.validity(bad) == openssl.Validity(None, None)
+    assert certificates.leaf(bad) == openssl.Leaf()
     assert certificates.server_certificate(bad) is None
     with pytest.raises(ValueError, match="version"):
         certificates.peer_certificate(bad)

@@ -20,7 +20,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import NameOID
 
-from mailproxy.net.openssl.material import Validity
+from mailproxy.net.openssl.names import certified_name
+from mailproxy.net.openssl.pairs import Leaf
 from mailproxy.net.openssl.peers import PeerCertificate, ServerCertificate
 
 _BIT_STRING = x509.name._ASN1Type.BitString  # noqa: SLF001 - values that are not text
@@ -43,15 +44,72 @@ def _certificate(der: bytes) -> x509.Certificate:
         raise ValueError("the version of the certificate is unknown") from error
 
 
-def validity(der: bytes) -> Validity:
-    """Return when a certificate is valid."""
+def leaf(der: bytes) -> Leaf:
+    """Return what a server's certificate says, as far as `cryptography` can read it."""
+    dates = Leaf()
     try:
         certificate = _certificate(der)
-        return Validity(
-            certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        )
+        dates = Leaf(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+        return read_leaf(certificate)
     except ValueError:
-        return Validity(None, None)
+        return dates
+
+
+def read_leaf(certificate: x509.Certificate) -> Leaf:
+    """Return what a server's certificate says.
+
+    Raises:
+      ValueError: an extension is unreadable.
+    """
+    names, has_alt_names = _host_names(certificate)
+    kind, bits = _kind(certificate)
+    return Leaf(
+        begins=certificate.not_valid_before_utc,
+        ends=certificate.not_valid_after_utc,
+        names=names,
+        kind=kind,
+        bits=bits,
+        has_alt_names=has_alt_names,
+        must_staple=_must_staple(certificate),
+    )
+
+
+def _host_names(certificate: x509.Certificate) -> tuple[tuple[str, ...], bool]:
+    """Return the names that clients may ask for, and whether they are alternative ones."""
+    try:
+        found = certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value.get_values_for_type(x509.DNSName)
+        has_alt_names = True
+    except x509.ExtensionNotFound:
+        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        found = [str(each.value) for each in common[-1:]]
+        has_alt_names = False
+    names = filter(None, map(certified_name, found))
+    return tuple(dict.fromkeys(names)), has_alt_names
+
+
+def _must_staple(certificate: x509.Certificate) -> bool:
+    try:
+        wanted = certificate.extensions.get_extension_for_class(x509.TLSFeature)
+    except x509.ExtensionNotFound:
+        return False
+    return x509.TLSFeatureType.status_request in wanted.value
+
+
+def _kind(certificate: x509.Certificate) -> tuple[str, int]:
+    """Return the kind of a key, and its size if there are several."""
+    try:
+        key = certificate.public_key()
+    except UnsupportedAlgorithm:
+        return "", 0
+    if isinstance(key, rsa.RSAPublicKey):
+        return "RSA", key.key_size
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return "ECDSA", key.key_size
+    # Ed25519PublicKey, MLDSA65PublicKey
+    name = type(key).__name__.removesuffix("PublicKey")
+    return name.replace("MLDSA", "ML-DSA-"), 0
 
 
 def server_certificate(der: bytes) -> ServerCertificate | None:

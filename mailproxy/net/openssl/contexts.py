@@ -7,10 +7,12 @@ import os
 import ssl
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar
 
 from mailproxy import outside
 from mailproxy.conf.values import shown
-from mailproxy.net.openssl import callbacks, material
+from mailproxy.net.openssl import by_name, callbacks, material
+from mailproxy.net.openssl.choice import ByName
 from mailproxy.net.openssl.errors import failure
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
 from mailproxy.net.openssl.headers import crypto_h, ssl_h, x509_h
@@ -29,6 +31,7 @@ from mailproxy.net.openssl.options import (
     set_options,
     with_protocols,
 )
+from mailproxy.net.openssl.pairs import Leaf
 from mailproxy.net.tls_sessions import TICKET_KEY_SIZE, SessionZone
 
 _MAX_TIMEOUT = 2**31 - 1
@@ -51,6 +54,8 @@ class ContextBuilder:
       context: the result.
     """
 
+    _role: ClassVar = ssl.PROTOCOL_TLS_SERVER
+
     def __init__(self, protocols: Collection[str]) -> None:
         """Begin a context with the options that nginx always sets.
 
@@ -62,7 +67,7 @@ class ContextBuilder:
         if reason is not None:
             raise OpenSSLError(reason)
         crypto_h.ERR_clear_error()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context = ssl.SSLContext(self._role)
         self._ctx = ctx = ctx_of(self.context)
         weakref.finalize(self.context, callbacks.forget, ctx)
         options, level = defaults()
@@ -102,7 +107,7 @@ class ContextBuilder:
 
     def certificate(
         self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
-    ) -> material.Validity:
+    ) -> Leaf:
         """Use a certificate with its chain and its key, beside those of other types.
 
         Args:
@@ -112,7 +117,7 @@ class ContextBuilder:
             the terminal.
 
         Returns:
-          When the certificate is valid, regardless of its chain.
+          What the certificate says, regardless of its chain.
 
         Raises:
           PrivateKeyError: the key is wrong, not the certificate.
@@ -130,13 +135,25 @@ class ContextBuilder:
             self._use_key(key, passwords)
         except OpenSSLError as error:
             raise PrivateKeyError(str(error)) from None
-        return _validity(der)
+        return _leaf(der)
 
     def _use_key(self, key: str, passwords: Sequence[bytes] | None) -> None:
         with material.private_key(key, passwords) as private_key:
             if not ssl_h.SSL_CTX_use_PrivateKey(self._ctx, private_key):
                 name = shown(key)
                 raise failure(f'SSL_CTX_use_PrivateKey("{name}") failed')
+
+    def certificates_by_name(self, server: ByName) -> None:
+        """Let clients get their certificates by the names that they ask for.
+
+        To be called last, as the security level decides which ones OpenSSL accepts.
+        """
+        if not by_name.is_supported():
+            raise OpenSSLError(by_name.UNSUPPORTED)
+        by_name.install(self._ctx, server)
+        weakref.finalize(self.context, by_name.forget, self._ctx)
+        if server.shelf is not None and not server.shelf.checked:
+            server.shelf.check(self._ctx)
 
     def compress_certificates(self, *, enable: bool) -> bool:
         """Send certificates compressed (RFC 8879); return False if OpenSSL cannot."""
@@ -338,10 +355,10 @@ def _digest(octets: bytes) -> bytes:
     return hashlib.sha1(octets, usedforsecurity=False).digest()
 
 
-def _validity(der: bytes) -> material.Validity:
+def _leaf(der: bytes) -> Leaf:
     from mailproxy.net.openssl import certificates  # it is slow to import
 
-    return certificates.validity(der)
+    return certificates.leaf(der)
 
 
 def _check_file(failed: str, path: str) -> None:

@@ -8,8 +8,6 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
 from mailproxy import outside
 from mailproxy.conf.values import shown
@@ -281,17 +279,6 @@ def dh_parameters(path: str) -> Iterator[DH]:
         raise failure(f'PEM_read_bio_DHparams("{path}") failed')
     with owned(parameters, crypto_h.DH_free):
         yield parameters
-
-
-@dataclass(frozen=True)
-class Validity:
-    """When a certificate is valid: from `begins` to `ends`, both included.
-
-    None: what the certificate says cannot be read, and does not limit it.
-    """
-
-    begins: datetime | None
-    ends: datetime | None
 
 
 def use_engine(name: str) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mailproxy.net.openssl.peers import ServerCertificate
 
 LACKING = (
+    "certificates by name",
     "ssl_certificate_compression",
     'ssl_certificate_key "engine:..." and "store:..."',
     "ssl_conf_command",

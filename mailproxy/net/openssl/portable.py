@@ -19,21 +19,23 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from mailproxy.conf.values import shown
-from mailproxy.net.openssl import certificates, portable_files
+from mailproxy.net.openssl import by_name, certificates, portable_files
+from mailproxy.net.openssl.choice import ByName
 from mailproxy.net.openssl.errors import error_text
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
 from mailproxy.net.openssl.library import NeedsOpenSSLError, unsupported
-from mailproxy.net.openssl.material import Validity
 from mailproxy.net.openssl.options import (
     NO_CERTIFICATE_COMPRESSION,
     set_options,
     with_protocols,
 )
+from mailproxy.net.openssl.pairs import Leaf
 from mailproxy.net.openssl.plain import PortableContext
 from mailproxy.net.tls_sessions import SessionZone
 
@@ -77,17 +79,25 @@ class PortableBuilder:
       context: the result.
     """
 
+    _role: ClassVar = ssl.PROTOCOL_TLS_SERVER
+    _prefix: ClassVar = ""
+    """What stands before "ssl_" in the names of the directives."""
+
     def __init__(self, protocols: Collection[str]) -> None:
         """As `ContextBuilder`; the security level remains that of Python."""
         reason = unsupported()
         if reason is not None:
             raise OpenSSLError(reason)
-        self.context = context = PortableContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context = context = PortableContext(self._role)
         context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
         options = context.options & ~_BY_PYTHON
         set_options(context, with_protocols(options, protocols))
         self._cached = False
+
+    def _needs_openssl(self, directive: str) -> NeedsOpenSSLError:
+        """The error for a directive, named without "ssl_", that is not available."""
+        return NeedsOpenSSLError(f"{self._prefix}ssl_{directive}")
 
     def _add_options(self, options: int) -> None:
         set_options(self.context, self.context.options | options)
@@ -109,7 +119,7 @@ class PortableBuilder:
 
     def certificate(
         self, certificate: str, key: str, passwords: Sequence[bytes] | None = None
-    ) -> Validity:
+    ) -> Leaf:
         what = f'cannot load certificate "{shown(certificate)}"'
         content = portable_files.read(certificate, what)
         try:
@@ -120,7 +130,7 @@ class PortableBuilder:
                 "routines::no start line:Expecting: TRUSTED CERTIFICATE)"
             ) from None
         if key.startswith(("engine:", "store:")):
-            raise NeedsOpenSSLError("ssl_certificate_key")
+            raise self._needs_openssl("certificate_key")
         key_what = f'cannot load certificate key "{shown(key)}"'
         try:
             key_content = portable_files.read(key, key_what)
@@ -132,7 +142,7 @@ class PortableBuilder:
         ):
             self._load(certificate_file, key_file, passwords, (certificate, key))
         self.context.own += (certificates.server_certificate(own),)
-        return certificates.validity(own)
+        return certificates.leaf(own)
 
     def _load(
         self,
@@ -167,6 +177,10 @@ class PortableBuilder:
             f'cannot load certificate key "{name}": '
             f"PEM_read_bio_PrivateKey() failed {reason}"
         )
+
+    def certificates_by_name(self, server: ByName) -> None:
+        del server
+        raise OpenSSLError(by_name.UNSUPPORTED)
 
     def compress_certificates(self, *, enable: bool) -> bool:
         if enable:
@@ -269,4 +283,4 @@ class PortableBuilder:
     ) -> None:
         del full_name
         if commands:
-            raise NeedsOpenSSLError("ssl_conf_command")
+            raise self._needs_openssl("conf_command")

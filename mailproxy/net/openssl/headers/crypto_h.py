@@ -6,8 +6,10 @@ from mailproxy.net.openssl.headers.types import (
     DH,
     EVP_CIPHER,
     EVP_PKEY,
+    STACK,
     Buffer,
     Int,
+    Long,
     Octets,
     Out,
     Parameters,
@@ -19,6 +21,12 @@ from mailproxy.net.openssl.headers.types import (
 
 @prototype
 def OpenSSL_version_num() -> ULong: ...
+@prototype
+def OPENSSL_sk_new_null() -> STACK: ...
+@prototype
+def OPENSSL_sk_push(stack: STACK, item: Pointer) -> Int: ...
+@prototype
+def OPENSSL_sk_free(stack: STACK) -> None: ...
 @prototype
 def CRYPTO_free(memory: Pointer, file: Octets, line: Int) -> None: ...
 
@@ -71,6 +79,9 @@ def ERR_error_string_n(code: ULong, buffer: Buffer, size: Size) -> None: ...
 
 # -- evp.h, dh.h -------------------------------------------------------------------
 
+EVP_PKEY_RSA = 6
+EVP_PKEY_EC = 408
+
 
 @prototype
 def EVP_aes_128_cbc() -> EVP_CIPHER: ...
@@ -88,6 +99,10 @@ def EVP_DecryptInit_ex(
 def EVP_MAC_init(
     context: Pointer, key: Octets, size: Size, parameters: Parameters
 ) -> Int: ...
+@prototype
+def d2i_PrivateKey(kind: Int, reuse: Out, start: Out, size: Long) -> EVP_PKEY: ...
+@prototype
+def d2i_AutoPrivateKey(reuse: Out, start: Out, size: Long) -> EVP_PKEY: ...
 @prototype
 def EVP_PKEY_free(key: EVP_PKEY) -> None: ...
 @prototype

@@ -38,6 +38,8 @@ SSL_CONF_CTX = NewType("SSL_CONF_CTX", int)
 SSL_CTX = NewType("SSL_CTX", int)
 SSL_METHOD = NewType("SSL_METHOD", int)
 SSL_SESSION = NewType("SSL_SESSION", int)
+STACK = NewType("STACK", int)
+"""Any `STACK_OF(…)`."""
 UI_METHOD = NewType("UI_METHOD", int)
 X509 = NewType("X509", int)
 X509_CRL = NewType("X509_CRL", int)
