@@ -19,6 +19,7 @@ from mailproxy.mail.peer_states import PeerState
 from mailproxy.manager.health import Check, HealthChecks, PeerKey, WatchedPeer
 from mailproxy.manager.probes.probe import Probe
 from mailproxy.manager.probes.probe import run as run_probe
+from mailproxy.manager.probes.tls import ProbeTls
 from mailproxy.manager.services import ManagerService
 
 if TYPE_CHECKING:
@@ -172,10 +173,19 @@ def make_probe(
         protocol=check.protocol,
         outgoing=check.server.proxy.outgoing,
         proxy_protocol=check.proxy_protocol,
+        tls=_tls(check, peer),
         own_name=check.server.core.server_name,
         login=None if file is None else logins[file.path],
         match=check.match,
     )
+
+
+def _tls(check: GroupCheck, peer: ManagedPeer) -> ProbeTls | None:
+    settings, mode = check.server.proxy_ssl, check.mode(peer.member.ssl)
+    if mode == "off":
+        return None
+    name = settings.proxy_ssl_name or peer.member.name or peer.member.host
+    return ProbeTls(mode=mode, settings=settings, name=name)
 
 
 def _at_port(address: Address, port: int) -> Address:
