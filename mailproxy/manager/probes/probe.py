@@ -177,7 +177,7 @@ class _Run:
         if probe.type >= ProbeType.LOGIN:
             login = probe.login
             assert login is not None, "-t has looked"
-            if not (peer.encrypted or _is_local(probe.address)):
+            if not (peer.encrypted or probe.address.is_local):
                 raise ProbeError("no login in clear text")
             peer.hide(login.user, login.password)
             await talk.log_in(login)
@@ -204,11 +204,3 @@ def _failed_connect(error: OSError) -> ProbeError:
     if isinstance(error, BindError):
         return ProbeError("bind(%s) failed (%s: %s)", error.text, *reason, local=True)
     return ProbeError("connect() failed (%s: %s)", *reason, local=number in _LOCAL)
-
-
-def _is_local(address: Address) -> bool:
-    """Whether what is sent to an address stays on this machine."""
-    if isinstance(address.sockaddr, str):
-        return True
-    host = address.sockaddr[0]
-    return host == "::1" or host.startswith("127.")
