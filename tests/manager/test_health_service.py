@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,11 +15,13 @@ import pytest
 import trio
 import trio.testing
 
+from mailproxy.conf.addresses import Address
 from mailproxy.log import INFO
 from mailproxy.mail.peer_states import PeerState
 from mailproxy.manager.groups import GroupService
 from mailproxy.manager.health_service import HealthService
 from mailproxy.manager.hub import Hub
+from mailproxy.manager.peers import ManagedPeer
 from mailproxy.manager.probes.talk import ProbeLogin
 from mailproxy.process.configuration import Configuration, load
 from mailproxy.process.options import Options
@@ -515,6 +518,36 @@ async def test_certificates_are_verified_as_sessions_do_it(
             assert watched.lines[-1][1].endswith(
                 'upstream SSL certificate does not match "elsewhere"'
             )
+
+
+def test_health_checks_are_why_there_is_a_manager(read: Read) -> None:
+    text = mail(Backend(), "", more="").replace(":0;", ":1;")
+    (reason,) = read(text).manager
+    assert re.fullmatch(r"health_check in /.*/nginx.conf:4", str(reason))
+
+
+async def test_peers_that_are_found_later_are_probed(read: Read) -> None:
+    backend, comes = Backend(), Backend()
+    async with listening(backend, comes):
+        configuration = read(mail(backend, "mandatory"))
+        async with watching(configuration) as watched:
+            await watched.wait_for(UP)
+            managed = watched.groups.groups["pool"]
+            (first,) = managed.peers
+            at = Address(socket.AF_INET, ("127.0.0.1", comes.port), "new")
+            numbers = PeerNumbers(Row(), "pool", "new")
+            managed.peers.append(ManagedPeer("new", 0, first.member, at, numbers))
+            watched.groups.tell(managed)
+            assert watched.states() == [UP, CHECKING]
+            await watched.wait_for(UP, UP)
+            comes.greeting = b"* NO\r\n"
+            await watched.wait_for(UP, UNHEALTHY)
+            del managed.peers[0]
+            watched.groups.tell(managed)
+            before = backend.probes
+            await comes.wait_probed(3)
+            assert backend.probes <= before + 1
+            assert watched.states() == [UNHEALTHY]
 
 
 async def test_members_that_are_down_are_not_probed(read: Read) -> None:

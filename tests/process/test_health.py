@@ -93,6 +93,34 @@ def test_a_backend_that_stops_gets_no_sessions_until_it_returns(
                 assert log_in(site).startswith(b"a OK")
 
 
+def test_a_backend_that_hangs_gets_no_sessions_either(
+    site: Site, auth: FakeAuth
+) -> None:
+    class MayHang(FakeImap):
+        hangs = False
+
+        def let_in(self, connection: _Handler) -> bool:
+            if self.hangs:
+                connection.rfile.read()  # to the end
+                return False
+            return super().let_in(connection)
+
+    with MayHang() as hangs, FakeImap() as works:
+        configure(site, auth, hangs.port, works.port)
+        site.start()
+        assert log_in(site).startswith(b"a OK")
+        hangs.hangs = True
+        stopped = time.monotonic()
+        site.wait_for_line(
+            unhealthy(hangs.port, "timed out while waiting for the greeting")
+        )
+        assert time.monotonic() - stopped < INTERVAL + TIMEOUT + SLACK
+        site.forget_log()
+        for _ in range(4):
+            assert log_in(site).startswith(b"a OK")
+        assert site.log("error") == []
+
+
 def lines(backend: FakeImap) -> list[bytes]:
     """What a backend has been told since the last time."""
     found = []
