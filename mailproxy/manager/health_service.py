@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mailproxy.manager.groups import GroupService
     from mailproxy.manager.hub import Hub
     from mailproxy.manager.peers import ManagedGroup, ManagedPeer
+    from mailproxy.manager.probes.peer import Failure
     from mailproxy.manager.probes.talk import ProbeLogin
 
 
@@ -60,7 +61,7 @@ class HealthService(ManagerService):
             if (possible := [each for each in found if self._can_log_in(each)])
         }
         self._checks: HealthChecks | None = None
-        self._watched: list[tuple[PeerKey, Address]] = []
+        self._known: list[tuple[PeerKey, Address]] = []
         for name, found in self._probes.items():
             for peer in groups.groups[name].peers:
                 peer.health = _first_health(peer, found, replaces=replaces)
@@ -87,8 +88,8 @@ class HealthService(ManagerService):
         """Watch the peers that a group has now, before workers are told of them."""
         if self._checks is None or lower(managed.group.name) not in self._probes:
             return
-        known = dict(self._watched)
-        if self._peers() == self._watched:
+        known = dict(self._known)
+        if self._peers() == self._known:
             return
         found = self._probes[lower(managed.group.name)]
         for peer in managed.peers:
@@ -110,13 +111,38 @@ class HealthService(ManagerService):
         return [(groups[name], found) for name, found in self._probes.items()]
 
     def _watch(self, checks: HealthChecks) -> None:
-        self._watched = self._peers()
+        self._known = self._peers()
         checks.watch(
-            _watched(managed, peer, found, self._logins)
+            self._watched_peer(managed, peer, found)
             for managed, found in self._probed()
             for peer in managed.peers
             if not peer.down
         )
+
+    def _watched_peer(
+        self, managed: ManagedGroup, peer: ManagedPeer, checks: Sequence[GroupCheck]
+    ) -> WatchedPeer:
+        return WatchedPeer(
+            key=PeerKey(managed.group.name, peer.name),
+            address=peer.address.text,
+            checks=tuple(
+                Check(
+                    schedule=each.check.schedule,
+                    probe=partial(
+                        self._probe, managed, make_probe(each, peer, self._logins)
+                    ),
+                    mandatory=each.check.mandatory,
+                )
+                for each in checks
+            ),
+            health=peer.health,
+        )
+
+    async def _probe(self, managed: ManagedGroup, probe: Probe) -> Failure | None:
+        failure = await run_probe(probe)
+        # This manager may have become the one that writes the board meanwhile.
+        self._groups.publish(managed)
+        return failure
 
 
 def _begin(checks: Sequence[GroupCheck]) -> Health:
@@ -138,27 +164,6 @@ def _first_health(
         return _begin(checks)
     forgets = any(each.check.mandatory and not each.check.persistent for each in checks)
     return "checking" if forgets and not replaces else "healthy"
-
-
-def _watched(
-    managed: ManagedGroup,
-    peer: ManagedPeer,
-    checks: Sequence[GroupCheck],
-    logins: Mapping[str, ProbeLogin],
-) -> WatchedPeer:
-    return WatchedPeer(
-        key=PeerKey(managed.group.name, peer.name),
-        address=peer.address.text,
-        checks=tuple(
-            Check(
-                schedule=each.check.schedule,
-                probe=partial(run_probe, make_probe(each, peer, logins)),
-                mandatory=each.check.mandatory,
-            )
-            for each in checks
-        ),
-        health=peer.health,
-    )
 
 
 def make_probe(

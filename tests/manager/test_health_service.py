@@ -520,6 +520,26 @@ async def test_certificates_are_verified_as_sessions_do_it(
             )
 
 
+async def test_a_manager_that_writes_the_board_only_later_says_what_it_knows(
+    read: Read,
+) -> None:
+    """At a reload, the old one writes it until the new workers are up."""
+    backend = Backend(b"* NO\r\n")
+    async with listening(backend):
+        configuration = read(mail(backend, ""))
+        statistics = Statistics()
+        statistics.need(configuration.counted, 1)
+        row = statistics.take_row(Role.MANAGER)
+        async with watching(configuration, row) as watched:
+            await watched.wait_for(UNHEALTHY)
+            await backend.wait_probed(2)
+            (peer,) = watched.groups.groups["pool"].peers
+            assert peer.numbers.state == 0
+            statistics.set_front(row)
+            await backend.wait_probed(2)
+            assert peer.numbers.state == UNHEALTHY
+
+
 def test_health_checks_are_why_there_is_a_manager(read: Read) -> None:
     text = mail(Backend(), "", more="").replace(":0;", ":1;")
     (reason,) = read(text).manager

@@ -149,6 +149,8 @@ class _Run:
           ProbeError: the peer is not healthy.
         """
         probe = self._probe
+        if probe.login is not None:
+            peer.hide(probe.login.user, probe.login.password)
         header = HEADERS[probe.proxy_protocol]
         if header:
             peer.doing = "sending the PROXY header"
@@ -179,7 +181,7 @@ class _Run:
             assert login is not None, "-t has looked"
             if not (peer.encrypted or probe.address.is_local):
                 raise ProbeError("no login in clear text")
-            peer.hide(login.user, login.password)
+            peer.begin_login()
             await talk.log_in(login)
 
     async def _start_tls(self, peer: ProbedPeer, tls: ProbeTls) -> None:
