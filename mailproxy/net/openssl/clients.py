@@ -79,7 +79,7 @@ def trust_system(context: ssl.SSLContext) -> bool:
     )
 
 
-def hide_name(tls: ssl.SSLSocket) -> None:
+def hide_name(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     """Do not send the name of the server by SNI; before the handshake."""
     ssl_h.SSL_ctrl(
         ssl_of(tls),
@@ -143,7 +143,7 @@ def resumable_session(
 _CHAIN_TOO_LONG = x509_h.X509_V_ERR_CERT_CHAIN_TOO_LONG
 
 
-def check_chain(tls: ssl.SSLSocket) -> None:
+def check_chain(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     """Check what `ssl` alone cannot make OpenSSL check during the handshake.
 
     Raises:
