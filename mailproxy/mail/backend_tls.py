@@ -6,7 +6,7 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mailproxy.errors import BackendError
+from mailproxy.errors import AuthError, BackendError
 from mailproxy.mail.ssl_values import host_name
 from mailproxy.net import faults, openssl
 
@@ -54,9 +54,7 @@ class BackendTls:
           BackendError: the handshake failed, or it is not.
         """
         settings = self.settings
-        name = host_name(self.name)
-        if name is None and settings.proxy_ssl_verify:
-            raise BackendError(_NO_MATCH, self.name, action=None)
+        name = usable_name(self.name, settings)
         session = None
         if settings.proxy_ssl_session_reuse:
             session = self.resumption.find(self._key)
@@ -68,8 +66,9 @@ class BackendTls:
                 hide_name=name is not None and not settings.proxy_ssl_server_name,
             )
         except OSError as error:
-            raise self._failed(error) from None
-        self._check_pin(wire)
+            raise failed_handshake(error, self.name) from None
+        assert wire.tls is not None
+        check_pin(wire.tls, settings)
         return session
 
     def keep(self, wire: Wire, resumed: ClientSession | None) -> None:
@@ -79,52 +78,79 @@ class BackendTls:
             if session is not None:
                 self.resumption.keep(self._key, session)
 
-    def _check_pin(self, wire: Wire) -> None:
-        """Check the key of the backend.
 
-        Raises:
-          BackendError: it is none of those that are pinned.
-        """
-        pins = self.settings.proxy_ssl_pinned_sha256
-        if not pins:
-            return
-        assert wire.tls is not None
-        digest = openssl.key_digest(wire.tls)
-        if digest not in pins:
-            raise BackendError(
-                "upstream SSL certificate does not match the pin, its key has %s",
-                digest.hex(),
-                action=None,
-            )
+def usable_name(name: str, settings: ProxySslSettings) -> str | None:
+    """The name of a backend as TLS has it; None: it is no name, and need not be one.
 
-    def _failed(self, error: OSError) -> BackendError:
-        """The error for a failed handshake, in nginx's words."""
-        if isinstance(error, ssl.SSLCertVerificationError):
-            code, text = error.verify_code, error.verify_message
-            if code in _MISMATCHES:
-                return BackendError(_NO_MATCH, self.name, action=None)
-            event = "upstream SSL certificate verify error: (%s:%s)"
-            return BackendError(event, code, text, action=None)
-        found = faults.describe("handshake", error, BackendError.level)
-        return BackendError(
-            found.event,
-            *found.values,
-            error=found.error,
-            level=found.level,
+    Raises:
+      BackendError: no certificate can have it.
+    """
+    usable = host_name(name)
+    if usable is None and settings.proxy_ssl_verify:
+        raise BackendError(_NO_MATCH, name, action=None)
+    return usable
+
+
+def check_pin(tls: ssl.SSLSocket | ssl.SSLObject, settings: ProxySslSettings) -> None:
+    """Check the key of a backend.
+
+    Raises:
+      BackendError: it is none of those that are pinned.
+    """
+    pins = settings.proxy_ssl_pinned_sha256
+    if not pins:
+        return
+    digest = openssl.key_digest(tls)
+    if digest not in pins:
+        raise BackendError(
+            "upstream SSL certificate does not match the pin, its key has %s",
+            digest.hex(),
             action=None,
         )
 
 
-def backend_tls(client: Client, candidate: Candidate) -> BackendTls | None:
-    """The TLS that there has to be with a candidate; None: it is spoken to in clear text."""
+def failed_handshake(error: OSError, name: str) -> BackendError:
+    """The error for a failed handshake, in nginx's words.
+
+    Args:
+      name: the name that the certificate has to have.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        code, text = error.verify_code, error.verify_message
+        if code in _MISMATCHES:
+            return BackendError(_NO_MATCH, name, action=None)
+        event = "upstream SSL certificate verify error: (%s:%s)"
+        return BackendError(event, code, text, action=None)
+    found = faults.describe("handshake", error, BackendError.level)
+    return BackendError(
+        found.event,
+        *found.values,
+        error=found.error,
+        level=found.level,
+        action=None,
+    )
+
+
+def backend_tls(client: Client, candidate: Candidate, wanted: str) -> BackendTls | None:
+    """The TLS that there has to be with a candidate; None: it is spoken to in clear text.
+
+    Args:
+      wanted: on, off, starttls, as the auth source has said; empty: it was silent.
+
+    Raises:
+      AuthError: the auth source would switch TLS off.
+    """
     settings = client.server.proxy_ssl
-    mode = candidate.ssl or settings.proxy_ssl
+    configured = candidate.ssl or settings.proxy_ssl
+    if wanted == "off" and configured != "off":
+        raise AuthError('auth http server sent invalid "Auth-Server-SSL":"off"')
+    mode = wanted or configured
     if mode == "off":
         return None
     return BackendTls(
         mode=mode,
         settings=settings,
-        name=settings.proxy_ssl_name or candidate.host,
+        name=candidate.ssl_name or settings.proxy_ssl_name or candidate.host,
         where=(candidate.family, candidate.address),
         resumption=client.network.resumption,
     )

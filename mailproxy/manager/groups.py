@@ -110,11 +110,12 @@ class GroupService(ManagerService):
             return
         for worker in self._hub.workers.values():
             worker.push(managed, write_news(self._news(managed, worker.pid)))
-        self._publish(managed)
+        self.publish(managed)
 
     # The board
 
-    def _publish(self, managed: ManagedGroup) -> None:
+    def publish(self, managed: ManagedGroup) -> None:
+        """Put what is known of a group on the board, if this manager writes that."""
         if self._hub is not None and self._hub.row.is_front:
             for peer in managed.peers:
                 peer.numbers.publish(peer.state, peer.member.weight)

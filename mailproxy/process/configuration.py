@@ -20,6 +20,7 @@ from mailproxy.conf.secret_files import SecretFile
 from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
+from mailproxy.mail.clear_text import warn_of_clear_text
 from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.group import GroupResolver
 from mailproxy.mail.group_checks import complete_checks
@@ -209,6 +210,8 @@ class Assembly:
             make_server(made.block, made.settings, self.upstreams) for made in complete
         ]
         warn_of_loops(reading, self.upstreams.is_own)
+        pairs = zip((made.block for made in complete), self.servers, strict=True)
+        warn_of_clear_text(dict(pairs), reading)
         if self.servers and len(complete) == len(blocks):
             yield from complete_checks(self.servers, reading)
         yield from find_resolvers(mail, reading)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +15,13 @@ import pytest
 import trio
 import trio.testing
 
+from mailproxy.conf.addresses import Address
 from mailproxy.log import INFO
 from mailproxy.mail.peer_states import PeerState
 from mailproxy.manager.groups import GroupService
 from mailproxy.manager.health_service import HealthService
 from mailproxy.manager.hub import Hub
+from mailproxy.manager.peers import ManagedPeer
 from mailproxy.manager.probes.talk import ProbeLogin
 from mailproxy.process.configuration import Configuration, load
 from mailproxy.process.options import Options
@@ -24,6 +29,7 @@ from mailproxy.stats.cells import Role
 from mailproxy.stats.mapping import Row, Statistics
 from mailproxy.stats.peers import PeerNumbers
 from tests.captured_log import CapturedLog
+from tests.tls import Certificates
 
 PATIENCE = 20
 
@@ -55,7 +61,7 @@ class Backend:
         self._next = trio.Event()
         await self.talk(stream)
 
-    async def talk(self, stream: trio.SocketStream) -> None:
+    async def talk(self, stream: trio.abc.Stream) -> None:
         """Talk to one client; it may leave at any time."""
         buffer = b""
         try:
@@ -78,7 +84,7 @@ class Backend:
 class WantsHeader(Backend):
     """A backend that greets only after a PROXY header."""
 
-    async def talk(self, stream: trio.SocketStream) -> None:
+    async def talk(self, stream: trio.abc.Stream) -> None:
         with trio.move_on_after(0.5):
             self.got.append(bytes(await stream.receive_some()))
             await super().talk(stream)
@@ -434,6 +440,134 @@ async def test_what_changes_is_put_on_the_board(read: Read) -> None:
             await trio.testing.wait_all_tasks_blocked()
             (peer,) = watched.groups.groups["pool"].peers
             assert peer.numbers.state == UNHEALTHY
+
+
+class SpeaksTls(Backend):
+    """A backend with TLS from the first octet, or behind mp2 STARTTLS.
+
+    Attributes:
+      context: its certificate.
+      at_once: whether it begins with TLS.
+    """
+
+    def __init__(self, context: ssl.SSLContext, *, at_once: bool) -> None:
+        super().__init__(b"* OK [CAPABILITY IMAP4rev1 STARTTLS] ready\r\n")
+        self.context = context
+        self.at_once = at_once
+
+    async def talk(self, stream: trio.abc.Stream) -> None:
+        try:
+            if not self.at_once:
+                await stream.send_all(self.greeting)
+                assert await stream.receive_some() == b"mp2 STARTTLS\r\n"
+                await stream.send_all(b"mp2 OK\r\n")
+            tls = trio.SSLStream(
+                stream, self.context, server_side=True, https_compatible=True
+            )
+            await tls.do_handshake()
+            await (super().talk(tls) if self.at_once else tls.receive_some())
+        except trio.BrokenResourceError:  # it does not believe us
+            return
+
+
+def server_context(certificates: Certificates, name: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(
+        certificates.path(f"{name}.pem"), certificates.path(f"{name}.key")
+    )
+    return context
+
+
+@pytest.mark.proves("health_check", "ssl=")
+@pytest.mark.parametrize(
+    ("check", "member", "server", "at_once"),
+    [
+        ("", "", "proxy_ssl on;", True),
+        ("", "", "proxy_ssl starttls;", False),
+        ("", "ssl=on", "proxy_ssl starttls;", True),
+        ("", "ssl=starttls", "", False),
+        ("ssl=on", "ssl=starttls", "", True),
+        ("ssl=starttls", "", "proxy_ssl on;", False),
+    ],
+)
+async def test_certificates_are_verified_as_sessions_do_it(
+    check: str, member: str, server: str, at_once: bool, read: Read, tmp_path: Path
+) -> None:
+    certificates = Certificates(tmp_path)
+    now = datetime.now(UTC)
+    certificates.issue("old", begins=now - timedelta(2), ends=now - timedelta(1))
+    backend = SpeaksTls(server_context(certificates, "ec"), at_once=at_once)
+    async with listening(backend):
+        trusted = f"proxy_ssl_trusted_certificate {certificates.path('ca.pem')};"
+        text = mail(backend, check, more=server).replace(
+            f":{backend.port};", f":{backend.port} name=localhost {member};"
+        )
+        async with watching(read(trusted + text)) as watched:
+            await backend.wait_probed(3)
+            assert watched.states() == [UP]
+            backend.context = server_context(certificates, "old")
+            await watched.wait_for(UNHEALTHY)
+            assert watched.lines[-1][1].endswith(
+                "upstream SSL certificate verify error: (10:certificate has expired)"
+            )
+            backend.context = server_context(certificates, "ec")
+            await watched.wait_for(UP)
+        elsewhere = text.replace("name=localhost", "name=elsewhere")
+        async with watching(read(trusted + elsewhere)) as watched:
+            await watched.wait_for(UNHEALTHY)
+            assert watched.lines[-1][1].endswith(
+                'upstream SSL certificate does not match "elsewhere"'
+            )
+
+
+async def test_a_manager_that_writes_the_board_only_later_says_what_it_knows(
+    read: Read,
+) -> None:
+    """At a reload, the old one writes it until the new workers are up."""
+    backend = Backend(b"* NO\r\n")
+    async with listening(backend):
+        configuration = read(mail(backend, ""))
+        statistics = Statistics()
+        statistics.need(configuration.counted, 1)
+        row = statistics.take_row(Role.MANAGER)
+        async with watching(configuration, row) as watched:
+            await watched.wait_for(UNHEALTHY)
+            await backend.wait_probed(2)
+            (peer,) = watched.groups.groups["pool"].peers
+            assert peer.numbers.state == 0
+            statistics.set_front(row)
+            await backend.wait_probed(2)
+            assert peer.numbers.state == UNHEALTHY
+
+
+def test_health_checks_are_why_there_is_a_manager(read: Read) -> None:
+    text = mail(Backend(), "", more="").replace(":0;", ":1;")
+    (reason,) = read(text).manager
+    assert re.fullmatch(r"health_check in /.*/nginx.conf:4", str(reason))
+
+
+async def test_peers_that_are_found_later_are_probed(read: Read) -> None:
+    backend, comes = Backend(), Backend()
+    async with listening(backend, comes):
+        configuration = read(mail(backend, "mandatory"))
+        async with watching(configuration) as watched:
+            await watched.wait_for(UP)
+            managed = watched.groups.groups["pool"]
+            (first,) = managed.peers
+            at = Address(socket.AF_INET, ("127.0.0.1", comes.port), "new")
+            numbers = PeerNumbers(Row(), "pool", "new")
+            managed.peers.append(ManagedPeer("new", 0, first.member, at, numbers))
+            watched.groups.tell(managed)
+            assert watched.states() == [UP, CHECKING]
+            await watched.wait_for(UP, UP)
+            comes.greeting = b"* NO\r\n"
+            await watched.wait_for(UP, UNHEALTHY)
+            del managed.peers[0]
+            watched.groups.tell(managed)
+            before = backend.probes
+            await comes.wait_probed(3)
+            assert backend.probes <= before + 1
+            assert watched.states() == [UNHEALTHY]
 
 
 async def test_members_that_are_down_are_not_probed(read: Read) -> None:

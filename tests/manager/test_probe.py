@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
 from mailproxy.conf.addresses import Address
@@ -263,6 +265,13 @@ async def test_a_login_that_the_backend_repeats_is_not_shown(said: str) -> None:
     failure = await play(probe("pop3", ProbeType.LOGIN), script)
     assert failure is not None
     assert failure.text == 'upstream refused the login: "..."'
+
+
+async def test_a_login_that_the_backend_knows_from_before_is_not_shown() -> None:
+    asked = probe("pop3", ProbeType.LOGIN)
+    failure = await play(asked, "B: -ERR go away, watchdog")
+    assert failure is not None
+    assert failure.text == 'invalid greeting: "..."'
 
 
 async def test_what_is_said_about_a_short_login_is_not_shown() -> None:
@@ -527,6 +536,41 @@ async def test_a_backend_that_wants_a_proxy_header_gets_that_of_a_local_connecti
         asked = replace(probe("imap"), proxy_protocol=version)
         assert await run(asked, connect) is None
     assert re.fullmatch(header, got)
+
+
+PIECES = [
+    *(b"* OK\r\n", b"* OK [CAPABILITY IMAP4rev1] x\r\n", b"+ \r\n", b"* BYE\r\n"),
+    *(b"* CAPABILITY IMAP4rev1\r\n", b"h1 OK\r\n", b"h2 OK\r\n", b"h2 NO\r\n"),
+    *(b"+OK\r\n", b"-ERR\r\n", b".\r\n", b"220 \r\n", b"250-x\r\n", b"250 x\r\n"),
+    *(b"235 x\r\n", b"\n", b"\r", b"\0", b"\xff"),
+]
+
+
+@given(
+    st.sampled_from(sorted(TALKS)),
+    st.sampled_from([*ProbeType]),
+    st.lists(st.sampled_from(PIECES) | st.binary(max_size=8), max_size=12),
+    st.booleans(),
+)
+def test_whatever_a_backend_says_there_is_an_answer(
+    protocol: str, type_: ProbeType, pieces: list[bytes], closes: bool
+) -> None:
+    async def say() -> None:
+        ours, theirs = memory_stream_pair()
+
+        async def connect(_: Probe) -> trio.abc.Stream:
+            return ours
+
+        for piece in pieces:
+            if piece:
+                await theirs.send_all(piece)
+        if closes:
+            await theirs.send_eof()
+        failure = await run(probe(protocol, type_), connect)
+        assert failure is None or failure.text
+        assert trio.current_time() <= 5
+
+    trio.run(say, clock=MockClock(autojump_threshold=0))
 
 
 # match

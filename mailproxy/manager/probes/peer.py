@@ -72,7 +72,7 @@ class ProbedPeer:
         self.received = bytearray()
         self._buffer = bytearray()
         self._secrets: tuple[bytes, ...] = ()
-        self._mute = False
+        self._short = self._mute = False
 
     def use_tls(self, stream: trio.abc.Stream) -> None:
         """Go on in TLS; what was received in clear text is forgotten."""
@@ -87,9 +87,16 @@ class ProbedPeer:
         return bytes(self._buffer)
 
     def hide(self, user: bytes, password: bytes) -> None:
-        """Keep a login out of what is shown from now on."""
+        """Keep a login out of what is shown, which the peer may know from before."""
         self._secrets = (*spellings(user), *spellings(password, user))
-        self._mute = min(len(user), len(password)) < MIN_SECRET
+        self._short = min(len(user), len(password)) < MIN_SECRET
+
+    def begin_login(self) -> None:
+        """Note that the peer gets to know the login now.
+
+        One that is too short to be looked for could be in anything that it says then.
+        """
+        self._mute = self._short
 
     def shown(self, text: bytes) -> bytes:
         """What may be said of a text of the peer."""

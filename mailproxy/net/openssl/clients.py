@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import time
 from collections.abc import Sequence
+from time import monotonic
 
 from mailproxy.net.openssl.contexts import ContextBuilder
 from mailproxy.net.openssl.headers import ssl_h, x509_h
@@ -79,7 +79,7 @@ def trust_system(context: ssl.SSLContext) -> bool:
     )
 
 
-def hide_name(tls: ssl.SSLSocket) -> None:
+def hide_name(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     """Do not send the name of the server by SNI; before the handshake."""
     ssl_h.SSL_ctrl(
         ssl_of(tls),
@@ -109,7 +109,7 @@ class ClientSession:
     @property
     def usable(self) -> bool:
         """Whether it is young enough."""
-        return time.monotonic() - self.began < MAX_AGE
+        return monotonic() - self.began < MAX_AGE
 
 
 def resume(tls: ssl.SSLSocket, session: ClientSession) -> None:
@@ -129,11 +129,11 @@ def resumable_session(
     """
     if unreachable() is not None or isinstance(tls.context, PortableContext):
         return None
-    began = time.monotonic()
+    began = monotonic()
     if resumed is not None and tls.session_reused:
         began = resumed.began
-    # A copy: OpenSSL spoils the session of a connection that does not end well.
-    pointer = ssl_h.SSL_SESSION_dup(ssl_h.SSL_get_session(ssl_of(tls)))
+    # OpenSSL spoils it if the connection breaks, or ends without a close_notify.
+    pointer = ssl_h.SSL_get1_session(ssl_of(tls))
     if not pointer:
         return None
     session = ClientSession(pointer, began)
@@ -143,7 +143,7 @@ def resumable_session(
 _CHAIN_TOO_LONG = x509_h.X509_V_ERR_CERT_CHAIN_TOO_LONG
 
 
-def check_chain(tls: ssl.SSLSocket) -> None:
+def check_chain(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     """Check what `ssl` alone cannot make OpenSSL check during the handshake.
 
     Raises:
