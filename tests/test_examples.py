@@ -18,7 +18,7 @@ INSTALLED = ROOT / "system" / "mailproxy.conf"
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the certificates that the examples name."""
+    """A directory with the certificates and passwords that the examples name."""
     directory = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(directory / "clients-ca.pem")
@@ -28,6 +28,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         leaf.private_key_pem.write_to_path(directory / f"{name}.key")
         for part in leaf.cert_chain_pems:
             part.write_to_path(directory / f"{name}.pem", append=True)
+    password = directory / "master-password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
     return directory
 
 

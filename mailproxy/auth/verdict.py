@@ -72,6 +72,11 @@ class Granted:
     """Whether the source has made sure who the client is. If it has not, only the client's
     own secret may be sent to the backend, which then decides."""
 
+    @property
+    def ssl(self) -> str:
+        """Whether the source wants TLS to the backend; empty: it does not say."""
+        return "" if self.route is None else self.route.ssl
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:

@@ -329,14 +329,21 @@ class Backend:
         shown = reply if shown is None else shown
         return self._answered(BackendError, shown, reply, command, remedy, before)
 
-    def unusable_reply(self, reply: bytes, command: str = "") -> BackendError:
+    def unusable_reply(
+        self, reply: bytes, command: str = "", remedy: str = ""
+    ) -> BackendError:
         """The error for an answer to a command that the client knows nothing of.
 
         The client does not get to see it, unless it announces that the backend closes.
+
+        Args:
+          command, remedy: see `UpstreamError`.
         """
         found = _FAREWELL.fullmatch(reply)
         passed_on = found[0] if found and not reply.startswith(b"-ERR") else b""
-        return self._answered(BackendError, reply, passed_on, command, before=reply)
+        return self._answered(
+            BackendError, reply, passed_on, command, remedy, before=reply
+        )
 
     def refused(self, reply: bytes, *, shown: bytes | None = None) -> LoginRefused:
         """The error for an answer that refuses the login; see `invalid_reply`."""

@@ -6,7 +6,7 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mailproxy.errors import BackendError
+from mailproxy.errors import AuthError, BackendError
 from mailproxy.mail.ssl_values import host_name
 from mailproxy.net import faults, openssl
 
@@ -131,16 +131,26 @@ def failed_handshake(error: OSError, name: str) -> BackendError:
     )
 
 
-def backend_tls(client: Client, candidate: Candidate) -> BackendTls | None:
-    """The TLS that there has to be with a candidate; None: it is spoken to in clear text."""
+def backend_tls(client: Client, candidate: Candidate, wanted: str) -> BackendTls | None:
+    """The TLS that there has to be with a candidate; None: it is spoken to in clear text.
+
+    Args:
+      wanted: on, off, starttls, as the auth source has said; empty: it was silent.
+
+    Raises:
+      AuthError: the auth source would switch TLS off.
+    """
     settings = client.server.proxy_ssl
-    mode = candidate.ssl or settings.proxy_ssl
+    configured = candidate.ssl or settings.proxy_ssl
+    if wanted == "off" and configured != "off":
+        raise AuthError('auth http server sent invalid "Auth-Server-SSL":"off"')
+    mode = wanted or configured
     if mode == "off":
         return None
     return BackendTls(
         mode=mode,
         settings=settings,
-        name=settings.proxy_ssl_name or candidate.host,
+        name=candidate.ssl_name or settings.proxy_ssl_name or candidate.host,
         where=(candidate.family, candidate.address),
         resumption=client.network.resumption,
     )

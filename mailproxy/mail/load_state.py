@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mailproxy.conf.addresses import Address, SocketAddress
     from mailproxy.conf.directive import Block, Reading
     from mailproxy.conf.tree import Directive, Position, Word
-    from mailproxy.mail.group import Group, Method
+    from mailproxy.mail.group import Group, GroupResolver, Method
     from mailproxy.mail.own_certificates import OwnCertificates
     from mailproxy.mail.probing import GroupCheck, Match
     from mailproxy.mail.ssl import SslSettings
@@ -59,6 +59,8 @@ class LoadState:
     """The `match` blocks, by name; None for one that has an error."""
     group_checks: dict[str, tuple[GroupCheck, ...]] = field(default_factory=dict)
     """By the name of a group in lower case, its health checks."""
+    resolvers: dict[str, GroupResolver] = field(default_factory=dict)
+    """How groups are looked up that have to be, by name in lower case."""
     targets: dict[Directive, Group | None] = field(default_factory=dict)
     """What each `proxy_pass` names; None if that has an error."""
     reached: list[tuple[Address, Directive]] = field(default_factory=list)

@@ -238,8 +238,9 @@ def _candidate(member: Member, address: Address) -> Candidate:
         address.sockaddr,
         address.text,
         spare=True,
-        host=member.name or member.host,
+        host=member.host,
         ssl=member.ssl,
+        ssl_name=member.name,
     )
 
 

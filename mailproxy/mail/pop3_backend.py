@@ -43,7 +43,12 @@ async def meet(backend: Backend) -> None:
     """Read the greeting, and have TLS begin; see `Dialogue.meet`."""
     backend.greeting = await backend.expect(b"+OK")
     if backend.needs_starttls:
+        xclient = _XCLIENT.match(backend.greeting)
         await _start_tls(backend)
+        if xclient is not None:
+            # The one thing to be remembered: there is no other greeting. If somebody has
+            # forged it, the backend refuses XCLIENT.
+            backend.greeting = xclient[0]
 
 
 async def _start_tls(backend: Backend) -> None:
@@ -132,9 +137,7 @@ async def _introduce(backend: Backend, dialogue: Dialogue) -> None:
     await backend.send_command(forward.format_attributes(told))
     reply = await backend.read_line()
     if not reply.startswith(b"+OK"):
-        raise backend.invalid_reply(
-            reply, command="XCLIENT", remedy="proxy_forward off"
-        )
+        raise backend.unusable_reply(reply, "XCLIENT", "proxy_forward off")
 
 
 def _choose(setting: str, login: Login, offers: frozenset[bytes]) -> Mechanism | None:

@@ -26,14 +26,16 @@ async def reach(
     client: Client,
     dialogue: Dialogue,
     choice: Choice,
+    ssl: str,
     report: Callable[[BackendError], None],
 ) -> Backend:
     """Connect to the first candidate that greets as its protocol requires.
 
-    The limit of the login's phase has begun then. `report` logs a try that failed and
-    is not the last one.
+    The limit of the login's phase has begun then. `ssl` is what the auth source wants, if
+    anything. `report` logs a try that failed and is not the last one.
 
     Raises:
+      AuthError: the auth source would switch TLS off.
       BackendError: no candidate was reached; that of the last try.
     """
     candidate = choice.next()
@@ -43,7 +45,7 @@ async def reach(
     tries = _Tries(client)
     while True:
         try:
-            backend = await _try(client, dialogue, choice, candidate)
+            backend = await _try(client, dialogue, choice, candidate, ssl)
         except BackendError as error:
             candidate = choice.next() if tries.may_go_on(error) else None
             if candidate is None:
@@ -80,11 +82,12 @@ class _Tries:
 
 
 async def _try(
-    client: Client, dialogue: Dialogue, choice: Choice, candidate: Candidate
+    client: Client, dialogue: Dialogue, choice: Choice, candidate: Candidate, ssl: str
 ) -> Backend:
     """Connect to one candidate, have it greet, and tell `choice` if that fails.
 
     Raises:
+      AuthError: see `reach`.
       BackendError: it cannot be reached, or does not greet.
     """
     backend = None
@@ -99,7 +102,7 @@ async def _try(
         )
         if client.server.upstreams.leads_back(candidate, backend.wire.fd):
             raise LoopError("upstream is this server itself", action=None)
-        backend.tls = backend_tls(client, candidate)
+        backend.tls = backend_tls(client, candidate, ssl)
         with client.timer.attempt():
             await _meet(client, dialogue, backend)
     except BaseException as error:

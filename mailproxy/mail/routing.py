@@ -46,7 +46,6 @@ async def choose(route: Route | None, client: Client) -> Choice:
             (route.server, route.port),
             route.name,
             host=route.server,
-            ssl=route.ssl,
         )
     )
 

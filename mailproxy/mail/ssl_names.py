@@ -126,21 +126,10 @@ def _shelf(settings: SslSettings, block: Block, reading: Reading) -> Shelf | Non
     Raises:
       ConfigError: one cannot be read, or there is no certificate at all.
     """
-    state = load_state(reading)
-    passwords = passwords_of(settings)
     directories = settings.ssl_certificate_directory
     if not directories:
         return None
-    key = directories, passwords
-    shelf = state.shelves.get(key)
-    if shelf is None:
-        from mailproxy.net.openssl.choice import Shelf
-
-        folders = [
-            _read(path, passwords, _argument(block, _DIRECTORY, index), reading)
-            for index, path in enumerate(directories)
-        ]
-        shelf = state.shelves[key] = Shelf(folders, passwords)
+    shelf = _filled(directories, passwords_of(settings), block, reading)
     wanted = not settings.ssl_certificate and not settings.ssl_reject_handshake
     for index, folder in enumerate(shelf.folders):
         word = _argument(block, _DIRECTORY, index)
@@ -150,6 +139,30 @@ def _shelf(settings: SslSettings, block: Block, reading: Reading) -> Shelf | Non
             _warn_once(reading, _nothing_in(folder.path), word, _LAYOUTS)
     _say_doubles(shelf.names, _argument(block, _DIRECTORY), reading)
     return shelf
+
+
+def _filled(
+    directories: tuple[str, ...],
+    passwords: tuple[bytes, ...],
+    block: Block,
+    reading: Reading,
+) -> Shelf:
+    """Read directories, unless another server has the same.
+
+    Raises:
+      ConfigError: one cannot be read.
+    """
+    shelves = load_state(reading).shelves
+    key = directories, passwords
+    if key not in shelves:
+        from mailproxy.net.openssl.choice import Shelf
+
+        folders = [
+            _read(path, passwords, _argument(block, _DIRECTORY, index), reading)
+            for index, path in enumerate(directories)
+        ]
+        shelves[key] = Shelf(folders, passwords)
+    return shelves[key]
 
 
 def _nothing_in(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import cast
 
 from mailproxy import outside
@@ -30,6 +31,8 @@ MAX_PASSWORD_FILE = 1024 * KIB
 """Octets of `ssl_password_file`."""
 MIN_ZONE_PAGES = 8
 """Memory pages of a shared session cache, as in nginx."""
+MAX_NAMES = 256
+"""Names of backends that a worker remembers, because the same ones come again."""
 MAX_ALPN = 255
 """Octets of a protocol's name (RFC 7301, section 3.1)."""
 
@@ -279,6 +282,7 @@ def _parse_alpn(found: Directive, _: Reading) -> tuple[bytes, ...]:
     return protocols
 
 
+@lru_cache(MAX_NAMES)
 def host_name(text: str) -> str | None:
     """A name as TLS has it: ASCII, without the dot of the root; None: it is no name.
 

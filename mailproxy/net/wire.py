@@ -470,7 +470,7 @@ class Wire(Readiness):
         if self.tls is not None and notify:
             # The peer may be gone or slow: close_notify is only a courtesy.
             with contextlib.suppress(OSError, ValueError):
-                self.tls.unwrap()
+                openssl.say_goodbye(self.tls)
         self._socket.close()
 
 

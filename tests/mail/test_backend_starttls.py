@@ -7,8 +7,10 @@ is not in it.
 from __future__ import annotations
 
 import pytest
+import trio
+from trio.testing import MockClock
 
-from tests.play import Stage, play
+from tests.play import Stage, load_server, parse, play
 
 DIRECTIVES = (
     "proxy_ssl starttls; proxy_ssl_verify off; xclient off; proxy_smtp_auth on;"
@@ -494,4 +496,62 @@ def test_auth_server_cannot_switch_tls_off(
         L: [error] auth http server 127.0.0.1:9000 sent invalid "Auth-Server-SSL":"{value.lower() if value == "OFF" else value}", wanted {wanted} while in http auth state, …, login: "u"
         """,
         f"protocol imap; {DIRECTIVES.replace('starttls', proxy_ssl)}",
+    )
+
+
+# Servers of a group
+
+
+def of_a_group(script: str, member: str, directives: str, header: str = "") -> Stage:
+    """Play what follows an answer that names a group of one server."""
+    answer = "A: OK\nA| Auth-Server: g\nA| Auth-Port: 1"
+    if header:
+        answer += f"\nA| Auth-Server-SSL: {header}"
+    server = load_server(
+        f"protocol imap; proxy_ssl_verify off; {directives}",
+        f"upstream g {{ server 127.0.0.1:9143 {member}; }}",
+    )
+    stage = Stage(server)
+    steps = parse(f"{OPENINGS['imap'].replace('A: OK', answer)}\n{script}")
+    trio.run(stage.perform, steps, clock=MockClock(autojump_threshold=0))
+    return stage
+
+
+CLEAR = GREETED["imap"]
+TLS = f"B: ⟨tls⟩\n{GREETED['imap']}"
+STARTTLS = f"{ASKED['imap']}\nB: mp2 OK\n{ENTERED['imap']}"
+
+
+@pytest.mark.parametrize(
+    ("proxy_ssl", "member", "header", "script"),
+    [
+        ("off", "", "", CLEAR),
+        ("on", "", "", TLS),
+        ("off", "ssl=on", "", TLS),
+        ("off", "ssl=starttls", "", STARTTLS),
+        ("on", "ssl=starttls", "", STARTTLS),
+        ("on", "ssl=off", "", CLEAR),
+        ("off", "", "on", TLS),
+        ("off", "", "starttls", STARTTLS),
+        ("off", "ssl=on", "starttls", STARTTLS),
+        ("on", "ssl=off", "on", TLS),
+        ("off", "ssl=off", "off", CLEAR),
+    ],
+)
+def test_which_mode_counts(
+    proxy_ssl: str, member: str, header: str, script: str
+) -> None:
+    of_a_group(script, member, f"proxy_ssl {proxy_ssl};", header)
+
+
+def test_auth_server_cannot_switch_the_tls_of_a_server_off() -> None:
+    of_a_group(
+        f"""
+        P: ⟨close⟩
+        {FAILED["imap"]}
+        L: [error] auth http server sent invalid "Auth-Server-SSL":"off" while connecting to upstream, {UPSTREAM}
+        """,
+        "ssl=on",
+        "",
+        "off",
     )

@@ -271,6 +271,39 @@ def test_nobody_is_trusted(
     assert found.remedy == "proxy_ssl_trusted_certificate FILE;"
 
 
+GROUP = "upstream Far {{ server 127.0.0.1:1; server unix:/s; server {} {}; }}"
+CLEAR = 'passwords go to "{}" in clear text'
+
+
+@pytest.mark.parametrize(
+    ("directives", "server", "names"),
+    [
+        (GROUP.format("192.0.2.1:143", ""), "", ["Far"]),
+        (GROUP.format("[2001:db8::1]:143", "backup"), "proxy_pass far;", ["Far"]),
+        (GROUP.format("192.0.2.1:143", "ssl=off") + ON, "", ["Far"]),
+        (GROUP.format("192.0.2.1:143", "") + ON, "proxy_ssl off;", ["Far"]),
+        (GROUP.format("192.0.2.1:143", "") + ON, "", []),
+        (GROUP.format("192.0.2.1:143", "ssl=starttls"), "", []),
+        (GROUP.format("127.0.0.2:143", ""), "", []),
+        (GROUP.format("[::1]:143", ""), "", []),
+        ("proxy_pass 192.0.2.1:143;", "", ["192.0.2.1:143"]),
+        ("proxy_pass 192.0.2.1:143;", ON, ["192.0.2.1:143"]),
+        ("proxy_pass 127.0.0.1:143;", "", []),
+        ("proxy_pass unix:/s;", "", []),
+        (f"proxy_pass 192.0.2.1:143; {ON}", "", []),
+    ],
+)
+def test_passwords_in_clear_text_are_warned_of(
+    load: Load, directives: str, server: str, names: list[str]
+) -> None:
+    messages = list(load(directives, "", server).messages)
+    assert [said(message) for message in messages] == [CLEAR.format(n) for n in names]
+    for message in messages:
+        assert message.position is not None
+        assert message.position.line == 2
+        assert message.remedy == "proxy_ssl on; or proxy_ssl starttls;"
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

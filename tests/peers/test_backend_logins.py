@@ -72,7 +72,10 @@ def trusting(folder: Path) -> Iterator[Dovecot]:
     """A Dovecot that trusts proxies, knows a master user, and takes tokens."""
     directory = folder / "trusting"
     directory.mkdir()
-    (directory / "masters").write_text(f"admin:{{PLAIN}}{MASTER_PASSWORD}\n")
+    (directory / "masters").write_text(
+        f"admin:{{PLAIN}}{MASTER_PASSWORD}::::::allow_real_nets=127.0.0.1\n"
+        f"other:{{PLAIN}}{MASTER_PASSWORD}::::::allow_real_nets=192.0.2.0/24\n"
+    )
     with token_info() as port:
         (directory / "oauth2.conf").write_text(
             f"""
@@ -278,6 +281,10 @@ def test_tokens(
     ("kind", "directives"),
     [
         ("identity", "proxy_auth_mech plain; proxy_master_user admin SECRET;"),
+        (
+            "identity-forwarded",
+            "proxy_auth_mech plain; proxy_master_user admin SECRET; proxy_forward id xclient;",
+        ),
         ("separator", "proxy_master_user admin SECRET separator=*;"),
         ("login", "proxy_auth_mech login; proxy_master_user admin SECRET separator=*;"),
     ],
@@ -291,6 +298,16 @@ def test_master_user(
         assert answer.startswith(GOOD[protocol])
         assert f"user=<{user}>" in logged(trusting, user)
         assert MASTER_PASSWORD not in proxy.log.read_text()
+
+
+@both
+def test_master_user_who_must_not_come_from_here(
+    protocol: str, trusting: Dovecot, tmp_path: Path
+) -> None:
+    directives = "proxy_master_user other SECRET separator=*; proxy_forward id xclient;"
+    with front(tmp_path, protocol, ports(trusting)[protocol], directives) as proxy:
+        answer = log_in(proxy, protocol, plain(protocol, "ann", "any"))
+        assert "internal server error" in answer
 
 
 def test_master_user_of_the_auth_server(trusting: Dovecot, tmp_path: Path) -> None:

@@ -128,18 +128,24 @@ class Served:
 
 @asynccontextmanager
 async def worker(
-    directory: Path, *errors: int, services: Iterable[Service] = ()
+    directory: Path,
+    *errors: int,
+    services: Iterable[Service] = (),
+    main: str = "",
+    server: str = "",
 ) -> AsyncIterator[Served]:
     """A worker that ends with the block.
 
     Args:
       errors: of the first calls of accept().
       services: that it has besides its own.
+      main, server: more directives.
     """
     path, log = directory / "nginx.conf", directory / "error.log"
     path.write_text(
-        f"error_log {log} error; events {{ accept_mutex_delay {PAUSE:.0f}s; }}"
-        "mail { auth_http 127.0.0.1:9; server { listen 127.0.0.1:143; } }"
+        f"error_log {log} error; {main}"
+        f"events {{ accept_mutex_delay {PAUSE:.0f}s; }}"
+        f"mail {{ auth_http 127.0.0.1:9; server {{ listen 127.0.0.1:143; {server} }} }}"
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ShortSocket() as listening, ours, theirs:

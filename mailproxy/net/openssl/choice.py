@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mailproxy.net.openssl import identities
+from mailproxy.net.openssl.errors import failure
 from mailproxy.net.openssl.exceptions import OpenSSLError
 from mailproxy.net.openssl.headers import ssl_h
 from mailproxy.net.openssl.names import Chosen, Names, host_name
@@ -23,12 +24,15 @@ from mailproxy.net.openssl.names import Chosen, Names, host_name
 if TYPE_CHECKING:
     from mailproxy.net.openssl.folder import Folder
     from mailproxy.net.openssl.headers.types import SSL, SSL_CTX
+    from mailproxy.net.openssl.identities import Identity
     from mailproxy.net.openssl.notes import Note
     from mailproxy.net.openssl.pairs import Pair
     from mailproxy.net.openssl.variable_files import VariableFiles
 
 EXACT, VARIABLE, WILDCARD, DEFAULT = 1, 2, 3, 4
 """The places."""
+_MAX_RECENT = 512
+"""Names for which a server has the certificates at hand."""
 
 
 class Shelf:
@@ -126,6 +130,8 @@ class ByName:
         self.has_default = has_default
         self.reject = reject
         self.default_name = default_name.lower()
+        self._recent: dict[bytes, tuple[Identity, ...]] = {}
+        self._recent_of: Names | None = None
 
     def choose(self, sni: bytes | None, note: Callable[[Note], None]) -> Presented:
         """Return what a client gets.
@@ -161,6 +167,35 @@ class ByName:
         if names is not None and (found := names.covering(name)):
             return Presented(WILDCARD, found)
         return None
+
+    def use_recent(self, sni: bytes | None, ssl: SSL) -> bool:
+        """Have a connection use what another one, that asked for the same, has used.
+
+        That is the shortest way. Returns False if it is not known.
+
+        Raises:
+          OpenSSLError: OpenSSL refuses it.
+        """
+        if self.shelf is None or sni not in self._recent:
+            return False
+        if self.shelf.names is not self._recent_of:  # they have been renewed
+            self._recent.clear()
+            return False
+        if self.has_default:
+            ssl_h.SSL_certs_clear(ssl)
+        for identity in self._recent[sni]:
+            if not identity.use(ssl):
+                raise failure("SSL_use_cert_and_key() failed")
+        return True
+
+    def remember(self, sni: bytes | None, choice: Presented) -> None:
+        """Remember what was used for a name, if a directory has it."""
+        if choice.place != EXACT or sni is None or self.shelf is None:
+            return
+        if len(self._recent) >= _MAX_RECENT or self._recent_of is not self.shelf.names:
+            self._recent.clear()
+            self._recent_of = self.shelf.names
+        self._recent[sni] = tuple(map(identities.identity, choice.pairs))
 
     def use(self, choice: Presented, ssl: SSL) -> None:
         """Have a connection use what was chosen.

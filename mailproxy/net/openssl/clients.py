@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import time
 from collections.abc import Sequence
+from time import monotonic
 
 from mailproxy.net.openssl.contexts import ContextBuilder
 from mailproxy.net.openssl.headers import ssl_h, x509_h
@@ -109,7 +109,7 @@ class ClientSession:
     @property
     def usable(self) -> bool:
         """Whether it is young enough."""
-        return time.monotonic() - self.began < MAX_AGE
+        return monotonic() - self.began < MAX_AGE
 
 
 def resume(tls: ssl.SSLSocket, session: ClientSession) -> None:
@@ -129,11 +129,11 @@ def resumable_session(
     """
     if unreachable() is not None or isinstance(tls.context, PortableContext):
         return None
-    began = time.monotonic()
+    began = monotonic()
     if resumed is not None and tls.session_reused:
         began = resumed.began
-    # A copy: OpenSSL spoils the session of a connection that does not end well.
-    pointer = ssl_h.SSL_SESSION_dup(ssl_h.SSL_get_session(ssl_of(tls)))
+    # OpenSSL spoils it if the connection breaks, or ends without a close_notify.
+    pointer = ssl_h.SSL_get1_session(ssl_of(tls))
     if not pointer:
         return None
     session = ClientSession(pointer, began)

@@ -7,6 +7,7 @@ youngest, then the one that lasts longest, then the first by path.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -17,10 +18,14 @@ _MAX_NAME = 253
 """Characters of a host name (RFC 1035, section 2.3.4, without the length octets)."""
 _NAME = re.compile(rb"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
+_MAX_REMEMBERED = 4096
+"""What clients asked for, and what name that is."""
+
 Chosen = tuple[Pair, ...]
 """The certificates for a connection, one for each kind of key; empty: there is none."""
 
 
+@functools.lru_cache(maxsize=_MAX_REMEMBERED)
 def host_name(sni: bytes | None) -> str:
     """Return the host name that a client asked for, in the form of the table.
 

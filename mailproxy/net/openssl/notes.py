@@ -34,22 +34,22 @@ class Note:
     bug: Exception | None = None
 
 
-_notes: dict[SSL, list[Note]] = {}
+pending: dict[SSL, list[Note]] = {}
+"""By connection, what its session has not taken yet."""
 
 
 def begin(ssl: SSL) -> None:
     """Forget what was said of another connection at this address."""
-    if _notes:
-        _notes.pop(ssl, None)
+    pending.pop(ssl, None)
 
 
 def say(ssl: SSL, note: Note) -> None:
     """Keep a note for the session."""
-    if len(_notes) >= _MAX_CONNECTIONS:
-        del _notes[next(iter(_notes))]
-    _notes.setdefault(ssl, []).append(note)
+    if len(pending) >= _MAX_CONNECTIONS:
+        del pending[next(iter(pending))]
+    pending.setdefault(ssl, []).append(note)
 
 
 def take(ssl: SSL) -> list[Note]:
     """Return the notes of a connection, once."""
-    return _notes.pop(ssl, []) if _notes else []
+    return pending.pop(ssl, [])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mailproxy.net.openssl import notes
 from mailproxy.net.openssl.headers import crypto_h, pem_h, ssl_h, x509_h
 from mailproxy.net.openssl.headers.types import BIO, X509_NAME
-from mailproxy.net.openssl.library import encoded, owned, ssl_of
+from mailproxy.net.openssl.library import encoded, owned, ssl_of, unreachable
 from mailproxy.net.openssl.plain import PortableContext, PortableSocket
 
 UNTRUSTED = frozenset((
@@ -149,6 +149,21 @@ def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     session = ssl_h.SSL_get_session(connection)
     if session:
         ssl_h.SSL_CTX_remove_session(ssl_h.SSL_get_SSL_CTX(connection), session)
+
+
+def say_goodbye(tls: ssl.SSLSocket) -> None:
+    """Send close_notify (RFC 8446, section 6.1), without waiting for that of the peer.
+
+    It is only a courtesy: the peer may be gone or slow. ``unwrap()`` of `ssl` would look
+    for the peer's, too, and raise an exception if it is not there, which is costly.
+
+    Raises:
+      OSError, ValueError: the connection is broken.
+    """
+    if isinstance(tls.context, PortableContext) or unreachable() is not None:
+        tls.unwrap()
+    elif ssl_h.SSL_shutdown(ssl_of(tls)) < 0:
+        crypto_h.ERR_clear_error()
 
 
 def server_name(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
