@@ -4,6 +4,10 @@ A manager begins with what the board says: what was unhealthy has to pass its pr
 first. With `mandatory`, the first manager of a configuration begins with nothing at all,
 or (`persistent`) only where there was nothing. One that replaces another manager of the same
 configuration goes on as that has ended.
+
+After a reload, the manager of the old configuration stays for the sessions that its workers
+have. They choose no backends any more, so it probes none: else the backends would be probed
+by as many managers as there are configurations with sessions.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import trio
 
 from mailproxy.conf.addresses import Address
 from mailproxy.conf.values import lower
@@ -30,6 +36,11 @@ if TYPE_CHECKING:
     from mailproxy.manager.peers import ManagedGroup, ManagedPeer
     from mailproxy.manager.probes.peer import Failure
     from mailproxy.manager.probes.talk import ProbeLogin
+    from mailproxy.stats.mapping import Row
+
+
+FRONT_PAUSE = 1.0
+"""Seconds between two looks at whether this is still the manager that counts."""
 
 
 class HealthService(ManagerService):
@@ -61,6 +72,8 @@ class HealthService(ManagerService):
             if (possible := [each for each in found if self._can_log_in(each)])
         }
         self._checks: HealthChecks | None = None
+        self._had_turn = replaces
+        """Whether it has counted before, or another manager of its configuration has."""
         self._known: list[tuple[PeerKey, Address]] = []
         for name, found in self._probes.items():
             for peer in groups.groups[name].peers:
@@ -72,11 +85,34 @@ class HealthService(ManagerService):
         return file is None or file.path in self._logins
 
     async def run(self, hub: Hub) -> None:
-        """Probe the peers until cancelled."""
+        """Probe the peers until cancelled, while the configuration is in use."""
         if self._checks is None:
             self._checks = HealthChecks(hub.log, self._take)
             self._watch(self._checks)
-        await self._checks.run()
+        while True:
+            await self._wait_until(hub.row, replaced=False)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._checks.run)
+                await self._wait_until(hub.row, replaced=True)
+                nursery.cancel_scope.cancel()
+            hub.log.notice("health checks end, there is a new configuration")
+
+    async def _wait_until(self, row: Row, *, replaced: bool) -> None:
+        # Nobody is told when a number in shared memory changes.
+        while self._is_replaced(row) != replaced:  # noqa: ASYNC110
+            await trio.sleep(FRONT_PAUSE)
+
+    def _is_replaced(self, row: Row) -> bool:
+        """Whether the manager of another configuration counts now.
+
+        One that has just started does not count yet, and has to probe all the same.
+
+        Args:
+          row: that of this manager.
+        """
+        if row.is_front:
+            self._had_turn = True
+        return row.is_shared and self._had_turn and not row.is_front
 
     def _take(self, key: PeerKey, health: Health) -> None:
         """Tell the workers what has come of a probe."""
@@ -141,7 +177,7 @@ class HealthService(ManagerService):
     async def _probe(self, managed: ManagedGroup, probe: Probe) -> Failure | None:
         failure = await run_probe(probe)
         # This manager may have become the one that writes the board meanwhile.
-        self._groups.publish(managed)
+        self._had_turn |= self._groups.publish(managed)
         return failure
 
 
