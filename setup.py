@@ -6,6 +6,8 @@ installed is the same program in pure Python.
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -33,7 +35,20 @@ class BuildCore(build_ext):
             # `optional` is for this error: it becomes a warning.
             raise CCompilerError(f"no compiled core: {error}") from error
         self.force = True  # whatever the times of files say
+        # distutils compiles one file after the other; these take half a minute.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for objects in pool.map(partial(self._compile, ext), ext.sources):
+                ext.extra_objects += objects
+        ext.sources = []
         super().build_extension(ext)
+
+    def _compile(self, ext, source):
+        return self.compiler.compile(
+            [source],
+            output_dir=self.build_temp,
+            macros=ext.define_macros,
+            extra_postargs=ext.extra_compile_args,
+        )
 
     def get_source_files(self):
         return []  # MANIFEST.in names them

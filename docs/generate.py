@@ -19,6 +19,8 @@ from pathlib import Path
 from mailproxy.auth.http import AuthHttpSettings
 from mailproxy.conf.directive import Declaration, Settings, declarations
 from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.health_check import HealthCheckSettings
+from mailproxy.mail.match import MatchSettings
 from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
@@ -37,7 +39,11 @@ ROWS: dict[str, tuple[type[Settings], ...]] = {
     **{each.name.upper(): (each,) for each in sorted(PROTOCOLS, key=lambda p: p.name)},
     "auth_http": (AuthHttpSettings,),
     "proxy: backends, XCLIENT, PROXY protocol out": (ProxySettings,),
-    "upstream: groups of backends": (UpstreamSettings,),
+    "upstream: groups of backends, health checks": (
+        UpstreamSettings,
+        HealthCheckSettings,
+        MatchSettings,
+    ),
     "realip: PROXY protocol in": (RealipSettings,),
     "TLS, STARTTLS": (SslSettings,),
 }

@@ -20,9 +20,11 @@ from mailproxy.net.engine import Engine, Handler
 from mailproxy.net.idle import IdleConnections
 from mailproxy.net.manager_line import ManagerLine
 from mailproxy.net.network import Network
+from mailproxy.net.openssl import ClientSession
 from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Ended, Relay, Side
 from mailproxy.net.resolver_settings import ResolverSettings
+from mailproxy.net.resumption import Resumption
 from mailproxy.net.timer import Timer, client_timed_out
 from mailproxy.net.wire import Wire
 from mailproxy.stats.mapping import Row
@@ -163,6 +165,25 @@ class MemoryWire(Wire):
         self.shaken = False
         self.tls = cast("ssl.SSLSocket", MemoryTls())
         self._news()
+
+    async def connect_tls(
+        self,
+        context: ssl.SSLContext,
+        server_name: str | None = None,
+        *,
+        session: ClientSession | None = None,
+        hide_name: bool = False,
+    ) -> None:
+        await self.wait_connected()
+        try:
+            await self.start_tls(context)
+        except ssl.SSLError as error:
+            if error.errno == ssl.SSL_ERROR_SSL:
+                error.library, error.reason = "SSL", "WRONG_VERSION_NUMBER"
+            raise
+
+    def resumable_session(self, resumed: ClientSession | None) -> ClientSession | None:
+        return None
 
     async def wait_connected(self) -> None:
         while self.connecting:
@@ -312,6 +333,7 @@ class MemoryNetwork(Network):
         self.manager = ManagerLine(cast("Engine", None))
         self.secrets = {}
         self._life = "18f.2a"
+        self.resumption = Resumption()
         self.wires: dict[str, list[MemoryWire]] = {"Q": [], "P": []}
         self.failing: dict[str, int] = {}
         self.pending = False

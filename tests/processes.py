@@ -175,6 +175,7 @@ class Process:
         command: Sequence[str],
         directory: Path,
         environment: dict[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
         self.command = list(command)
         self.directory = directory
@@ -182,7 +183,7 @@ class Process:
         with self.output.open("ab") as output:
             self.popen = subprocess.Popen(
                 [*_with_us(), *self.command],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,

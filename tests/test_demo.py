@@ -2,13 +2,18 @@
 
 import base64
 import errno
+import fcntl
 import os
+import pty
 import re
 import resource
+import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +27,16 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
-from mailproxy.demo import mail_servers, main
+from mailproxy.demo import main
 from mailproxy.demo.auth import auth_session
+from mailproxy.demo.check import check
 from mailproxy.demo.faults import failed, refusal
 from mailproxy.demo.mailbox import Mailbox, Session, TrioStream
-from mailproxy.demo.site import free_port, make_certificates
+from mailproxy.demo.servers import Machine, mail_servers
+from mailproxy.demo.site import free_port, make_certificates, read_site
 from mailproxy.errors import BackendError
 from mailproxy.net.lines import LineStream
-from tests.processes import PATIENCE, Process, need_python_for_all
+from tests.processes import PATIENCE, Process, need_python_for_all, wait_for
 
 MemoryStream = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
 
@@ -166,6 +173,39 @@ async def test_auth_server_decides(credentials: bytes, wanted: bytes) -> None:
     assert b"Connection: close\r\n" in heard
 
 
+async def test_auth_server_names_no_mail_server_that_the_proxy_knows() -> None:
+    request = (
+        b"GET /auth HTTP/1.0\r\nAuth-User: alice\r\nAuth-Pass: wonderland\r\n"
+        b"Auth-Protocol: imap\r\n\r\n"
+    )
+    heard = await talk(lambda client: auth_session(client, {"imap": None}), request)
+    assert b"Auth-Status: OK\r\n" in heard
+    assert b"Auth-Server" not in heard
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_machine_stops_and_starts_on_the_same_ports() -> None:
+    machine = Machine({"imap": 0, "pop3": 0}, Mailbox(), {})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(machine.run)
+        ports = dict(machine.ports)
+        client = await trio.open_tcp_stream("127.0.0.1", ports["imap"])
+        assert (await client.receive_some()).startswith(b"* OK")
+        for running in (False, True, False, True):
+            machine.press()
+            await wait_all_tasks_blocked()
+            assert machine.running is running
+            assert [answers(port) for port in ports.values()] == [running] * 2
+        async with client:
+            assert await client.receive_some() == b""
+        assert machine.ports == ports
+        nursery.cancel_scope.cancel()
+
+
 def test_a_port_that_is_taken_is_not_chosen() -> None:
     with socket.socket() as taken, socket.socket() as free:
         taken.bind(("127.0.0.1", 0))
@@ -197,10 +237,11 @@ def test_check_logs_in_through_every_port(capfd: pytest.CaptureFixture[str]) -> 
 
 
 @contextmanager
-def running_demo(directory: Path) -> Iterator[Process]:
+def running_demo(directory: Path, stdin: int = subprocess.DEVNULL) -> Iterator[Process]:
     """The demo as a person runs it, in that directory."""
     here = ["env", "-C", str(directory)]
-    process = Process([*here, sys.executable, "-m", "mailproxy", "demo"], directory)
+    command = [*here, sys.executable, "-m", "mailproxy", "demo"]
+    process = Process(command, directory, stdin=stdin)
     try:
         yield process
     finally:
@@ -226,6 +267,82 @@ def test_demo_shows_a_site_and_uses_what_the_person_has_changed(tmp_path: Path) 
     assert ports == re.findall(r"^  (IMAP [\d.:]+ TLS)$", second, re.MULTILINE)
     assert "STARTTLS" not in second
     assert "--ssl-reqd" not in second
+
+
+def test_logins_go_on_when_a_key_stops_one_of_two_machines(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    try:
+        with running_demo(tmp_path, reading) as demo:
+            demo.wait_for_text(demo.output, "What follows is")
+            for key, what in ((b"1", "stop"), (b"1", "start"), (b"2", "stop")):
+                os.write(writing, key)
+                said = f"mail servers {key.decode()} {what}"
+                demo.wait_for_text(demo.output, said)
+                assert logins_work(tmp_path / "demo") == [None] * 3
+            os.write(writing, b"x1")  # now both are gone
+            wait_for(
+                lambda: None not in logins_work(tmp_path / "demo"),
+                "logins to fail",
+                demo,
+            )
+        text = demo.output.read_text()
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "Press 1" in text
+    assert "connect() failed (111: Connection refused)" in text
+
+
+def logins_work(directory: Path) -> list[str | None]:
+    """Log in by each protocol over TLS; what failed, or None."""
+    context = ssl.create_default_context(cafile=directory / "ca.pem")
+    site = read_site(directory)
+    return [check(door, context) for door in site.doors if door.security == "TLS"]
+
+
+def test_no_keys_are_told_of_where_none_can_be_read(tmp_path: Path) -> None:
+    with running_demo(tmp_path) as demo:
+        demo.wait_for_text(demo.output, "What follows is")
+    assert "Press" not in demo.output.read_text()
+
+
+def test_terminal_is_left_as_it_was(tmp_path: Path) -> None:
+    leader, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    command = [sys.executable, "-m", "mailproxy", "demo", "--directory", "demo"]
+    # A session of its own, so that the terminal is its controlling one.
+    demo = subprocess.Popen(
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        read_until(leader, b"What follows is")
+        os.write(leader, b"2")
+        read_until(leader, b"mail servers 2 stop")
+        assert termios.tcgetattr(terminal) != before
+        os.write(leader, b"\x03")  # Ctrl-C
+        assert demo.wait(PATIENCE) == 0
+        assert termios.tcgetattr(terminal) == before
+    finally:
+        demo.kill()
+        demo.wait()
+        os.close(leader)
+        os.close(terminal)
+
+
+def read_until(terminal: int, wanted: bytes) -> None:
+    """Read what a program writes to its terminal, up to `wanted`."""
+    seen = b""
+    while wanted not in seen:
+        ready, _, _ = select.select([terminal], [], [], PATIENCE)
+        assert ready, seen
+        seen += os.read(terminal, 4096)
 
 
 def test_demo_says_that_a_changed_configuration_is_wrong(tmp_path: Path) -> None:

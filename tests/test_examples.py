@@ -18,7 +18,7 @@ INSTALLED = ROOT / "system" / "mailproxy.conf"
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the certificates that the examples name."""
+    """A directory with the certificates and passwords that the examples name."""
     directory = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(directory / "clients-ca.pem")
@@ -35,6 +35,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         leaf.private_key_pem.write_to_path(domains / f"{name}.key")
         (domains / f"{name}.key").chmod(0o600)
         leaf.cert_chain_pems[0].write_to_path(domains / f"{name}.crt")
+    password = directory / "master-password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
     return directory
 
 

@@ -182,6 +182,7 @@ LEAVES = {
     "Login",
     "MailProtocol",
     "Pop3Settings",
+    "ProxySslSettings",
     "Server",
     "SmtpDialogue",
     "SmtpSettings",

@@ -282,7 +282,10 @@ def _granted(answer: HttpAnswer, request: AuthRequest) -> Granted:
     master = fields.get(b"auth-master-user", b"")
     if master:
         _check_master(answer, master)
-    route = _route(host, port, smtp, master, places)
+    tls = fields.get(b"auth-server-ssl", b"")
+    route = _route(host, port, smtp, master, tls, places)
+    if route.ssl == "off" and request.needs_backend_tls:
+        raise _bad_ssl(b"off", "on or starttls, as proxy_ssl says")
     return Granted(user=user, secret=secret, route=route)
 
 
@@ -316,21 +319,28 @@ def _suffices(
 
 @lru_cache(MAX_ROUTES)
 def _route(
-    host: bytes, port: bytes, smtp: bytes, master: bytes, places: Destinations
+    host: bytes,
+    port: bytes,
+    smtp: bytes,
+    master: bytes,
+    tls: bytes,
+    places: Destinations,
 ) -> Route:
     """The route that an answer names.
 
     Args:
-      host, port, smtp, master: the values of `Auth-Server`, `Auth-Port`, `Auth-SMTP`,
-        `Auth-Master-User`.
+      host, port, smtp, master, tls: the values of `Auth-Server`, `Auth-Port`,
+        `Auth-SMTP`, `Auth-Master-User`, `Auth-Server-SSL`.
       places: what the answer may name.
 
     Raises:
       Unusable: one of them is invalid.
     """
-    auth = _smtp_auth(smtp)
+    auth, mode = _smtp_auth(smtp), _ssl(tls)
     if not host:
-        return Route(kind="default", server="", port=0, smtp_auth=auth, master=master)
+        return Route(
+            kind="default", server="", port=0, ssl=mode, smtp_auth=auth, master=master
+        )
     address = _address(host)
     group = None if address else _group(host, places)
     if group is not None:
@@ -339,6 +349,7 @@ def _route(
             server=group,
             port=0,
             text=group,
+            ssl=mode,
             smtp_auth=auth,
             master=master,
         )
@@ -355,6 +366,7 @@ def _route(
         server=name,
         port=number,
         text=f"{name}:{port.decode()}",
+        ssl=mode,
         smtp_auth=auth,
         master=master,
     )
@@ -428,3 +440,20 @@ def _smtp_auth(value: bytes) -> bool | None:
     if value.lower() not in (b"yes", b"no"):
         raise Unusable('sent invalid "Auth-SMTP":', value, "yes or no")
     return value.lower() == b"yes"
+
+
+def _ssl(value: bytes) -> str:
+    """Whether there is TLS to the backend; empty: the answer is silent.
+
+    Raises:
+      Unusable: the value is none of on, off, starttls.
+    """
+    mode = value.decode("latin-1").lower()
+    if mode not in ("", "on", "off", "starttls"):
+        raise _bad_ssl(value, "on, off or starttls")
+    return mode
+
+
+def _bad_ssl(value: bytes, wanted: str) -> Unusable:
+    """The error for `Auth-Server-SSL`."""
+    return Unusable('sent invalid "Auth-Server-SSL":', value, wanted)

@@ -80,6 +80,9 @@ class AuthRequest:
     envelope: Envelope | None = None
     needs_password: bool = True
     """Whether the backend login requires a password."""
+    needs_backend_tls: bool = False
+    """Whether the configuration requires TLS with backends, so that no source may switch
+    it off."""
     attempt: int = 1
     """1 for the first login of the session, 2 for the second."""
 

@@ -42,6 +42,9 @@ class Route:
     """1 to 65535; 0 for a group."""
     text: str = ""
     """Server and port as the source wrote them, for logs; empty: use both fields."""
+    ssl: str = ""
+    """Whether there is TLS to the backend: on, off, starttls; empty: as the configuration
+    says."""
     smtp_auth: bool | None = None
     """Whether an SMTP backend requires AUTH; None: as `proxy_smtp_auth` says."""
     master: bytes = b""
@@ -68,6 +71,11 @@ class Granted:
     checked: bool = True
     """Whether the source has made sure who the client is. If it has not, only the client's
     own secret may be sent to the backend, which then decides."""
+
+    @property
+    def ssl(self) -> str:
+        """Whether the source wants TLS to the backend; empty: it does not say."""
+        return "" if self.route is None else self.route.ssl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,12 @@ class Address:
     text: str
     """For logs: "127.0.0.1:143", "[::1]:143", "unix:/path"."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether what is sent there certainly stays on this machine."""
+        at = self.sockaddr
+        return isinstance(at, str) or at[0] == "::1" or at[0].startswith("127.")
+
 
 @dataclass(frozen=True, slots=True)
 class Url:

@@ -79,12 +79,8 @@ _HTTP = """
     proxy_no_cache proxy_pass_header proxy_pass_request_body
     proxy_pass_request_headers proxy_pass_trailers proxy_read_timeout proxy_redirect
     proxy_request_buffering proxy_send_lowat proxy_send_timeout proxy_set_body
-    proxy_set_header proxy_ssl_certificate
-    proxy_ssl_certificate_cache proxy_ssl_certificate_key proxy_ssl_ciphers
-    proxy_ssl_conf_command proxy_ssl_crl proxy_ssl_key_log proxy_ssl_name
-    proxy_ssl_password_file proxy_ssl_protocols proxy_ssl_server_name
-    proxy_ssl_session_reuse proxy_ssl_trusted_certificate proxy_ssl_verify
-    proxy_ssl_verify_depth proxy_store proxy_store_access proxy_temp_file_write_size
+    proxy_set_header proxy_ssl_certificate_cache
+    proxy_ssl_key_log proxy_store proxy_store_access proxy_temp_file_write_size
     proxy_temp_path quic_active_connection_id_limit quic_gso quic_host_key quic_retry
     random_index read_ahead real_ip_header real_ip_recursive
     recursive_error_pages referer_hash_bucket_size referer_hash_max_size
@@ -135,10 +131,10 @@ HTTP = frozenset(_HTTP.split())
 """The directives of nginx's HTTP modules that mail does not have."""
 
 _STREAM = """
-    pass preread_buffer_size preread_timeout proxy_download_rate
-    proxy_downstream_buffer proxy_half_close proxy_protocol_timeout proxy_requests
-    proxy_responses proxy_session_drop proxy_ssl proxy_upload_rate
-    proxy_upstream_buffer ssl_alpn ssl_handshake_timeout ssl_preread
+    pass preread_buffer_size preread_timeout proxy_download_rate proxy_downstream_buffer
+    proxy_half_close proxy_protocol_timeout proxy_requests proxy_responses
+    proxy_session_drop proxy_upload_rate proxy_upstream_buffer ssl_alpn
+    ssl_handshake_timeout ssl_preread
 """
 STREAM = frozenset(_STREAM.split())
 """The directives of nginx's stream modules that neither mail nor http has.

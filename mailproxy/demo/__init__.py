@@ -11,21 +11,21 @@ import signal
 import ssl
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn
 
 import trio
 
+from mailproxy.demo import keys
 from mailproxy.demo.auth import auth_session
 from mailproxy.demo.check import LETTER, check
 from mailproxy.demo.faults import NO_ROOM, failed, refusal
-from mailproxy.demo.imap import ImapSession
-from mailproxy.demo.mailbox import PASSWORD, USER, Mailbox, Session, serve
-from mailproxy.demo.pop3 import pop3_session
+from mailproxy.demo.mailbox import PASSWORD, USER, Mailbox, serve
 from mailproxy.demo.proxy import readiness, run_proxy, show_end, size, starts
+from mailproxy.demo.servers import Machine, mail_servers
 from mailproxy.demo.site import (
     HOST,
     Door,
@@ -34,7 +34,6 @@ from mailproxy.demo.site import (
     make_certificates,
     read_site,
 )
-from mailproxy.demo.smtp import smtp_session
 from mailproxy.process.configuration import ConfigErrors
 
 DIRECTORY = Path("demo")
@@ -47,6 +46,10 @@ CURL = {
     "      --mail-from alice@example.com --mail-rcpt alice@example.com",
 }
 """The arguments of curl, for each protocol."""
+
+PRESS = """
+Press 1 to stop the first ones, and again to start them: logins go on at the others.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -152,7 +155,7 @@ async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
         site = Site()  # the proxy will report the errors
     status = 0
     async with until_signal() as nursery:
-        backends = await start_servers(site, nursery)
+        machines = await start_servers(site, directory, nursery)
         written = {path: size(path) for path in site.log_files}
         ready, notify = readiness()
         proxy: trio.Process = await nursery.start(run_proxy, directory, log, notify)
@@ -166,7 +169,9 @@ async def demonstrate(directory: Path, log: IO[bytes] | None) -> int:
         elif log is not None:
             status = await check_all(site, directory)
         else:
-            print(summary(directory, site, backends), flush=True)
+            print(summary(directory, site, machines), flush=True)
+            if keys.are_there():
+                nursery.start_soon(obey_keys, machines)
             status = await proxy.wait()
             print(f"mailproxy demo: the proxy ended with exit code {status}")
         if status and log is not None:
@@ -192,16 +197,28 @@ async def until_signal() -> AsyncIterator[trio.Nursery]:
             yield nursery
 
 
-async def start_servers(site: Site, nursery: trio.Nursery) -> dict[str, int]:
-    """Start the mail servers, and the auth servers that the configuration names.
+async def start_servers(
+    site: Site, directory: Path, nursery: trio.Nursery
+) -> list[Machine]:
+    """Start the mail servers and the auth servers that the configuration names.
 
     Returns:
-      The port of the mail server for each protocol.
+      The machines with mail servers. If the configuration names none, the auth servers
+      do, for each protocol one.
     """
     mailbox = Mailbox()
-    backends: dict[str, int] = {}
-    for protocol, session in mail_servers(mailbox).items():
-        backends[protocol] = await nursery.start(serve, session)
+    contexts: dict[str, ssl.SSLContext] = {}
+    if site.secured:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(directory / "server.pem", directory / "server.key")
+        contexts = dict.fromkeys(site.secured, context)
+    named: dict[str, int | None] = dict.fromkeys(site.routed)
+    others = {name: 0 for name in mail_servers(mailbox) if name not in named}
+    places = [ports for ports in (*site.machines, others) if ports]
+    machines = [Machine(ports, mailbox, contexts) for ports in places]
+    for machine in machines:
+        await nursery.start(machine.run)
+    backends = {**named, **{name: machines[-1].ports[name] for name in others}}
     auth = partial(auth_session, backends=backends)
     for port in site.auth_ports:
         try:
@@ -211,16 +228,19 @@ async def start_servers(site: Site, nursery: trio.Nursery) -> dict[str, int]:
                 raise
             # Another one may be listening there: a second demo, your own.
             print(f"mailproxy demo: no auth server at {HOST}:{port}: {error}")
-    return backends
+    return machines
 
 
-def mail_servers(mailbox: Mailbox) -> dict[str, Session]:
-    """The mail servers behind the proxy, by protocol."""
-    return {
-        "imap": lambda client: ImapSession(client, mailbox).run(),
-        "pop3": lambda client: pop3_session(client, mailbox),
-        "smtp": lambda client: smtp_session(client, mailbox),
-    }
+async def obey_keys(machines: Sequence[Machine]) -> None:
+    """Stop and start machines by their numbers."""
+    by_key = {str(number): each for number, each in enumerate(machines, start=1)}
+    async with aclosing(keys.pressed()) as pressed:
+        async for key in pressed:
+            machine = by_key.get(key)
+            if machine is not None:
+                what = "stop" if machine.running else "start"
+                print(f"mailproxy demo: mail servers {key} {what}", flush=True)
+                machine.press()
 
 
 async def check_all(site: Site, directory: Path) -> int:
@@ -239,23 +259,24 @@ async def check_all(site: Site, directory: Path) -> int:
     return 1 if any(failures.values()) else 0
 
 
-def summary(directory: Path, site: Site, backends: Mapping[str, int]) -> str:
+def summary(directory: Path, site: Site, machines: Sequence[Machine]) -> str:
     """Format what the user needs to know, which is shown before the log."""
     listening = "\n".join(f"  {door}" for door in site.doors)
     asked = " and ".join(f"{HOST}:{port}" for port in site.auth_ports) or "another"
     behind = "\n".join(
-        f"  {name.upper()} {HOST}:{port}" for name, port in backends.items()
+        f"  {number}: {each}" for number, each in enumerate(machines, start=1)
     )
+    over = " over TLS" if site.secured else ""
     commands = "\n".join(f"  {command(door, directory)}" for door in to_try(site))
     return f"""
 The proxy listens on
 
 {listening}
 
-and asks the auth server at {asked}, which sends it to one of
+asks the auth server at {asked}, and logs in{over} at one of
 
 {behind}
-
+{PRESS if keys.are_there() and len(machines) > 1 else ""}
 There is one account: {USER.decode()}, password {PASSWORD.decode()}. Try, in another terminal:
 
 {commands}

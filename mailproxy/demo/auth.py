@@ -7,14 +7,14 @@ from mailproxy.demo.mailbox import PASSWORD, USER
 from mailproxy.net.lines import LineStream
 
 
-async def auth_session(client: LineStream, backends: Mapping[str, int]) -> None:
+async def auth_session(client: LineStream, backends: Mapping[str, int | None]) -> None:
     """Answer the requests of one connection until it is closed.
 
     See https://nginx.org/en/docs/mail/ngx_mail_auth_http_module.html#protocol.
 
     Args:
       client: the proxy.
-      backends: the port of the mail server for each protocol.
+      backends: the port of the mail server for each protocol; None: the proxy knows it.
     """
     while True:
         request = await client.read_line()
@@ -35,7 +35,9 @@ async def auth_session(client: LineStream, backends: Mapping[str, int]) -> None:
             return
 
 
-def decide(headers: Mapping[str, str], backends: Mapping[str, int]) -> dict[str, str]:
+def decide(
+    headers: Mapping[str, str], backends: Mapping[str, int | None]
+) -> dict[str, str]:
     """The headers of the answer for one login."""
     user, password = (
         unquote_to_bytes(headers.get(name, "")) for name in ("auth-user", "auth-pass")
@@ -47,8 +49,11 @@ def decide(headers: Mapping[str, str], backends: Mapping[str, int]) -> dict[str,
             "Auth-Wait": "1",
             "Auth-Error-Code": "535 5.7.8",
         }
+    port = backends[protocol]
+    if port is None:
+        return {"Auth-Status": "OK"}
     return {
         "Auth-Status": "OK",
         "Auth-Server": "127.0.0.1",
-        "Auth-Port": str(backends[protocol]),
+        "Auth-Port": str(port),
     }

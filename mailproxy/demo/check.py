@@ -34,13 +34,17 @@ def check_imap(door: Door, context: ssl.SSLContext, password: str) -> None:
         )
     else:
         client = imaplib.IMAP4(door.host, door.port, timeout=TIMEOUT)
-    with client:
+    try:
         if door.security == "STARTTLS":
             client.starttls(context)
         client.login(USER.decode(), password)
         client.select("INBOX", readonly=True)
         _, found = client.fetch("1", "(RFC822)")
         expect_welcome(repr(found))
+    except BaseException:
+        client.shutdown()  # a server that has closed does not answer LOGOUT
+        raise
+    client.logout()
 
 
 def check_pop3(door: Door, context: ssl.SSLContext, password: str) -> None:

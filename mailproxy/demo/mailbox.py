@@ -1,6 +1,7 @@
 """The account of the demo, and the mailbox that its three mail servers share."""
 
 import email.utils
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -32,13 +33,15 @@ mailbox is, logged in there for you, and passes the bytes since.
 HOW_TO = """\
 From: The proxy <proxy@example.com>
 To: Alice <alice@example.com>
-Subject: Three things to try
+Subject: Four things to try
 Date: {date}
 DemoMessage-ID: <how-to@example.com>
 
 1. Log in with a wrong password, and look at the log.
 2. Send yourself a letter through the SMTP port; it arrives in this mailbox.
 3. Edit nginx.conf in the demo's directory, and reload.
+4. Press 1 in the demo's terminal: one of the two mail servers is gone, and you
+   can still log in. The log says how that came.
 """
 
 
@@ -128,9 +131,13 @@ async def serve(
     session: Session,
     *,
     port: int = 0,
+    context: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[int],
 ) -> None:
     """Serve `session` on a port of the loopback; tells the port when it listens.
+
+    Args:
+      context: for TLS from the first octet on; None: there is none.
 
     Raises:
       OSError: the port cannot be used, or the system has no room for one more client.
@@ -140,10 +147,16 @@ async def serve(
     # trio.serve_listeners would log a traceback and try for ever where files are short.
     async with listener, trio.open_nursery() as nursery:
         while True:
-            nursery.start_soon(_one, session, await listener.accept())
+            nursery.start_soon(_one, session, await listener.accept(), context)
 
 
-async def _one(session: Session, stream: trio.SocketStream) -> None:
+async def _one(
+    session: Session, stream: trio.abc.Stream, context: ssl.SSLContext | None
+) -> None:
+    if context is not None:
+        stream = trio.SSLStream(
+            stream, context, server_side=True, https_compatible=True
+        )
     try:
         await session(LineStream(TrioStream(stream), MAX_LINE, BackendError))
     except* (SessionError, TooLong, trio.BrokenResourceError, IndexError, ValueError):

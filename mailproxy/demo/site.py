@@ -2,7 +2,7 @@
 
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,14 @@ import trustme
 
 from mailproxy.auth.http import AuthHttpSettings, AuthUrl
 from mailproxy.log.directive import File
+from mailproxy.mail.group import Group
+from mailproxy.mail.server import Server
 from mailproxy.process.configuration import Loader
 
 HOST = "127.0.0.1"
 
 CONFIGURATION = """\
-# The configuration of `mailproxy demo`. It is a plain nginx.conf: nginx runs it, too.
-# After a change, in another terminal (or with -t instead, to test it only):
+# The configuration of `mailproxy demo`. After a change, in another terminal (or with -t instead, to test it only):
 #
 #   {reload}
 
@@ -31,18 +32,32 @@ events {{
 mail {{
     server_name demo.example.com;
 
-    # Who says whether a login is good, and on which mail server its mailbox is.
+    # Who says whether a login is good. It may say where the mailbox is, too; here
+    # "proxy_pass" does, for all users.
     auth_http {auth}/auth;
 
     ssl_certificate server.pem;
     ssl_certificate_key server.key;
     starttls on;
+
+    # Passwords do not leave the proxy in clear text: it speaks TLS with the mail servers,
+    # and checks their certificates. In nginx, neither this nor "upstream" is to be had.
+    proxy_ssl on;
+    proxy_ssl_trusted_certificate ca.pem;
 {servers}}}
 """
 
 SERVER = """
+    # Logins take turns, and go on at one of them if the other is down. It is tried again
+    # after a second.
+    upstream {protocol} {{
+        server {first} fail_timeout=1s;
+        server {second} fail_timeout=1s;
+    }}
+
     server {{
         protocol {protocol};
+        proxy_pass {protocol};
         listen {plain};
         listen {tls} ssl;
         {directives}
@@ -57,8 +72,15 @@ PREFERRED = {
     "pop3 ssl": 10995,
     "smtp": 10587,
     "smtp ssl": 10465,
+    "imap 1": 11143,
+    "imap 2": 12143,
+    "pop3 1": 11110,
+    "pop3 2": 12110,
+    "smtp 1": 11587,
+    "smtp 2": 12587,
 }
-"""The ports that the demo uses if they are free: the standard ones plus 10 000."""
+"""The ports that the demo uses if they are free: the standard ones plus 10 000, and for
+the mail servers of two machines plus 11 000 and 12 000."""
 
 DIRECTIVES = {
     "imap": "imap_capabilities IMAP4rev1 LITERAL+ IDLE;",
@@ -93,6 +115,12 @@ class Site:
     auth_ports: frozenset[int] = frozenset()
     log_files: tuple[Path, ...] = ()
     """The files of the proxy's error logs, besides standard error."""
+    machines: tuple[Mapping[str, int], ...] = ()
+    """The ports of the mail servers that the configuration names, by protocol."""
+    routed: frozenset[str] = frozenset()
+    """The protocols for which the configuration names mail servers."""
+    secured: frozenset[str] = frozenset()
+    """The protocols of mail servers that speak TLS from the first octet on."""
 
 
 def read_site(directory: Path) -> Site:
@@ -128,7 +156,46 @@ def read_site(directory: Path) -> Site:
         for each in log
         if isinstance(each.target, File)
     }
-    return Site(tuple(doors), frozenset(auth_ports), tuple(map(Path, files)))
+    return Site(
+        tuple(doors),
+        frozenset(auth_ports),
+        tuple(map(Path, files)),
+        tuple(_machines(configuration.servers)),
+        frozenset(
+            server.core.protocol
+            for server in configuration.servers
+            if server.proxy.proxy_pass is not None
+        ),
+        frozenset(
+            server.core.protocol
+            for server in configuration.servers
+            if server.proxy_ssl.proxy_ssl == "on"
+        ),
+    )
+
+
+def _machines(servers: Iterable[Server]) -> Iterator[Mapping[str, int]]:
+    """The machines behind the proxy: the first servers of all groups are on the first."""
+    ports: dict[str, list[int]] = {}
+    for server in servers:
+        target = server.proxy.proxy_pass
+        if target is not None and target.group is not None:
+            ports.setdefault(server.core.protocol, []).extend(_ports(target.group))
+    for number in range(max(map(len, ports.values()), default=0)):
+        yield {
+            protocol: those[number]
+            for protocol, those in ports.items()
+            if number < len(those)
+        }
+
+
+def _ports(group: Group) -> Iterator[int]:
+    """The ports of a group's servers on this machine."""
+    for member in group.members:
+        for address in member.addresses:
+            match address.sockaddr:
+                case (host, port) if host == HOST:
+                    yield port
 
 
 def free_port(candidates: Iterable[int]) -> int:
@@ -168,6 +235,8 @@ def configuration(reload: str, *, usual: bool) -> str:
             protocol=protocol,
             plain=f"{HOST}:{ports[protocol]}",
             tls=f"{HOST}:{ports[f'{protocol} ssl']}",
+            first=f"{HOST}:{ports[f'{protocol} 1']}",
+            second=f"{HOST}:{ports[f'{protocol} 2']}",
             directives=directives,
         )
         for protocol, directives in DIRECTIVES.items()

@@ -27,6 +27,7 @@ def make_auth_request(dialogue: Dialogue, login: Login) -> AuthRequest:
         salt=login.salt,
         envelope=login.envelope,
         needs_password=protocol.needs_password,
+        needs_backend_tls=server.proxy_ssl.proxy_ssl != "off",
         attempt=client.info.attempts,
         destinations=server.destinations,
         client=client.info.client,

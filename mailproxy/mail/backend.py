@@ -11,7 +11,6 @@ untagged lines may come at any time, and are checked by its own dialogue).
 from __future__ import annotations
 
 import re
-import ssl
 from typing import TYPE_CHECKING, TypeVar
 
 from mailproxy.errors import (
@@ -23,7 +22,6 @@ from mailproxy.errors import (
 )
 from mailproxy.log import Phase
 from mailproxy.mail.trace import backend_lines
-from mailproxy.net import faults
 from mailproxy.net.lines import TooLong
 from mailproxy.net.network import connect_level
 from mailproxy.net.outgoing import BindError
@@ -31,6 +29,7 @@ from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
     from mailproxy.log import SessionInfo
+    from mailproxy.mail.backend_tls import BackendTls
     from mailproxy.mail.candidates import Candidate
     from mailproxy.mail.trace import Trace
     from mailproxy.net.network import Network
@@ -41,6 +40,9 @@ E = TypeVar("E", bound=UpstreamError)
 
 MAX_SUSPECT_SENDINGS = 2
 """The PROXY header, and the command whose answer may still be meant for it."""
+
+HANDSHAKE = "SSL handshaking to upstream"
+"""What a session does until there is TLS, and a login is possible in it."""
 
 _WITHOUT_HEADER = "proxy_protocol off"
 """The setting with which a backend gets no PROXY header."""
@@ -61,6 +63,7 @@ class Backend:
 
     Attributes:
       wire: the connection.
+      tls: the TLS that there has to be on it, or None.
       lines: the same, line by line.
       greeting: what it says of itself before the login, as its protocol keeps it.
       offers: what it announces that it can do, in upper case; None: nobody has asked.
@@ -70,12 +73,14 @@ class Backend:
     __slots__ = (
         "_header_refusal",
         "_info",
+        "_resumed",
         "_sendings",
         "_trace",
         "candidate",
         "greeting",
         "lines",
         "offers",
+        "tls",
         "wire",
     )
 
@@ -94,13 +99,9 @@ class Backend:
           trace: logs the dialogue, if the log is at level debug.
         """
         self.wire = wire
-        self.lines = backend_lines(
-            trace,
-            wire,
-            reply_limit,
-            BackendError,
-            "upstream closed connection prematurely",
-        )
+        gone = "upstream closed connection prematurely"
+        self.lines = backend_lines(trace, wire, reply_limit, BackendError, gone)
+        self.tls: BackendTls | None = None
         info.upstream_wire = wire
         self._info = info
         self._trace = trace
@@ -160,21 +161,19 @@ class Backend:
         """
         self.wire.close(notify=notify)
 
-    async def start_tls(
-        self, context: ssl.SSLContext, server_name: str | None = None
-    ) -> None:
+    async def start_tls(self) -> None:
         """Do a TLS handshake, at once or after the backend has accepted STARTTLS.
 
         Clear text behind that acceptance may have been injected by an attacker, and
-        would be taken for an answer under TLS: it ends the session.
-
-        Args:
-          context, server_name: see `Wire.connect_tls`.
+        would be taken for an answer under TLS: it ends the session. What the backend has
+        said of itself in clear text is forgotten.
 
         Raises:
-          BackendError: there is such text, or the handshake failed.
+          BackendError: there is such text, the handshake failed, or it is not the right
+            backend.
         """
-        self._info.action = "SSL handshaking to upstream"
+        assert self.tls is not None
+        self._info.action = HANDSHAKE
         if self.lines.buffered:
             raise BackendError(
                 'upstream sent data before TLS, possible injection: "%s"',
@@ -182,10 +181,33 @@ class Backend:
                 level="crit",
                 action=None,
             )
-        try:
-            await self.wire.connect_tls(context, server_name)
-        except OSError as error:
-            raise _failed_handshake(error) from None
+        self._resumed = await self.tls.shake_hands(self.wire)
+        self.greeting = b""
+        self.offers = None
+        self.header_accepted()
+
+    @property
+    def needs_starttls(self) -> bool:
+        """Whether nothing but STARTTLS may be said now."""
+        return (
+            self.tls is not None
+            and self.tls.mode == "starttls"
+            and self.wire.tls is None
+        )
+
+    @property
+    def secure(self) -> bool:
+        """Whether the connection is in TLS."""
+        return self.wire.tls is not None
+
+    def keep_session(self) -> None:
+        """Keep the TLS session, if any, to be resumed; the backend has answered in it."""
+        if self.tls is not None and self.wire.tls is not None:
+            self.tls.keep(self.wire, self._resumed)
+
+    def unfit(self, event: str, *values: object) -> BackendError:
+        """The error for a backend with which there is no login in TLS."""
+        return BackendError(event, *values, action=HANDSHAKE)
 
     def sending(self, what: str) -> None:
         """Record what is sent from now on, in nginx's words: ``sending("user name")``."""
@@ -307,6 +329,22 @@ class Backend:
         shown = reply if shown is None else shown
         return self._answered(BackendError, shown, reply, command, remedy, before)
 
+    def unusable_reply(
+        self, reply: bytes, command: str = "", remedy: str = ""
+    ) -> BackendError:
+        """The error for an answer to a command that the client knows nothing of.
+
+        The client does not get to see it, unless it announces that the backend closes.
+
+        Args:
+          command, remedy: see `UpstreamError`.
+        """
+        found = _FAREWELL.fullmatch(reply)
+        passed_on = found[0] if found and not reply.startswith(b"-ERR") else b""
+        return self._answered(
+            BackendError, reply, passed_on, command, remedy, before=reply
+        )
+
     def refused(self, reply: bytes, *, shown: bytes | None = None) -> LoginRefused:
         """The error for an answer that refuses the login; see `invalid_reply`."""
         return self._answered(LoginRefused, reply if shown is None else shown, reply)
@@ -387,15 +425,3 @@ def _failed_connect(event: str, name: str | None, error: OSError) -> BackendErro
     kind = BackendError if level == BackendError.level else LocalError
     values = () if name is None else (name,)
     return kind(event, *values, error=error, level=level, action=None)
-
-
-def _failed_handshake(error: OSError) -> BackendError:
-    """The error for a failed handshake."""
-    found = faults.describe("handshake", error, BackendError.level)
-    return BackendError(
-        found.event,
-        *found.values,
-        error=found.error,
-        level=found.level,
-        action=None,
-    )

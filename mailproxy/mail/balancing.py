@@ -45,7 +45,9 @@ class RoundRobin:
         return self._take_turns(peers, now)
 
     def _is_open(self, peer: Peer, now: int) -> bool:
-        return peer not in self.tried and peer.is_open(now)
+        if peer in self.tried:
+            return False
+        return peer.is_willing if self._single else peer.is_open(now)
 
     def _take_turns(self, peers: Peers, now: int) -> Peer | None:
         candidates = [each for each in peers.all if self._is_open(each, now)]

@@ -19,8 +19,10 @@ class Candidate:
       name: the address as the auth source wrote it, for the log.
       spare: whether another one may take its place: then a failure is an event of its
         own, and an error in the log, even where nginx thinks of the client alone.
-      host: its name for SNI and verification, as written; empty for a unix socket.
+      host: its name as written, for SNI and verification; empty for a unix socket.
       ssl: whether there is TLS to it: on, off, starttls; empty: as `proxy_ssl` says.
+      ssl_name: its name for SNI and verification; empty: as `proxy_ssl_name` says, or
+        else `host`.
     """
 
     family: int
@@ -29,6 +31,7 @@ class Candidate:
     spare: bool = False
     host: str = ""
     ssl: str = ""
+    ssl_name: str = ""
 
 
 class Choice(ABC):

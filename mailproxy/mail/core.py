@@ -191,10 +191,15 @@ class CoreSettings(Settings):
     max_commands: int = directive(number, default=1000, origin="Angie, freenginx")
     """Commands before the login after which a session is closed."""
 
-    resolver: ResolverSettings | None = directive(resolver, default=None, shown="off")
-    """Name servers for the names of SMTP clients."""
+    resolver: ResolverSettings | None = directive(
+        resolver, default=None, contexts="mail server upstream", shown="off"
+    )
+    """Name servers for the names of SMTP clients, for host names that auth sources name,
+    and for `resolve` in `upstream`."""
 
-    resolver_timeout: float = directive(duration, default=30.0)
+    resolver_timeout: float = directive(
+        duration, default=30.0, contexts="mail server upstream"
+    )
     """Time for each lookup, in seconds."""
 
     error_log: tuple[ErrorLog, ...] = directive(

@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mailproxy.conf.addresses import Address, AddressError, Url, parse_url
+from mailproxy.conf.addresses import Address, AddressError, Url, ipv4, parse_url
 from mailproxy.conf.tree import ConfigError, Position, Word
+from mailproxy.conf.values import parse_number
+from mailproxy.net.dns_messages import is_host_name
+from mailproxy.net.resolver_settings import ResolverSettings
 
 if TYPE_CHECKING:
     from mailproxy.mail.probing import HealthCheck
@@ -59,6 +62,13 @@ class Member:
     """Its host as written, for SNI and verification: without brackets, empty for a unix
     socket."""
     addresses: tuple[Address, ...]
+    """Empty if it is looked up while running."""
+    port: int = 0
+    """If it is looked up while running; 0: the service says."""
+    resolve: bool = False
+    """Whether the name is looked up while running."""
+    service: str = ""
+    """The service that is looked up, instead of addresses."""
     weight: int = 1
     max_conns: int = 0
     """Sessions that it may have at once, of all workers together; 0: no limit."""
@@ -96,7 +106,12 @@ class Group:
     @property
     def is_managed(self) -> bool:
         """Whether the manager tells workers about it."""
-        return bool(self.zone or self.health_checks)
+        return bool(self.zone or self.health_checks or self.is_resolved)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether members are looked up while running."""
+        return any(member.resolve for member in self.members)
 
     @property
     def counts_over_workers(self) -> bool:
@@ -107,6 +122,15 @@ class Group:
             or method.two
             or any(member.max_conns for member in self.members)
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupResolver:
+    """How the members of a group are looked up while running."""
+
+    settings: ResolverSettings
+    timeout: float
+    """Seconds for each lookup."""
 
 
 def read_address(word: Word) -> Url:
@@ -125,6 +149,40 @@ def read_address(word: Word) -> Url:
     if not url.port and not is_path(text):
         raise no_port(word)
     return url
+
+
+def read_name(word: Word, *, service: bool) -> tuple[str, int] | None:
+    """Parse an address that is to be looked up while running; returns name and port.
+
+    Returns:
+      None if it is no name, so there is nothing to look up.
+
+    Raises:
+      ConfigError: it is no name, and a service has to have one; its port is missing,
+        wrong or too many; or no name server can be asked for it.
+    """
+    text = word.value
+    host, colon, digits = text.partition(":")
+    if is_path(text) or text.startswith("[") or ipv4(host) is not None:
+        if service:
+            raise ConfigError(f'service upstream "{text}" requires domain name', word)
+        return None
+    if service and colon:
+        raise ConfigError(f'service upstream "{text}" may not have port', word)
+    if not is_host_name(host.encode("utf-8", "surrogateescape")):
+        reason = "invalid host" if host else "no host"
+        raise ConfigError(f'{reason} in upstream "{text}"', word)
+    if service:
+        return host, 0
+    if not colon:
+        raise no_port(word)
+    try:
+        port = parse_number(digits)
+    except ValueError:
+        port = 0
+    if not 1 <= port <= 65535:
+        raise ConfigError(f'invalid port in upstream "{text}"', word)
+    return host, port
 
 
 def no_port(word: Word, remedy: str = "") -> ConfigError:

@@ -49,14 +49,35 @@ def _complete(
     """Complete one health check.
 
     Raises:
-      ConfigError: its protocol is not known, or its `match` block.
+      ConfigError: its protocol is not known, or its `match` block, or it would send a
+        password in clear text.
     """
     ours = [each for each in servers if _leads_to(each, group)]
     protocol = _protocol_of(check, group, ours)
     among = ours or servers
     server = next((each for each in among if each.protocol.name == protocol), among[0])
     match = _find_match(check, state)
-    return GroupCheck(check=check, protocol=protocol, server=server, match=match)
+    found = GroupCheck(check=check, protocol=protocol, server=server, match=match)
+    _check_secrecy(found, group)
+    return found
+
+
+def _check_secrecy(found: GroupCheck, group: Group) -> None:
+    """Check that a password goes nowhere in clear text.
+
+    Raises:
+      ConfigError: it would.
+    """
+    if found.check.type is not ProbeType.LOGIN:
+        return
+    for member in group.members:
+        for address in member.addresses:
+            if found.mode(member.ssl) == "off" and not address.is_local:
+                raise ConfigError(
+                    f'"type=login" sends the password to "{address.text}" in clear text',
+                    found.check.position,
+                    "add: ssl=starttls or ssl=on",
+                )
 
 
 def _protocol_of(check: HealthCheck, group: Group, servers: Sequence[Server]) -> str:

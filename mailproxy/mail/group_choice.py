@@ -60,7 +60,11 @@ class GroupChoice(Choice):
     def failed(self, *, counts: bool) -> None:
         peer = self._take_peer()
         peer.leave()
-        if counts and not self._live.single and peer.fail(self._now()):
+        if not counts:
+            return
+        if self._live.single:
+            peer.numbers.fail()
+        elif peer.fail(self._now()):
             self._log.warn("upstream server temporarily disabled")
 
     def reached(self) -> None:

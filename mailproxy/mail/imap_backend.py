@@ -38,8 +38,39 @@ _REFUSAL = re.compile(
 
 
 async def meet(backend: Backend) -> None:
-    """Read the greeting; see `Dialogue.meet`."""
+    """Read the greeting, and have TLS begin; see `Dialogue.meet`."""
     backend.greeting = await expect(backend, b"* OK")
+    if backend.needs_starttls:
+        await _start_tls(backend)
+    if backend.secure:
+        _check_login_allowed(backend)
+
+
+async def _start_tls(backend: Backend) -> None:
+    """Say STARTTLS (RFC 3501, section 6.2.1), and ask for the capabilities anew.
+
+    Raises:
+      BackendError: the backend does not offer it, or refuses, or the handshake failed.
+    """
+    if b"STARTTLS" not in await learn_offers(backend):
+        raise backend.unfit("upstream does not offer STARTTLS")
+    backend.sending("STARTTLS command")
+    await send(backend, b"mp2 STARTTLS\r\n")
+    status = status_of(await read_reply(backend, b"mp2 ", own=True), b"mp2 ")
+    if not is_ok(status):
+        raise backend.unfit('upstream refused STARTTLS: "%s"', status.rstrip(b"\r\n"))
+    await backend.start_tls()
+    backend.offers = await _ask_capabilities(backend, b"mp3 ")
+
+
+def _check_login_allowed(backend: Backend) -> None:
+    """Check that logins are possible in TLS, as far as the backend has told.
+
+    Raises:
+      BackendError: it has said that they are not (RFC 3501, section 6.2.3).
+    """
+    if b"LOGINDISABLED" in (known_offers(backend) or ()):
+        raise backend.unfit("upstream does not allow logins")
 
 
 async def learn_offers(backend: Backend) -> frozenset[bytes]:
@@ -50,11 +81,18 @@ async def learn_offers(backend: Backend) -> frozenset[bytes]:
     Raises:
       BackendError: the backend refused to tell, or closed.
     """
-    if backend.offers is None:
-        backend.offers = parse_capabilities(backend.greeting)
-    if backend.offers is None:
-        backend.offers = await _ask_capabilities(backend, b"mp1 ")
-    return backend.offers
+    offers = known_offers(backend)
+    if offers is None:
+        offers = await _ask_capabilities(backend, b"mp1 ")
+    backend.offers = offers
+    return offers
+
+
+def known_offers(backend: Backend) -> frozenset[bytes] | None:
+    """Return what the backend has said that it offers; None: nothing, so far."""
+    if backend.offers is not None:
+        return backend.offers
+    return parse_capabilities(backend.greeting)
 
 
 async def _ask_capabilities(backend: Backend, tag: bytes) -> frozenset[bytes]:
@@ -65,10 +103,10 @@ async def _ask_capabilities(backend: Backend, tag: bytes) -> frozenset[bytes]:
     """
     backend.sending("CAPABILITY command")
     await send(backend, b"%sCAPABILITY\r\n" % tag)
-    reply = await read_reply(backend, tag)
+    reply = await read_reply(backend, tag, own=True)
     offers = parse_capabilities(reply)
     if offers is None or not is_ok(status_of(reply, tag)):
-        raise backend.invalid_reply(reply)
+        raise backend.unusable_reply(reply)
     return offers
 
 
@@ -142,12 +180,15 @@ async def read_answer(backend: Backend, tag: bytes, *, asks: bool = False) -> by
     raise _refusal(backend, reply, status)
 
 
-async def read_reply(backend: Backend, tag: bytes, *, asks: bool = False) -> bytes:
+async def read_reply(
+    backend: Backend, tag: bytes, *, asks: bool = False, own: bool = False
+) -> bytes:
     """Read the whole answer to a command: untagged lines, and one with its tag.
 
     Args:
       asks: the backend may ask for more instead, with a line that begins with "+", and
         is returned without the lines before it.
+      own: the command is not the client's, so the client must not see the answer.
 
     Raises:
       BackendError: the backend sent another line, or BYE.
@@ -161,6 +202,8 @@ async def read_reply(backend: Backend, tag: bytes, *, asks: bool = False) -> byt
             return reply
         if asks and line.startswith(b"+"):
             return line
+        if own and (_BYE.match(line) or not line.startswith(b"* ")):
+            raise backend.unusable_reply(line)
         if not line.startswith(b"* "):
             raise backend.invalid_reply(reply)
         if _BYE.match(line):

@@ -76,9 +76,9 @@ async def _identify(backend: Backend, dialogue: Dialogue) -> None:
     told = forward.describe(dialogue)
     backend.sending("ID command")
     await send(backend, b"%sID %s\r\n" % (_ID_TAG, forward.format_id(told)))
-    reply = await read_reply(backend, _ID_TAG)
+    reply = await read_reply(backend, _ID_TAG, own=True)
     if not is_ok(status_of(reply, _ID_TAG)):
-        raise backend.invalid_reply(reply, command="ID", remedy="proxy_forward off")
+        raise backend.unusable_reply(reply, "ID", "proxy_forward off")
 
 
 def _choose(setting: str, login: Login, offers: frozenset[bytes]) -> Mechanism | None:

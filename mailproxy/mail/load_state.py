@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from mailproxy.conf.addresses import Address, SocketAddress
     from mailproxy.conf.directive import Block, Reading
     from mailproxy.conf.tree import Directive, Position, Word
-    from mailproxy.mail.group import Group, Method
+    from mailproxy.mail.group import Group, GroupResolver, Method
     from mailproxy.mail.own_certificates import OwnCertificates
     from mailproxy.mail.probing import GroupCheck, Match
     from mailproxy.mail.ssl import SslSettings
@@ -57,6 +59,8 @@ class LoadState:
     """The `match` blocks, by name; None for one that has an error."""
     group_checks: dict[str, tuple[GroupCheck, ...]] = field(default_factory=dict)
     """By the name of a group in lower case, its health checks."""
+    resolvers: dict[str, GroupResolver] = field(default_factory=dict)
+    """How groups are looked up that have to be, by name in lower case."""
     targets: dict[Directive, Group | None] = field(default_factory=dict)
     """What each `proxy_pass` names; None if that has an error."""
     reached: list[tuple[Address, Directive]] = field(default_factory=list)
@@ -65,6 +69,8 @@ class LoadState:
     """By name, the size of each session zone, in octets."""
     contexts: dict[object, OwnCertificates] = field(default_factory=dict)
     """TLS contexts by settings: servers with the same settings share one."""
+    backend_contexts: dict[object, SSLContext] = field(default_factory=dict)
+    """TLS contexts for backends, by settings."""
     shelves: dict[object, Shelf] = field(default_factory=dict)
     """What directories of certificates have, by their names and the passwords."""
     with_context: dict[
@@ -78,6 +84,8 @@ class LoadState:
     """Remarks about directories of certificates, and their places: servers share them."""
     unfit: set[Directive] = field(default_factory=set)
     """Statements that do not fit to others, already reported for one server."""
+    unverified: set[Directive] = field(default_factory=set)
+    """Directives ``proxy_ssl_verify off`` that were already warned of."""
     outdated: set[str] = field(default_factory=set)
     """Certificates that are expired or not yet valid, already warned of."""
     manager: list[Reason] = field(default_factory=list)

@@ -9,6 +9,7 @@ from mailproxy.mail.health_check import HealthCheckSettings
 from mailproxy.mail.match import MatchSettings
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.proxy import ProxySettings
+from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 from mailproxy.mail.upstream import UpstreamSettings
@@ -22,6 +23,7 @@ MODULES: tuple[type[Settings], ...] = (
     *PROTOCOLS,
     *SOURCES,
     ProxySettings,
+    ProxySslSettings,
     RealipSettings,
 )
 """All modules of mail, in the order in which nginx checks them."""

@@ -97,9 +97,14 @@ class Peer:
 
     def is_open(self, now: int) -> bool:
         """Whether a new session may be sent there."""
+        return self.is_willing and not self.is_unavailable(now)
+
+    @property
+    def is_willing(self) -> bool:
+        """The same, whatever sessions have found out: all that counts for a single one."""
         if self.down or self.draining or self.health != "healthy":
             return False
-        return not self.is_unavailable(now) and not self.is_busy
+        return not self.is_busy
 
     def is_unavailable(self, now: int) -> bool:
         """Whether it has failed `max_fails` times, and `fail_timeout` is not over.
@@ -233,8 +238,9 @@ def _candidate(member: Member, address: Address) -> Candidate:
         address.sockaddr,
         address.text,
         spare=True,
-        host=member.name or member.host,
+        host=member.host,
         ssl=member.ssl,
+        ssl_name=member.name,
     )
 
 

@@ -40,8 +40,34 @@ answer with a code (RFC 2449, section 8) is about something else."""
 
 
 async def meet(backend: Backend) -> None:
-    """Read the greeting; see `Dialogue.meet`."""
+    """Read the greeting, and have TLS begin; see `Dialogue.meet`."""
     backend.greeting = await backend.expect(b"+OK")
+    if backend.needs_starttls:
+        xclient = _XCLIENT.match(backend.greeting)
+        await _start_tls(backend)
+        if xclient is not None:
+            # The one thing to be remembered: there is no other greeting. If somebody has
+            # forged it, the backend refuses XCLIENT.
+            backend.greeting = xclient[0]
+
+
+async def _start_tls(backend: Backend) -> None:
+    """Say STLS (RFC 2595, section 4).
+
+    A backend that does not know CAPA is asked, too.
+
+    Raises:
+      BackendError: the backend does not offer it, or refuses, or the handshake failed.
+    """
+    offers = await learn_offers(backend)
+    if offers and b"STLS" not in offers:
+        raise backend.unfit("upstream does not offer STARTTLS")
+    backend.sending("STLS command")
+    await backend.send_command(b"STLS\r\n")
+    reply = await backend.read_line()
+    if not reply.startswith(b"+OK"):
+        raise backend.unfit('upstream refused STARTTLS: "%s"', reply.rstrip(b"\r\n"))
+    await backend.start_tls()
 
 
 async def learn_offers(backend: Backend) -> frozenset[bytes]:
@@ -70,7 +96,7 @@ async def _read_list(backend: Backend) -> frozenset[bytes]:
         unknown = line.startswith(b"-ERR") and not _TEMPORARY.match(line)
         if unknown and not backend.rejects_header(line):
             return frozenset()
-        raise backend.invalid_reply(line)
+        raise backend.unusable_reply(line, "CAPA")
     backend.header_accepted()
     lines: list[bytes] = []
     while True:
@@ -111,9 +137,7 @@ async def _introduce(backend: Backend, dialogue: Dialogue) -> None:
     await backend.send_command(forward.format_attributes(told))
     reply = await backend.read_line()
     if not reply.startswith(b"+OK"):
-        raise backend.invalid_reply(
-            reply, command="XCLIENT", remedy="proxy_forward off"
-        )
+        raise backend.unusable_reply(reply, "XCLIENT", "proxy_forward off")
 
 
 def _choose(setting: str, login: Login, offers: frozenset[bytes]) -> Mechanism | None:

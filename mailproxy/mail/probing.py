@@ -99,3 +99,11 @@ class GroupCheck:
     def proxy_protocol(self) -> str:
         """Which PROXY header peers get: off, on, v2."""
         return self.check.proxy_protocol or self.server.proxy.proxy_protocol
+
+    def mode(self, member: str) -> str:
+        """Whether there is TLS with a member of the group: off, on, starttls.
+
+        Args:
+          member: its `ssl=`, which may be empty.
+        """
+        return self.check.ssl or member or self.server.proxy_ssl.proxy_ssl

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mailproxy.errors import BackendError, LocalError, LoopError
 from mailproxy.mail import proxy_header
 from mailproxy.mail.backend import Backend
+from mailproxy.mail.backend_tls import backend_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +26,16 @@ async def reach(
     client: Client,
     dialogue: Dialogue,
     choice: Choice,
+    ssl: str,
     report: Callable[[BackendError], None],
 ) -> Backend:
     """Connect to the first candidate that greets as its protocol requires.
 
-    The limit of the login's phase has begun then. `report` logs a try that failed and
-    is not the last one.
+    The limit of the login's phase has begun then. `ssl` is what the auth source wants, if
+    anything. `report` logs a try that failed and is not the last one.
 
     Raises:
+      AuthError: the auth source would switch TLS off.
       BackendError: no candidate was reached; that of the last try.
     """
     candidate = choice.next()
@@ -42,7 +45,7 @@ async def reach(
     tries = _Tries(client)
     while True:
         try:
-            backend = await _try(client, dialogue, choice, candidate)
+            backend = await _try(client, dialogue, choice, candidate, ssl)
         except BackendError as error:
             candidate = choice.next() if tries.may_go_on(error) else None
             if candidate is None:
@@ -79,11 +82,12 @@ class _Tries:
 
 
 async def _try(
-    client: Client, dialogue: Dialogue, choice: Choice, candidate: Candidate
+    client: Client, dialogue: Dialogue, choice: Choice, candidate: Candidate, ssl: str
 ) -> Backend:
     """Connect to one candidate, have it greet, and tell `choice` if that fails.
 
     Raises:
+      AuthError: see `reach`.
       BackendError: it cannot be reached, or does not greet.
     """
     backend = None
@@ -98,6 +102,7 @@ async def _try(
         )
         if client.server.upstreams.leads_back(candidate, backend.wire.fd):
             raise LoopError("upstream is this server itself", action=None)
+        backend.tls = backend_tls(client, candidate, ssl)
         with client.timer.attempt():
             await _meet(client, dialogue, backend)
     except BaseException as error:
@@ -110,7 +115,11 @@ async def _try(
 
 
 async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
-    """Wait for the connection, send the PROXY header, and have the backend greet."""
+    """Wait for the connection, send the PROXY header, and have the backend greet.
+
+    Raises:
+      BackendError: it does not, or there is no TLS although there has to be.
+    """
     server, timer = client.server, client.timer
     if backend.wire.connecting:
         timer.limit(server.proxy.proxy_connect_timeout, backend.expired)
@@ -119,4 +128,8 @@ async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
     if server.proxy.proxy_protocol != "off":
         header = proxy_header.format_header(client)
         await backend.send_header(header, dialogue.header_refusal)
+    if backend.tls is not None and backend.tls.mode == "on":
+        await backend.start_tls()
     await dialogue.meet(backend)
+    if backend.needs_starttls:  # the protocol has none
+        raise backend.unfit("upstream does not offer STARTTLS")

@@ -41,7 +41,12 @@ async def choose(route: Route | None, client: Client) -> Choice:
         return _choose_in(upstreams.host(route.server, route.port, found), client)
     family = socket.AF_INET6 if ":" in route.server else socket.AF_INET
     return OneCandidate(
-        Candidate(family, (route.server, route.port), route.name, host=route.server)
+        Candidate(
+            family,
+            (route.server, route.port),
+            route.name,
+            host=route.server,
+        )
     )
 
 

@@ -14,6 +14,7 @@ from mailproxy.mail.core import CoreSettings
 from mailproxy.mail.modules import SOURCES
 from mailproxy.mail.protocol import MailProtocol
 from mailproxy.mail.proxy import ProxySettings
+from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.realip import RealipSettings
 from mailproxy.mail.ssl import SslSettings
 from mailproxy.mail.upstreams import Upstreams
@@ -28,6 +29,7 @@ class Server:
     core: CoreSettings
     ssl: SslSettings
     proxy: ProxySettings
+    proxy_ssl: ProxySslSettings
     auth: Chain
     """The auth sources, which decide whether a login is good."""
     realip: RealipSettings
@@ -73,6 +75,7 @@ def make_server(
         core=core,
         ssl=ssl,
         proxy=proxy,
+        proxy_ssl=_one(made, ProxySslSettings),
         auth=Chain(
             tuple(each for each in made.values() if isinstance(each, Source)),
             needs_route=not destinations.default,

@@ -245,6 +245,7 @@ def _for_backend(client: Client, login: Login, granted: Granted) -> Login:
     by_source = route is not None and route.master
     if by_source or client.server.proxy.proxy_master_user is not None:
         login = master_user.apply(login, granted, client)
+    client.secrets.remember(login)
     return login
 
 
@@ -259,17 +260,18 @@ async def _enter(
     """
     client.info.login = granted.user
     login = _for_backend(client, login, granted)
-    client.secrets.remember(login)
     if client.server.proxy.proxy_forward:
         forward.check_loop(dialogue)
     choice = await choose(granted.route, client)
-    backend = await reach(client, dialogue, choice, partial(_report, client))
+    report = partial(_report, client)
+    backend = await reach(client, dialogue, choice, granted.ssl, report)
     try:
         answer = await dialogue.enter(backend, login)
     except BaseException:
         backend.close()
         choice.release()
         raise
+    backend.keep_session()
     return Entered(
         wire=backend.wire,
         to_client=answer + backend.lines.take_rest(),

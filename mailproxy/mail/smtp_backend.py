@@ -21,15 +21,35 @@ implemented, or out of order before HELO (RFC 5321, section 4.2.3)."""
 
 
 async def meet(backend: Backend, dialogue: SmtpDialogue) -> None:
-    """Read the greeting, and say EHLO or HELO; see `Dialogue.meet`.
+    """Read the greeting, say EHLO or HELO, have TLS begin; see `Dialogue.meet`.
 
     Args:
       dialogue: the dialogue with the client.
     """
     await expect(backend, b"220")
+    if backend.needs_starttls:
+        await _start_tls(backend, dialogue)
+        return
     backend.sending("HELO/EHLO")
     reply, esmtp = await _say_hello(backend, dialogue)
     backend.greeting = reply if esmtp else b""
+
+
+async def _start_tls(backend: Backend, dialogue: SmtpDialogue) -> None:
+    """Say EHLO and STARTTLS, and EHLO again (RFC 3207, section 4.2).
+
+    Raises:
+      BackendError: the backend does not offer it, or refuses, or the handshake failed.
+    """
+    if b"STARTTLS" not in await learn_offers(backend, dialogue):
+        raise backend.unfit("upstream does not offer STARTTLS")
+    backend.sending("STARTTLS")
+    await backend.send_command(b"STARTTLS\r\n")
+    reply = await read_reply(backend)
+    if not reply.startswith(b"220"):
+        raise backend.unfit('upstream refused STARTTLS: "%s"', reply.rstrip(b"\r\n"))
+    await backend.start_tls()
+    await learn_offers(backend, dialogue)
 
 
 async def learn_offers(backend: Backend, dialogue: SmtpDialogue) -> frozenset[bytes]:

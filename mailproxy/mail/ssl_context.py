@@ -68,7 +68,7 @@ def build(settings: SslSettings, block: Block, reading: Reading) -> OwnCertifica
         _verify(builder, settings, block)
     _exchange_keys(builder, settings, block)
     _keep_sessions(builder, settings, block)
-    with _about(block, "ssl_conf_command"):
+    with about(block, "ssl_conf_command"):
         builder.commands(settings.ssl_conf_command, reading.in_directory)
     _check_protocols(builder.context, settings, block, reading)
     _choose(builder, by_name, settings, block, reading)
@@ -83,12 +83,12 @@ def build(settings: SslSettings, block: Block, reading: Reading) -> OwnCertifica
 
 def _begin(settings: SslSettings, block: Block, reading: Reading) -> Builder:
     """Begin a context, up to its ciphers."""
-    with _about(block, "ssl_protocols"):
+    with about(block, "ssl_protocols"):
         builder = context_builder(settings.ssl_protocols)
     protocol = load_state(reading).protocol.get(block)
     if protocol is not None:
         builder.alpn(protocol.encode())
-    with _about(block, "ssl_ciphers"):
+    with about(block, "ssl_ciphers"):
         builder.ciphers(
             settings.ssl_ciphers, prefer_server=settings.ssl_prefer_server_ciphers
         )
@@ -105,12 +105,13 @@ def not_available() -> str | None:
 
 
 @contextmanager
-def _about(
+def about(
     block: Block, directive: str, index: int = -1, *, file: str = ""
 ) -> Iterator[None]:
     """Name the directive behind an error of OpenSSL, for people.
 
     Args:
+      block, directive: the directive, or a default of it.
       index: the statement, if the directive may be repeated.
       file: the full name of the file in its argument.
 
@@ -126,11 +127,11 @@ def _about(
             str(error), statement, error.remedy, cause=statement
         ) from None
     except OpenSSLError as error:
-        cause = _argument(block, directive, index)
+        cause = argument(block, directive, index)
         raise ConfigError(str(error), None, _remedy(file), cause=cause) from None
 
 
-def _argument(block: Block, directive: str, index: int = -1) -> Word | None:
+def argument(block: Block, directive: str, index: int = -1) -> Word | None:
     """The first argument of the directive in effect; None for its default."""
     given = block.find(directive)
     return None if given is None else given.statements[index].args[0]
@@ -160,18 +161,18 @@ def _certify(
     for index, (certificate, key) in enumerate(pairs):
         if has_variable(certificate):
             continue
-        name = _full_name(certificate, reading)
-        key_name = _full_name(key.source, reading)
+        name = full_name(certificate, reading)
+        key_name = full_name(key.source, reading)
         facts = _facts(name), _facts(key_name)
-        with _about(block, "ssl_certificate", index, file=name):
+        with about(block, "ssl_certificate", index, file=name):
             try:
                 leaf = builder.certificate(
                     name, key_name, None if passwords is None else passwords.passwords
                 )
             except PrivateKeyError as error:
-                with _about(block, "ssl_certificate_key", index, file=key_name):
+                with about(block, "ssl_certificate_key", index, file=key_name):
                     raise OpenSSLError(str(error)) from None
-        _check_dates(name, leaf, reading, _argument(block, "ssl_certificate", index))
+        _check_dates(name, leaf, reading, argument(block, "ssl_certificate", index))
         defaults.append(Default(_short(name), key_name, leaf, facts))
     _compress(builder, settings, block, reading)
     return tuple(defaults)
@@ -180,7 +181,7 @@ def _certify(
 def _compress(
     builder: Builder, settings: SslSettings, block: Block, reading: Reading
 ) -> None:
-    with _about(block, "ssl_certificate_compression"):
+    with about(block, "ssl_certificate_compression"):
         if not builder.compress_certificates(
             enable=settings.ssl_certificate_compression
         ):
@@ -211,7 +212,7 @@ def _choose(
     try:
         builder.certificates_by_name(by_name)
     except OpenSSLError as error:
-        raise ConfigError(str(error), _argument(block, directive)) from None
+        raise ConfigError(str(error), argument(block, directive)) from None
     if by_name.shelf is not None:
         say_refused(by_name.shelf, block, reading)
 
@@ -255,7 +256,8 @@ def _check_dates(
         )
 
 
-def _full_name(source: str, reading: Reading) -> str:
+def full_name(source: str, reading: Reading) -> str:
+    """The full name of a file of `ssl_certificate` or `ssl_certificate_key`."""
     if source.startswith(("data:", "engine:", "store:")):
         return source
     return reading.in_directory(source)
@@ -268,26 +270,26 @@ def _verify(builder: Builder, settings: SslSettings, block: Block) -> None:
     if mode != "optional_no_ca" and not (announced or trusted):
         raise ConfigError(
             "no ssl_client_certificate or ssl_trusted_certificate for ssl_verify_client",
-            cause=_argument(block, "ssl_verify_client"),
+            cause=argument(block, "ssl_verify_client"),
         )
-    with _about(block, "ssl_verify_client"):
+    with about(block, "ssl_verify_client"):
         builder.verify_client(settings.ssl_verify_depth, mode)
     if announced:
-        with _about(block, "ssl_client_certificate", file=announced):
+        with about(block, "ssl_client_certificate", file=announced):
             builder.announce(announced)
     if trusted:
-        with _about(block, "ssl_trusted_certificate", file=trusted):
+        with about(block, "ssl_trusted_certificate", file=trusted):
             builder.trust(trusted)
     if settings.ssl_crl:
-        with _about(block, "ssl_crl", file=settings.ssl_crl):
+        with about(block, "ssl_crl", file=settings.ssl_crl):
             builder.revoke(settings.ssl_crl)
 
 
 def _exchange_keys(builder: Builder, settings: SslSettings, block: Block) -> None:
     if settings.ssl_dhparam:
-        with _about(block, "ssl_dhparam", file=settings.ssl_dhparam):
+        with about(block, "ssl_dhparam", file=settings.ssl_dhparam):
             builder.dh_parameters(settings.ssl_dhparam)
-    with _about(block, "ssl_ecdh_curve"):
+    with about(block, "ssl_ecdh_curve"):
         builder.curves(settings.ssl_ecdh_curve)
 
 
@@ -321,15 +323,15 @@ def _keep_sessions(builder: Builder, settings: SslSettings, block: Block) -> Non
     builder.session_id_context(b"MAIL", private=verifies)
     cache = settings.ssl_session_cache
     shared = cache.shared if cache.mode == "on" else None
-    zone = _zone(*shared, _argument(block, "ssl_session_cache")) if shared else None
-    with _about(block, "ssl_session_cache"):
+    zone = _zone(*shared, argument(block, "ssl_session_cache")) if shared else None
+    with about(block, "ssl_session_cache"):
         builder.sessions(
             int(settings.ssl_session_timeout),
             cache={"off": False, "none": None, "on": True}[cache.mode or "none"],
             builtin=cache.builtin,
             zone=zone,
         )
-    with _about(block, _TICKET_KEY):
+    with about(block, _TICKET_KEY):
         builder.tickets(
             enable=settings.ssl_session_tickets, keys=_ticket_keys(settings, block)
         )
@@ -339,7 +341,7 @@ def _ticket_keys(settings: SslSettings, block: Block) -> list[bytes]:
     keys = []
     longest = _TICKET_KEY_SIZES[-1]
     for index, path in enumerate(settings.ssl_session_ticket_key):
-        place, cause = _end_of_mail(block), _argument(block, _TICKET_KEY, index)
+        place, cause = _end_of_mail(block), argument(block, _TICKET_KEY, index)
         try:
             key = outside.begin(path, longest + 1)
         except outside.FileError as error:
@@ -373,7 +375,7 @@ def _check_protocols(
     """Warn of configured versions that OpenSSL will not use; nginx does not."""
     named = [name for name in _LOW_LEVEL if name in settings.ssl_protocols]
     level = context.security_level
-    word = _argument(block, "ssl_protocols")
+    word = argument(block, "ssl_protocols")
     said = load_state(reading).refused_protocols
     if not named or not level or word is None or word in said:
         return

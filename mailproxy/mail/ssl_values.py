@@ -5,11 +5,12 @@ from __future__ import annotations
 import mmap
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import cast
 
 from mailproxy import outside
 from mailproxy.conf.directive import Reading, Value
-from mailproxy.conf.tree import ConfigError, Directive, Word
+from mailproxy.conf.tree import ConfigError, Directive, Word, encode
 from mailproxy.conf.values import (
     KIB,
     c_string,
@@ -30,6 +31,16 @@ MAX_PASSWORD_FILE = 1024 * KIB
 """Octets of `ssl_password_file`."""
 MIN_ZONE_PAGES = 8
 """Memory pages of a shared session cache, as in nginx."""
+MAX_NAMES = 256
+"""Names of backends that a worker remembers, because the same ones come again."""
+MAX_ALPN = 255
+"""Octets of a protocol's name (RFC 7301, section 3.1)."""
+
+_PIN = re.compile(r"[0-9A-Fa-f]{64}")
+_HOST = re.compile(
+    r"(?=.{1,253}\Z)(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*)"
+)
+"""What may be looked for in a certificate: a name, or an IP address."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +259,52 @@ def _in_directory(path: str, reading: Reading) -> str:
     return path and reading.in_directory(path)
 
 
+def _parse_pins(found: Directive, _: Reading) -> frozenset[bytes]:
+    pins = set()
+    for word in found.args:
+        if not _PIN.fullmatch(word.value):
+            raise ConfigError(
+                f'invalid pin "{c_string(word.value)}"',
+                word,
+                "64 hex digits: openssl x509 -pubkey -noout "
+                "| openssl pkey -pubin -outform der | sha256sum",
+            )
+        pins.add(bytes.fromhex(word.value))
+    return frozenset(pins)
+
+
+def _parse_alpn(found: Directive, _: Reading) -> tuple[bytes, ...]:
+    protocols = tuple(encode(word.value) for word in found.args)
+    if any(len(each) > MAX_ALPN for each in protocols):
+        raise ValueError("protocol too long")
+    if not all(each and each.isascii() for each in protocols):
+        raise ValueError("invalid value")
+    return protocols
+
+
+@lru_cache(MAX_NAMES)
+def host_name(text: str) -> str | None:
+    """A name as TLS has it: ASCII, without the dot of the root; None: it is no name.
+
+    Args:
+      text: the name of a host, or an IP address without brackets.
+    """
+    if not text.isascii():
+        try:
+            text = text.encode("idna").decode()
+        except UnicodeError:
+            return None
+    text = text.removesuffix(".")
+    return text if _HOST.fullmatch(text) else None
+
+
+def _parse_name(found: Directive, _: Reading) -> str:
+    name = host_name(c_string(found.words[1].value))
+    if name is None:
+        raise ValueError("invalid value")
+    return name
+
+
 starttls: Value[str] = replace(_starttls_choice, parse=_parse_starttls)
 ssl_flag: Value[bool] = replace(flag, parse=_parse_ssl)
 password_file: Value[PasswordFile | None] = Value(_parse_password_file, "file")
@@ -262,6 +319,11 @@ certificates: Value[tuple[str, ...]] = Value(
     "file | data:PEM",
     parameters=("data:", "$ssl_server_name"),
     means_dollar=has_variable,
+)
+certificate: Value[str] = Value(
+    lambda found, _: c_string(found.words[1].value),
+    certificates.usage,
+    parameters=certificates.parameters,
 )
 keys: Value[tuple[Key, ...]] = Value(
     lambda found, _: (Key(_parse_source(found)),),
@@ -279,6 +341,11 @@ certificate_cache: Value[CacheLimits] = Value(
     most=3,
     parameters=("off", "max=", "inactive=", "valid="),
 )
+key: Value[Key | None] = Value(
+    lambda found, _: Key(c_string(found.words[1].value)),
+    keys.usage,
+    parameters=keys.parameters,
+)
 file: Value[str] = Value(
     lambda found, reading: _in_directory(c_string(found.words[1].value), reading),
     "file",
@@ -295,3 +362,6 @@ commands: Value[tuple[tuple[str, str], ...]] = Value(
     least=2,
     most=2,
 )
+pins: Value[frozenset[bytes]] = Value(_parse_pins, "hex ...", most=None)
+alpn: Value[tuple[bytes, ...]] = Value(_parse_alpn, "protocol ...", most=None)
+name: Value[str] = Value(_parse_name, "name")

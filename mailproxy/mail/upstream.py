@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +21,7 @@ from mailproxy.conf.values import (
 from mailproxy.mail.group import (
     VARIABLES,
     Group,
+    GroupResolver,
     Key,
     Member,
     Method,
@@ -28,11 +29,14 @@ from mailproxy.mail.group import (
     Variable,
     host_of,
     read_address,
+    read_name,
 )
 from mailproxy.mail.health_check import checks_of
 from mailproxy.mail.load_state import LoadState, Reason, load_state
 from mailproxy.mail.peers import named_peers
-from mailproxy.stats.peers import peer_keys
+from mailproxy.net.dns_messages import is_service_name
+from mailproxy.net.resolver_settings import ResolverSettings
+from mailproxy.stats.peers import peer_keys, resolved_keys
 
 MAX_WEIGHT = 65535
 """The largest weight; `hash … consistent` needs 160 points for each unit."""
@@ -59,6 +63,12 @@ def _parse_name(text: str) -> str:
     return text
 
 
+def _parse_service(text: str) -> str:
+    if not is_service_name(text.encode("utf-8", "surrogateescape")):
+        raise ValueError("invalid value")
+    return text
+
+
 _VALUED: dict[str, Callable[[str], object]] = {
     "weight": _parse_weight,
     "max_conns": parse_number,
@@ -67,27 +77,51 @@ _VALUED: dict[str, Callable[[str], object]] = {
     "slow_start": parse_seconds,
     "ssl": _parse_mode,
     "name": _parse_name,
+    "service": _parse_service,
 }
 """Parameters with a value, and how it is read."""
-_PLAIN = ("backup", "down", "drain")
+_PLAIN = ("backup", "down", "drain", "resolve")
 _PARAMETERS = (*(f"{name}=" for name in _VALUED), *_PLAIN)
 
 
 def _parse_server(found: Directive, reading: Reading) -> tuple[Member, ...]:
-    parameters: dict[str, object] = {}
-    for word in found.words[2:]:
-        name, value = _parse_parameter(word)
-        parameters[name] = value
-    url = read_address(found.words[1])
-    text = c_string(found.values[1])
-    load_state(reading).reached += [(each, found) for each in url.addresses]
-    member = Member(
-        server=text,
-        host=host_of(url, text),
-        addresses=url.addresses,
-        **parameters,  # type: ignore[arg-type] # _parse_parameter knows the fields
+    parameters = dict(map(_parse_parameter, found.words[2:]))
+    word, text = found.words[1], c_string(found.values[1])
+    name = _name_to_resolve(word, parameters)
+    if name is not None:
+        load_state(reading).manager.append(Reason("resolve", found.position))
+        addresses: tuple[Address, ...] = ()
+        host, port = name
+    else:
+        url = read_address(word)
+        load_state(reading).reached += [(each, found) for each in url.addresses]
+        addresses, host, port = url.addresses, host_of(url, text), 0
+    parameters["resolve"] = name is not None
+    return (
+        Member(
+            server=text,
+            host=host,
+            port=port,
+            addresses=addresses,
+            **parameters,  # type: ignore[arg-type] # _parse_parameter knows the fields
+        ),
     )
-    return (member,)
+
+
+def _name_to_resolve(
+    word: Word, parameters: Mapping[str, object]
+) -> tuple[str, int] | None:
+    """The name and the port of a server that is to be looked up while running."""
+    service = "service" in parameters
+    if "resolve" in parameters:
+        return read_name(word, service=service)
+    if service:
+        raise ConfigError(
+            f'service upstream "{word.value}" requires "resolve" parameter',
+            word,
+            f"server {word.value} service={parameters['service']} resolve;",
+        )
+    return None
 
 
 def _parse_parameter(word: Word) -> tuple[str, object]:
@@ -96,6 +130,8 @@ def _parse_parameter(word: Word) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if text in _PLAIN:
         return text, True
+    if text == "service=":
+        raise ConfigError("service is empty", word)
     try:
         if equals and name in _VALUED:
             return name, _VALUED[name](value)
@@ -228,7 +264,9 @@ class UpstreamSettings(Settings):
     limit. `max_fails=1` and `fail_timeout=10s`: so many failures within that time
     make it unavailable for that time. `slow_start=0`: time in which its weight grows from
     1 after it was unavailable. `backup`: used if no other one can be. `down`: not used.
-    `drain`: gets no new sessions. `ssl=on | off | starttls` instead of `proxy_ssl`.
+    `drain`: gets no new sessions. `resolve`: the name is looked up while running, by the
+    manager process. `service=S`: SRV records of `_S._tcp.NAME` are looked up (of `S.NAME` if
+    S has a dot), and those with a larger priority value are backups. `ssl=on | off | starttls` instead of `proxy_ssl`.
     `name=HOST`: for SNI and verification. A group of one has no failures."""
 
     zone: str = directive(
@@ -337,6 +375,33 @@ def _count(group: Group, state: LoadState) -> None:
     state.shares_numbers |= group.counts_over_workers
     for peer, _, _ in named_peers(group):
         state.counted += peer_keys(group.name, peer)
+    if group.is_resolved:
+        state.counted += resolved_keys(group.name)
+
+
+def find_resolvers(mail: Block, reading: Reading) -> Iterator[ConfigError]:
+    """Note at the end of mail which name servers look up the members of groups."""
+    state = load_state(reading)
+    for block in mail.blocks:
+        if block.context != "upstream" or block.directive is None:
+            continue
+        group = state.groups.get(lower(block.directive.values[1]))
+        if group is None or not group.is_resolved:
+            continue
+        given = block.find("resolver")
+        if given is None or given.value is None:
+            yield ConfigError(
+                "no resolver defined to resolve names at run time in upstream"
+                f' "{group.name}"',
+                block.directive,
+                "resolver 127.0.0.53;",
+            )
+            continue
+        timeout = block.find("resolver_timeout")
+        state.resolvers[lower(group.name)] = GroupResolver(
+            settings=cast("ResolverSettings", given.value),
+            timeout=30.0 if timeout is None else cast("float", timeout.value),
+        )
 
 
 def warn_of_loops(reading: Reading, is_own: Callable[[Address], bool]) -> None:

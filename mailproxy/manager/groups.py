@@ -24,6 +24,9 @@ from mailproxy.net.line_kinds import LineKind
 from mailproxy.net.messages import MessageError
 from mailproxy.stats.mapping import Row
 
+FRONT_PAUSE = 0.5
+"""Seconds between two looks whether this manager writes the board by now."""
+
 
 class GroupService(ManagerService):
     """See the module.
@@ -107,11 +110,12 @@ class GroupService(ManagerService):
             return
         for worker in self._hub.workers.values():
             worker.push(managed, write_news(self._news(managed, worker.pid)))
-        self._publish(managed)
+        self.publish(managed)
 
     # The board
 
-    def _publish(self, managed: ManagedGroup) -> None:
+    def publish(self, managed: ManagedGroup) -> None:
+        """Put what is known of a group on the board, if this manager writes that."""
         if self._hub is not None and self._hub.row.is_front:
             for peer in managed.peers:
                 peer.numbers.publish(peer.state, peer.member.weight)
@@ -133,14 +137,21 @@ class GroupService(ManagerService):
         self._take_over()
         for managed in self.groups.values():
             self.tell(managed)
+        is_known = not hub.row.is_shared
         while True:
             due = min(
                 (peer.due for group in self.groups.values() for peer in group.peers),
                 default=math.inf,
             )
+            if not is_known:
+                due = min(due, trio.current_time() + FRONT_PAUSE)
             self._changed = trio.Event()
             with trio.move_on_at(due):
                 await self._changed.wait()
+            if not is_known and hub.row.is_front:
+                is_known = True
+                for managed in self.groups.values():
+                    self.tell(managed)
             now = trio.current_time()
             for managed in self.groups.values():
                 workers = sorted(hub.workers)

@@ -135,6 +135,9 @@ class HealthChecks:
         self, watch: _Watch, progress: _Progress, failure: Failure | None
     ) -> None:
         """Note what came of a probe."""
+        if failure is not None and failure.local:
+            self._say_local(watch, progress, failure)
+            return
         before, told = watch.health, progress.failure
         progress.take(failure)
         health = watch.health
@@ -155,18 +158,28 @@ class HealthChecks:
             self._log.notice('peer %s of upstream "%s" is healthy', *where)
         self._changed(peer.key, health)
 
+    def _say_local(self, watch: _Watch, progress: _Progress, failure: Failure) -> None:
+        """Log once that this machine is at fault, which says nothing of the peer."""
+        if failure != progress.fault:
+            progress.fault = failure
+            event = f'health check of peer %s of upstream "%s" failed: {failure.event}'
+            where = watch.peer.address, watch.peer.key.upstream
+            self._log.crit(event, *where, *failure.values)
+
 
 class _Progress:
     """How one check of one peer has gone.
 
     Attributes:
       failure: why the last probe failed; None if it passed.
+      fault: why this machine could not probe it the last time; None if it could.
       health: what the check says.
     """
 
     def __init__(self, check: Check, health: Health) -> None:
         self.check = check
         self.failure: Failure | None = None
+        self.fault: Failure | None = None
         self.health: Health = health
         if health == "checking" and not check.mandatory:
             self.health = "healthy"
@@ -176,7 +189,7 @@ class _Progress:
         """Note a probe that failed, or passed."""
         passed, was = failure is None, self.failure is None
         self._row = self._row + 1 if passed == was else 1
-        self.failure = failure
+        self.failure, self.fault = failure, None
         schedule = self.check.schedule
         if passed and self._row >= schedule.passes:
             self.health = "healthy"

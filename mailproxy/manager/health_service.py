@@ -19,6 +19,7 @@ from mailproxy.mail.peer_states import PeerState
 from mailproxy.manager.health import Check, HealthChecks, PeerKey, WatchedPeer
 from mailproxy.manager.probes.probe import Probe
 from mailproxy.manager.probes.probe import run as run_probe
+from mailproxy.manager.probes.tls import ProbeTls
 from mailproxy.manager.services import ManagerService
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mailproxy.manager.groups import GroupService
     from mailproxy.manager.hub import Hub
     from mailproxy.manager.peers import ManagedGroup, ManagedPeer
+    from mailproxy.manager.probes.peer import Failure
     from mailproxy.manager.probes.talk import ProbeLogin
 
 
@@ -59,7 +61,7 @@ class HealthService(ManagerService):
             if (possible := [each for each in found if self._can_log_in(each)])
         }
         self._checks: HealthChecks | None = None
-        self._watched: list[tuple[PeerKey, Address]] = []
+        self._known: list[tuple[PeerKey, Address]] = []
         for name, found in self._probes.items():
             for peer in groups.groups[name].peers:
                 peer.health = _first_health(peer, found, replaces=replaces)
@@ -86,8 +88,8 @@ class HealthService(ManagerService):
         """Watch the peers that a group has now, before workers are told of them."""
         if self._checks is None or lower(managed.group.name) not in self._probes:
             return
-        known = dict(self._watched)
-        if self._peers() == self._watched:
+        known = dict(self._known)
+        if self._peers() == self._known:
             return
         found = self._probes[lower(managed.group.name)]
         for peer in managed.peers:
@@ -109,13 +111,38 @@ class HealthService(ManagerService):
         return [(groups[name], found) for name, found in self._probes.items()]
 
     def _watch(self, checks: HealthChecks) -> None:
-        self._watched = self._peers()
+        self._known = self._peers()
         checks.watch(
-            _watched(managed, peer, found, self._logins)
+            self._watched_peer(managed, peer, found)
             for managed, found in self._probed()
             for peer in managed.peers
             if not peer.down
         )
+
+    def _watched_peer(
+        self, managed: ManagedGroup, peer: ManagedPeer, checks: Sequence[GroupCheck]
+    ) -> WatchedPeer:
+        return WatchedPeer(
+            key=PeerKey(managed.group.name, peer.name),
+            address=peer.address.text,
+            checks=tuple(
+                Check(
+                    schedule=each.check.schedule,
+                    probe=partial(
+                        self._probe, managed, make_probe(each, peer, self._logins)
+                    ),
+                    mandatory=each.check.mandatory,
+                )
+                for each in checks
+            ),
+            health=peer.health,
+        )
+
+    async def _probe(self, managed: ManagedGroup, probe: Probe) -> Failure | None:
+        failure = await run_probe(probe)
+        # This manager may have become the one that writes the board meanwhile.
+        self._groups.publish(managed)
+        return failure
 
 
 def _begin(checks: Sequence[GroupCheck]) -> Health:
@@ -139,27 +166,6 @@ def _first_health(
     return "checking" if forgets and not replaces else "healthy"
 
 
-def _watched(
-    managed: ManagedGroup,
-    peer: ManagedPeer,
-    checks: Sequence[GroupCheck],
-    logins: Mapping[str, ProbeLogin],
-) -> WatchedPeer:
-    return WatchedPeer(
-        key=PeerKey(managed.group.name, peer.name),
-        address=peer.address.text,
-        checks=tuple(
-            Check(
-                schedule=each.check.schedule,
-                probe=partial(run_probe, make_probe(each, peer, logins)),
-                mandatory=each.check.mandatory,
-            )
-            for each in checks
-        ),
-        health=peer.health,
-    )
-
-
 def make_probe(
     check: GroupCheck, peer: ManagedPeer, logins: Mapping[str, ProbeLogin]
 ) -> Probe:
@@ -170,11 +176,21 @@ def make_probe(
         type=check.check.type,
         timeout=check.check.timeout,
         protocol=check.protocol,
+        outgoing=check.server.proxy.outgoing,
         proxy_protocol=check.proxy_protocol,
+        tls=_tls(check, peer),
         own_name=check.server.core.server_name,
         login=None if file is None else logins[file.path],
         match=check.match,
     )
+
+
+def _tls(check: GroupCheck, peer: ManagedPeer) -> ProbeTls | None:
+    settings, mode = check.server.proxy_ssl, check.mode(peer.member.ssl)
+    if mode == "off":
+        return None
+    name = settings.proxy_ssl_name or peer.member.name or peer.member.host
+    return ProbeTls(mode=mode, settings=settings, name=name)
 
 
 def _at_port(address: Address, port: int) -> Address:

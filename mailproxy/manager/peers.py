@@ -8,7 +8,8 @@ one of them says that it has begun; what comes of that decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from mailproxy.conf.addresses import Address
 from mailproxy.mail.group import Group, Member
@@ -17,7 +18,7 @@ from mailproxy.mail.peer_states import PeerState
 from mailproxy.mail.peers import Health, named_peers
 from mailproxy.net.messages import MessageError
 from mailproxy.stats.mapping import Row
-from mailproxy.stats.peers import PeerNumbers
+from mailproxy.stats.peers import MAX_RESOLVED, PeerNumbers, resolved_name
 
 TRY_PAUSE = 1.0
 """Seconds until another worker may try a peer, if none has begun to."""
@@ -140,6 +141,17 @@ class ManagedPeer:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A peer that was found by a lookup."""
+
+    address: Address
+    weight: int
+    backup: bool
+    name: str = ""
+    """Its name in the group, if it has one already."""
+
+
 class ManagedGroup:
     """One group, and its peers.
 
@@ -150,6 +162,7 @@ class ManagedGroup:
 
     def __init__(self, group: Group, row: Row) -> None:
         self.group = group
+        self._row = row
         self.peers = [
             self._make(name, group.members.index(member), member, address, row)
             for name, member, address in named_peers(group)
@@ -160,6 +173,55 @@ class ManagedGroup:
     ) -> ManagedPeer:
         numbers = PeerNumbers(row, self.group.name, name)
         return ManagedPeer(name, server, member, address, numbers)
+
+    def replace(self, server: int, found: Sequence[Found]) -> bool:
+        """Have these peers come from a `server` that was looked up.
+
+        Those that stay keep their states, their names and so their numbers.
+
+        Returns:
+          Whether anything has changed.
+        """
+        before = [(peer, peer.member) for peer in self.peers]
+        known = {peer.address: peer for peer in self.peers if peer.server == server}
+        others = [peer for peer in self.peers if peer.server != server]
+        member = self.group.members[server]
+        peers, taken = [], {peer.name for peer in self.peers}
+        for each in found:
+            own = replace(
+                member, weight=each.weight, backup=member.backup or each.backup
+            )
+            peer = known.get(each.address)
+            if peer is None:
+                name = each.name or self._free_name(taken) or each.address.text
+                taken.add(name)
+                peer = self._make(name, server, own, each.address, self._row)
+            peer.member = own
+            peers.append(peer)
+        order = {id(peer): place for place, peer in enumerate(peers)}
+        self.peers = sorted(
+            (*others, *peers),
+            key=lambda peer: (
+                peer.member.backup,
+                peer.server,
+                order.get(id(peer), 0),
+            ),
+        )
+        return before != [(peer, peer.member) for peer in self.peers]
+
+    def _free_name(self, taken: Collection[str]) -> str | None:
+        """A name whose numbers nobody has, preferably without sessions; None: all are
+        taken."""
+        names = [
+            *filter(
+                lambda name: name not in taken, map(resolved_name, range(MAX_RESOLVED))
+            )
+        ]
+        upstream = self.group.name
+        idle = (
+            name for name in names if not PeerNumbers(self._row, upstream, name).conns
+        )
+        return next(idle, names[0] if names else None)
 
     def peer(self, name: str) -> ManagedPeer:
         """The peer of that name.

@@ -55,6 +55,9 @@ class ManagerService:
     def greet(self, worker: ManagedWorker) -> None:
         """Tell a worker that has come what it has to know."""
 
+    async def wait_ready(self) -> None:
+        """Return once workers can be started; the manager does not wait for it long."""
+
     async def run(self, hub: Hub) -> None:
         """Work until cancelled; a service that returns has no task of its own."""
 

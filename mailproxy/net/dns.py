@@ -24,6 +24,7 @@ from mailproxy.net.dns_messages import (
     forward_question,
     packed,
     reverse_question,
+    service_question,
 )
 from mailproxy.net.resolver_settings import ResolverSettings
 
@@ -97,6 +98,14 @@ class Resolver:
         """
         return await self._within_timeout(self._find_addresses(name, b""))
 
+    async def find_services(self, name: bytes) -> Answer:
+        """Return the servers of a service (see `read_service`), or a code.
+
+        Args:
+          name: `is_service_name` must hold for it.
+        """
+        return await self._within_timeout(self._find(service_question(name)))
+
     async def _within_timeout(self, lookup: Awaitable[Answer]) -> Answer:
         with trio.move_on_after(self._timeout):
             return await lookup
@@ -119,7 +128,8 @@ class Resolver:
         answers = [found[kind] for kind in kinds if kind in found]
         values = tuple(value for answer in answers for value in answer.values)
         if values:
-            return Answer(0, values)
+            ttl = min(answer.ttl for answer in answers if answer.values)
+            return Answer(0, values, ttl)
         # One server that failed may have known more than one that knew nothing.
         codes = [answer.code for answer in answers if answer.code != NOT_FOUND]
         return Answer(codes[0] if codes else NOT_FOUND)

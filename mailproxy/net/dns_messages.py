@@ -51,6 +51,10 @@ _INTERNET = 1
 _POINTER = 0xC0
 _MAX_LABEL = 63
 _MAPPED = bytes(10) + b"\xff\xff"
+_SERVICE = struct.Struct(">HHH")
+_SERVICE_NAME = re.compile(
+    rb"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*"
+)
 _HOST_NAME = re.compile(rb"(?=.{1,253}\Z)[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*")
 
 
@@ -60,6 +64,7 @@ class Kind(IntEnum):
     A = 1
     PTR = 12
     AAAA = 28
+    SRV = 33
 
 
 _ADDRESS_SIZE = {Kind.A: 4, Kind.AAAA: 16}
@@ -86,7 +91,7 @@ class Answer:
     """0, or an error: `SERVER_FAILURE`, `NOT_FOUND` …"""
     values: tuple[bytes, ...] = ()
     """One host name, in lower case without the final dot; or addresses of 4 or 16
-    octets, at most `MAX_RECORDS`."""
+    octets, or services for `read_service`; at most `MAX_RECORDS`."""
     ttl: int = 0
     """Seconds for which the answer is valid."""
     alias: bytes = b""
@@ -111,6 +116,11 @@ def is_host_name(name: bytes) -> bool:
     return _HOST_NAME.fullmatch(name) is not None
 
 
+def is_service_name(name: bytes) -> bool:
+    """Return whether a name is fit for a question about a service: with underscores."""
+    return _SERVICE_NAME.fullmatch(name) is not None
+
+
 def forward_question(kind: Kind, name: bytes) -> Question:
     """Return the question for addresses of a host name.
 
@@ -125,6 +135,33 @@ def reverse_question(address: IPAddress) -> Question:
     """Return the question for the name of an address (RFC 1035, 3.5; RFC 3596, 2.5)."""
     name = address.reverse_pointer.encode("ascii")
     return Question(Kind.PTR, _to_wire(name.split(b".")))
+
+
+def service_question(name: bytes) -> Question:
+    """Return the question for the servers of a service (RFC 2782).
+
+    Args:
+      name: ``_imap._tcp.example.com``; `is_service_name` must hold for it.
+    """
+    assert is_service_name(name)
+    return Question(Kind.SRV, _to_wire(name.lower().split(b".")))
+
+
+class ServiceRecord(NamedTuple):
+    """One server of a service."""
+
+    priority: int
+    """Those with the smallest number are asked first."""
+    weight: int
+    port: int
+    host: bytes
+    """Empty: the service is decidedly not available there."""
+
+
+def read_service(value: bytes) -> ServiceRecord:
+    """Read a value of an answer about a service."""
+    priority, weight, port = _SERVICE.unpack_from(value)
+    return ServiceRecord(priority, weight, port, value[_SERVICE.size :])
 
 
 def _to_wire(labels: list[bytes]) -> bytes:
@@ -271,10 +308,24 @@ class _Records:
             raise _ExcessiveError
         if places:
             ttl = min(ttl, *(place.ttl for place in places))
-            return Answer(0, tuple(map(self._read_address, places)), ttl)
+            read = self._read_value
+            return Answer(0, tuple(map(read, places)), ttl)
         if followed and self._question.kind is not Kind.PTR:
             return Answer(0, (), ttl, alias=name)
         return None
+
+    def _read_value(self, place: _Place) -> bytes:
+        if self._question.kind is Kind.SRV:
+            return self._read_service(place)
+        return self._read_address(place)
+
+    def _read_service(self, place: _Place) -> bytes:
+        """Read three numbers and a name, which is not compressed as a rule."""
+        at = place.start + _SERVICE.size
+        name, end = self._read_name(at)
+        if end != place.end:
+            raise _MalformedError
+        return self._message[place.start : at] + to_host(name)
 
     def _read_address(self, place: _Place) -> bytes:
         if place.end - place.start != _ADDRESS_SIZE[self._question.kind]:

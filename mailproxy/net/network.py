@@ -17,6 +17,7 @@ from mailproxy.net.manager_line import ManagerLine
 from mailproxy.net.outgoing import Outgoing
 from mailproxy.net.relay import Relay
 from mailproxy.net.resolver_settings import ResolverSettings
+from mailproxy.net.resumption import Resumption
 from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
 from mailproxy.stats.mapping import Row
@@ -43,6 +44,7 @@ class Network:
       manager: the line to the manager process, which may have none.
       row: the numbers of this worker, and its view of those of all others.
       secrets: the first lines of the files of secrets that sessions need, by path.
+      resumption: the TLS sessions with backends.
     """
 
     def __init__(self, engine: Engine, row: Row | None = None) -> None:
@@ -54,6 +56,7 @@ class Network:
         self.row = Row() if row is None else row
         self.secrets: dict[str, bytes] = {}
         self._life = f"{int(time.time() * 1000):x}.{os.getpid():x}"
+        self.resumption = Resumption()
         self._numbers = itertools.count(1)
         self._transport = NameServers(engine)
         self._resolvers: dict[tuple[ResolverSettings, float], Resolver] = {}

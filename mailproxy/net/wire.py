@@ -293,7 +293,12 @@ class Wire(Readiness):
         await self._shake_hands(tls)
 
     async def connect_tls(
-        self, context: ssl.SSLContext, server_name: str | None = None
+        self,
+        context: ssl.SSLContext,
+        server_name: str | None = None,
+        *,
+        session: openssl.ClientSession | None = None,
+        hide_name: bool = False,
     ) -> None:
         """Do the client's side of a TLS handshake, once the connection is made.
 
@@ -303,6 +308,8 @@ class Wire(Readiness):
           context: a context of `PROTOCOL_TLS_CLIENT`.
           server_name: the name, or the IP address, to check the certificate against if
             the context asks for that; a name is sent as SNI (RFC 6066, section 3).
+          session: the session to resume, of the same context and name.
+          hide_name: do not send the name.
 
         Raises:
           OSError: connecting or the handshake failed; `ssl.SSLError` if TLS is the
@@ -310,7 +317,24 @@ class Wire(Readiness):
         """
         await self.wait_connected()
         self._check_socket()
-        await self._shake_hands(self._wrap(context, server_name=server_name))
+        tls = self._wrap(context, server_name=server_name)
+        if session is not None:
+            openssl.resume(tls, session)
+        if hide_name:
+            openssl.hide_name(tls)
+        await self._shake_hands(tls)
+        openssl.check_chain(tls)
+
+    def resumable_session(
+        self, resumed: openssl.ClientSession | None
+    ) -> openssl.ClientSession | None:
+        """Return the TLS session with a server, if it can be resumed.
+
+        Args:
+          resumed: the session that the server was asked to resume.
+        """
+        tls = self.tls
+        return None if tls is None else openssl.resumable_session(tls, resumed)
 
     async def wait_connected(self) -> None:
         """Wait until connect() is done.
@@ -446,7 +470,7 @@ class Wire(Readiness):
         if self.tls is not None and notify:
             # The peer may be gone or slow: close_notify is only a courtesy.
             with contextlib.suppress(OSError, ValueError):
-                self.tls.unwrap()
+                openssl.say_goodbye(self.tls)
         self._socket.close()
 
 

@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from mailproxy.frozen import Frozen
 from mailproxy.net.messages import MAX_FRAME, MessageError
@@ -31,6 +31,12 @@ FATAL = 2
 
 MAX_MESSAGES_IN_A_ROW = 64
 """Messages of one process that are read before others have their turn."""
+
+
+class Closable(Protocol):
+    """Something with a descriptor."""
+
+    def close(self) -> None: ...
 
 
 class SpawnError(Frozen, Exception):
@@ -92,13 +98,13 @@ class Children:
     def start(
         self,
         work: Callable[[socket.socket], int],
-        close: Iterable[socket.socket] = (),
+        close: Iterable[Closable] = (),
     ) -> int:
         """Fork a worker, or a manager, and return its pid.
 
         Args:
           work: what it does with its end of the line; returns its exit code.
-          close: sockets of the master that it must not have.
+          close: sockets and files of the master that it must not have.
 
         Raises:
           SpawnError: a process, or a socket, cannot be created.
@@ -106,8 +112,8 @@ class Children:
         ours, theirs = make_line()
 
         def begin() -> int:
-            for line in (ours, *self._lines.values(), *close):
-                line.close()
+            for each in (ours, *self._lines.values(), *close):
+                each.close()
             return work(theirs)
 
         with theirs, contextlib.ExitStack() as undo:

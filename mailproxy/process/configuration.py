@@ -20,7 +20,9 @@ from mailproxy.conf.secret_files import SecretFile
 from mailproxy.conf.tree import ConfigError
 from mailproxy.frozen import Frozen
 from mailproxy.log.directive import ErrorLog
+from mailproxy.mail.clear_text import warn_of_clear_text
 from mailproxy.mail.core import CoreSettings
+from mailproxy.mail.group import GroupResolver
 from mailproxy.mail.group_checks import complete_checks
 from mailproxy.mail.listen import Listen
 from mailproxy.mail.load_state import LoadState, Reason, load_state
@@ -29,7 +31,12 @@ from mailproxy.mail.modules import MODULES, OF_BLOCKS
 from mailproxy.mail.probing import GroupCheck
 from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.mail.server import Server, check_server, make_server
-from mailproxy.mail.upstream import close_upstream, open_upstream, warn_of_loops
+from mailproxy.mail.upstream import (
+    close_upstream,
+    find_resolvers,
+    open_upstream,
+    warn_of_loops,
+)
 from mailproxy.mail.upstreams import Upstreams
 from mailproxy.process.options import Options
 from mailproxy.process.settings import EventsSettings, MainSettings
@@ -90,6 +97,9 @@ class Configuration:
     """The health checks of groups, by name in lower case."""
     counted: tuple[CellKey, ...] = ()
     """The numbers that processes share, besides those that all have."""
+
+    resolvers: Mapping[str, GroupResolver] = field(default_factory=dict)
+    """How groups are looked up that have to be, by name in lower case."""
 
     @property
     def shares_numbers(self) -> bool:
@@ -200,8 +210,11 @@ class Assembly:
             make_server(made.block, made.settings, self.upstreams) for made in complete
         ]
         warn_of_loops(reading, self.upstreams.is_own)
+        pairs = zip((made.block for made in complete), self.servers, strict=True)
+        warn_of_clear_text(dict(pairs), reading)
         if self.servers and len(complete) == len(blocks):
             yield from complete_checks(self.servers, reading)
+        yield from find_resolvers(mail, reading)
 
 
 class Loader:
@@ -270,6 +283,7 @@ class Loader:
             upstreams=self.assembly.upstreams,
             manager=tuple(state.manager),
             group_checks=dict(state.group_checks),
+            resolvers=dict(state.resolvers),
             counted=tuple(state.counted) if shares else (),
         )
 

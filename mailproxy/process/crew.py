@@ -17,7 +17,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 from mailproxy.log import Logger
 from mailproxy.net.messages import Complaints
-from mailproxy.process.children import End, Heard
+from mailproxy.process.children import Closable, End, Heard
 from mailproxy.process.generation import Generation
 from mailproxy.process.messages import Order
 from mailproxy.stats.mapping import Row, Statistics
@@ -38,7 +38,7 @@ class Processes(Protocol):
     """What is done with processes; `Children` does it."""
 
     def start(
-        self, work: Callable[[socket], int], close: Iterable[socket] = ()
+        self, work: Callable[[socket], int], close: Iterable[Closable] = ()
     ) -> int: ...
     def tell(
         self,

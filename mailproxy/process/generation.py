@@ -43,6 +43,7 @@ class Generation:
     secrets: SecretFiles = field(default_factory=SecretFiles)
     """Those of workers."""
     manager_secrets: SecretFiles = field(default_factory=SecretFiles)
+    """Those of its manager. They stay open as long as that may have to be replaced."""
 
     @property
     def main(self) -> MainSettings:
@@ -70,14 +71,13 @@ class Generation:
             self.log.alert(str(failure), error=failure.error)
 
     def close(self) -> None:
-        """Close the logs and the secrets; listening sockets may belong to others, too."""
-        self.logs.close()
-        self.close_secrets()
+        """Close the logs and the secrets of workers.
 
-    def close_secrets(self) -> None:
-        """Close all secrets, in a process that does not need them."""
+        Listening sockets may belong to others, too, and the manager's secrets to a
+        manager that is still needed.
+        """
+        self.logs.close()
         self.secrets.close()
-        self.manager_secrets.close()
 
     def reopen_logs(self) -> None:
         """Open the log files again by name, so that workers can do it, too."""

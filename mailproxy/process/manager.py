@@ -18,6 +18,7 @@ from mailproxy.manager.groups import GroupService
 from mailproxy.manager.health_service import HealthService
 from mailproxy.manager.hub import Hub
 from mailproxy.manager.probes.talk import ProbeLogin
+from mailproxy.manager.resolve import ResolveService
 from mailproxy.manager.services import ManagerService
 from mailproxy.net.messages import MAX_FRAME, Complaints, MessageError
 from mailproxy.process.managers import ManagerPlace, WorkerLine
@@ -26,6 +27,9 @@ from mailproxy.process.secret_files import SecretError
 from mailproxy.process.signals import Received, SignalDescriptor
 from mailproxy.stats.mapping import Row
 
+MAX_PREPARATION = 5.0
+"""Seconds that a manager waits for what its services want to know before it says that it
+is alive: workers begin with that. The master would wait three times as long."""
 MAX_DESCRIPTORS = 256
 """Descriptors that come with one order."""
 
@@ -64,13 +68,17 @@ def services_of(
     if not groups:
         return []
     service = GroupService(groups, place.row)
+    services: list[ManagerService] = [service]
+    if configuration.resolvers:
+        # Before health checks, which look at the peers that there are.
+        services.append(ResolveService(service, configuration.resolvers, place.row))
     checks = configuration.group_checks
     if not checks:
-        return [service]
+        return services
     logins = {path: _read_login(path, secret) for path, secret in secrets.items()}
     # Lines come from a manager that was there before, in the same generation.
     replaces = bool(place.lines)
-    return [service, HealthService(service, checks, logins, replaces=replaces)]
+    return [*services, HealthService(service, checks, logins, replaces=replaces)]
 
 
 def _read_login(path: str, secret: bytes) -> ProbeLogin:
@@ -120,6 +128,9 @@ class Manager:
                 for line in self._lines:
                     self.hub.join(line.row, line.pid, line.socket, inherited=True)
                 nursery.start_soon(self._take_signals, signals)
+                with trio.move_on_after(MAX_PREPARATION):
+                    for service in self.hub.services:
+                        await service.wait_ready()
                 await self._obey_orders()
                 await self.hub.wait_deserted()
                 self._end()

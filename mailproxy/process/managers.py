@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from mailproxy.net.messages import Complaints
-from mailproxy.process.children import FATAL, End, SpawnError, make_line
+from mailproxy.process.children import FATAL, Closable, End, SpawnError, make_line
 from mailproxy.process.crew import Crew, CrewMember, Means, respawn_delay
 from mailproxy.process.generation import Generation
 from mailproxy.process.messages import Order
@@ -86,6 +86,8 @@ class Managers(Crew[ManagerProcess]):
         self._starting = False
         self._work = work
         self._respawns: list[tuple[float, Generation, int]] = []
+        self._served: set[Generation] = set()
+        """The generations that have a manager, or may need one."""
 
     # Start
 
@@ -102,6 +104,8 @@ class Managers(Crew[ManagerProcess]):
         self.failed = False
         self._starting = True
         needed = self.generation.configuration.manager
+        if needed:
+            self._served.add(self.generation)
         if needed and not any(self._current(each) for each in self._all.values()):
             self._start(self.generation)
 
@@ -126,11 +130,9 @@ class Managers(Crew[ManagerProcess]):
             row=row,
             lines=lines,
         )
-        kept = {line.socket for line in lines}
         try:
             pid = self._processes.start(
-                partial(self._work, place),
-                close=[each for each in self.lines.sockets if each not in kept],
+                partial(self._work, place), close=self.kept(but=generation)
             )
         except SpawnError as failure:
             self._means.statistics.free_row(row)
@@ -176,7 +178,14 @@ class Managers(Crew[ManagerProcess]):
             ):
                 self._kill(manager, signal.SIGUSR1)
 
-    # Lines
+    # What the master keeps for managers
+
+    def kept(self, but: Generation | None = None) -> list[Closable]:
+        """Lines and secrets of all generations but one; no worker may have them."""
+        return [
+            *self.lines.sockets(but=but),
+            *(each.manager_secrets for each in self._served if each is not but),
+        ]
 
     def hand_over(self, worker: int) -> None:
         """Give the manager of a worker that was started the line to it."""
@@ -259,6 +268,10 @@ class Managers(Crew[ManagerProcess]):
             for each in self._respawns
             if each[1] is current or self.lines.of(each[1])
         ]
+        for generation in [*self._served]:
+            if generation is not current and not self.lines.of(generation):
+                generation.manager_secrets.close()
+                self._served.remove(generation)
 
     def stop(self, only: Generation | None = None) -> None:
         """Order all, or only those of one generation, to exit at once."""
@@ -290,11 +303,13 @@ class Lines:
         self._all: dict[int, tuple[WorkerLine, Generation]] = {}
         self._new: socket.socket | None = None
 
-    @property
-    def sockets(self) -> list[socket.socket]:
-        """All of them, which a new worker must not have."""
+    def sockets(self, but: Generation | None = None) -> list[socket.socket]:
+        """The sockets of all lines, but those to workers of one generation."""
         new = [] if self._new is None else [self._new]
-        return [*new, *(line.socket for line, _ in self._all.values())]
+        return [
+            *new,
+            *(line.socket for line, of in self._all.values() if of is not but),
+        ]
 
     def of(self, generation: Generation) -> tuple[WorkerLine, ...]:
         """The lines to the workers of a generation."""

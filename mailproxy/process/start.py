@@ -195,9 +195,7 @@ class _Home:
                 listener.socket.close()
             if each.logs is not logs:
                 each.logs.close()
-            if each is not place.generation:
-                each.close_secrets()
-        place.generation.secrets.close()
+            each.secrets.close()
         set_environment(environment(main.env, self.started_with))
         try:
             secrets = place.generation.manager_secrets.take()

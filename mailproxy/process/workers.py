@@ -142,7 +142,7 @@ class Workers(Crew[WorkerProcess]):
                 manager=line.theirs,
             )
             pid = self._processes.start(
-                partial(self._work, place), close=managers.lines.sockets
+                partial(self._work, place), close=managers.kept()
             )
             line.keep(pid, row)
         managers.hand_over(pid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mailproxy.stats.cells import CellKey, CellKind
 from mailproxy.stats.mapping import Row
 
@@ -24,6 +26,26 @@ def peer_keys(upstream: str, peer: str) -> tuple[CellKey, ...]:
         CellKey(CellKind.COUNTER, "peer_fails", labels),
         CellKey(CellKind.BOARD, "peer_state", labels),
         CellKey(CellKind.BOARD, "peer_weight", labels),
+    )
+
+
+def place_keys(upstream: str, peer: str) -> tuple[CellKey, ...]:
+    """What has to be in the mapping, besides, for a peer that is found while running."""
+    labels = upstream, peer
+    return (
+        CellKey(CellKind.BOARD, "peer_place", labels),
+        CellKey(CellKind.BOARD, "peer_address_high", labels),
+        CellKey(CellKind.BOARD, "peer_address_low", labels),
+    )
+
+
+def resolved_keys(upstream: str) -> tuple[CellKey, ...]:
+    """What has to be in the mapping for peers of a group that are found while running."""
+    names = [resolved_name(number) for number in range(MAX_RESOLVED)]
+    return tuple(
+        key
+        for name in names
+        for key in (*peer_keys(upstream, name), *place_keys(upstream, name))
     )
 
 
@@ -96,3 +118,54 @@ class PeerNumbers:
         """Put both on the board; only the manager does."""
         self._state.set(state)
         self._weight.set(weight)
+
+
+class Place(NamedTuple):
+    """Where a peer is that was found while running."""
+
+    origin: int
+    """28 bits that tell from which `server` it comes."""
+    address: bytes
+    """4 or 16 octets."""
+    port: int
+    weight: int
+    backup: bool
+
+
+class PeerPlace:
+    """The place of such a peer on the board, from where the next manager goes on."""
+
+    def __init__(self, row: Row, upstream: str, peer: str) -> None:
+        self._place, self._high, self._low = map(row.cell, place_keys(upstream, peer))
+
+    def read(self) -> Place | None:
+        """Return the place; None if there is no peer."""
+        packed = self._place.own
+        if not packed & 1:
+            return None
+        octets = (self._high.own << 64 | self._low.own).to_bytes(16, "big")
+        return Place(
+            origin=packed >> 36,
+            address=octets if packed & 4 else octets[12:],
+            port=packed >> 20 & 0xFFFF,
+            weight=packed >> 4 & 0xFFFF,
+            backup=bool(packed & 2),
+        )
+
+    def write(self, place: Place | None) -> None:
+        """Put the place on the board, or take it away."""
+        if place is None:
+            self._place.set(0)
+            return
+        number = int.from_bytes(place.address, "big")
+        self._high.set(number >> 64)
+        self._low.set(number & 0xFFFFFFFFFFFFFFFF)
+        is_long = len(place.address) == 16
+        self._place.set(
+            place.origin << 36
+            | place.port << 20
+            | place.weight << 4
+            | is_long << 2
+            | place.backup << 1
+            | 1
+        )

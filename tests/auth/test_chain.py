@@ -213,6 +213,24 @@ def test_what_the_error_and_its_level_were_is_logged() -> None:
     )
 
 
+def test_backend_of_proxy_pass_if_no_source_names_one() -> None:
+    server = load_server("protocol imap; proxy_pass 127.0.0.1:9143;")
+    granted = Granted(user=b"v", secret=b"p")
+    chain = replace(server.auth, sources=(FakeSource(granted),))
+    stage = Stage(replace(server, auth=chain))
+    script = """
+        S: * OK IMAP4 ready
+        C: a LOGIN u p
+        B: * OK
+        P: a LOGIN "v" "p"
+        B: a OK in
+        S: a OK in
+        C: ⟨close⟩
+        """
+    trio.run(stage.perform, parse(script), clock=MockClock(autojump_threshold=0))
+    assert stage.network.reached == [("127.0.0.1", 9143)]
+
+
 def test_a_user_whose_backend_no_source_knows() -> None:
     play(
         f"""

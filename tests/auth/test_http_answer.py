@@ -6,6 +6,7 @@ The reference is slow and plain: what is a header, what is its value, what do th
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from mailproxy.auth.http_answer import HttpAnswer, Unusable, decide, parse
 from mailproxy.auth.request import AuthRequest
-from mailproxy.auth.verdict import Granted, Refused
+from mailproxy.auth.verdict import Destinations, Granted, Refused
 
 _LINES = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*(?::[^\r\n]*)?(?:\r?\n|\r?\Z))*")
 _HEADER = re.compile(rb"^([A-Za-z0-9-]+):([^\r\n]*)", re.MULTILINE)
@@ -179,3 +180,46 @@ def test_a_route_is_the_same_each_time(
             assert decided.route.port == port
         else:
             assert str(decided).startswith("sent invalid user or password")
+
+
+ALL = Destinations(groups=frozenset({"host", "no"}), hosts=True, default=True)
+
+
+@given(answers(), requests)
+@example(GOOD, AuthRequest(protocol="imap", method="plain", user=b"", client="x"))
+def test_names_of_backends_change_nothing_for_those_who_send_addresses(
+    header: bytes, request: AuthRequest
+) -> None:
+    """And what names nothing grants nothing, unless it says that all is well."""
+    try:
+        answer = parse(header)
+    except Unusable:
+        return
+    before = said(answer, request)
+    after = said(answer, replace(request, destinations=ALL))
+    if isinstance(before, Granted | Refused):
+        assert after == before
+    elif isinstance(after, Granted):
+        assert after.route is not None
+        assert after.route.kind != "address"
+        port = answer.fields.get(b"auth-port", b"")
+        told = set(answer.statuses) <= {b"OK", b"WAIT"} and bool(answer.statuses)
+        assert told or (answer.fields.get(b"auth-server") and port)
+
+
+@pytest.mark.parametrize(("smtp", "auth"), [("yes", True), ("no", False), ("", None)])
+def test_default_backend_may_want_a_login(smtp: str, auth: bool | None) -> None:
+    request = AuthRequest(
+        protocol="smtp",
+        method="plain",
+        user=b"u",
+        secret=b"p",
+        needs_password=False,
+        client="127.0.0.1",
+        destinations=ALL,
+    )
+    answer = parse(f"Auth-Status: OK\r\nAuth-SMTP: {smtp}".encode())
+    granted = decide(answer, request)
+    assert isinstance(granted, Granted)
+    assert granted.route is not None
+    assert (granted.route.kind, granted.route.smtp_auth) == ("default", auth)

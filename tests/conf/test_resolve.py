@@ -34,7 +34,7 @@ def mail(text: str) -> str:
         ('"" x;', 'unknown directive ""'),
         ("a\0b x;", 'unknown directive "a"'),
         ("mail\0 {}", 'unknown directive "mail"'),
-        ("proxy_ssl on;", 'unknown directive "proxy_ssl"'),
+        ("proxy_tls on;", 'unknown directive "proxy_tls"'),
         ("location / {}", '"location" directive is not allowed here'),
         ("proxy_set_header;", '"proxy_set_header" directive is not allowed here'),
         ("server_tokens {}", '"server_tokens" directive is not allowed here'),

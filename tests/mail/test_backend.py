@@ -13,9 +13,11 @@ import trio
 from mailproxy.errors import BackendError, LoginRefused, SessionError, UpstreamError
 from mailproxy.log import SessionInfo
 from mailproxy.mail.backend import Backend
+from mailproxy.mail.backend_tls import BackendTls
 from mailproxy.mail.candidates import Candidate
 from mailproxy.mail.client import Client
 from mailproxy.mail.login import Login
+from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.trace import Secrets
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
@@ -97,7 +99,14 @@ async def talk_to(
             if later:
                 await backend.send_command(b"STLS\r\n")
                 await backend.expect(b"+OK")
-            await backend.start_tls(client, name)
+            backend.tls = BackendTls(
+                mode="on",
+                settings=ProxySslSettings(loaded=client),
+                name=name,
+                where=address,
+                resumption=network.resumption,
+            )
+            await backend.start_tls()
             await backend.send_command(b"hello\r\n")
             answer = await backend.read_line()
         except BackendError as raised:
@@ -155,8 +164,8 @@ async def test_certificate_that_does_not_verify(
     with pytest.raises(BackendError) as caught:
         await talk_to(network, echo(server), files.client(), name="other.test")
     error = caught.value
-    assert error.event == "SSL_do_handshake() failed (SSL: %s)"
-    assert "certificate verify failed" in str(error.values)
+    assert error.event == 'upstream SSL certificate does not match "%s"'
+    assert error.values == ("other.test",)
     assert error.action is None
 
 
@@ -211,11 +220,19 @@ async def test_command_is_not_sent_to_a_backend_that_is_ahead(
 
 
 def answering(replies: list[str]) -> MemoryWire:
-    """A backend that greets, and has an answer to each thing that it hears."""
+    """A backend that greets, and answers what it hears as long as it has replies; then
+    it closes."""
     waiting = [f"{reply}\r\n".encode() for reply in replies]
     wire = MemoryWire()
     wire.put(waiting.pop(0))
-    wire.listener = lambda wire, _: wire.put(waiting.pop(0))
+
+    def hear(wire: MemoryWire, _: bytes) -> None:
+        if waiting:
+            wire.put(waiting.pop(0))
+        else:
+            wire.finish()
+
+    wire.listener = hear
     return wire
 
 
@@ -318,6 +335,89 @@ async def test_backend_that_refuses_literals_fails() -> None:
     error = await enter("imap", ["* OK ready", "a1 NO no"], LITERAL)
     assert type(error) is BackendError
     assert error.reply == b"a1 NO no\r\n"
+
+
+SASL = {
+    "imap": ["* OK [CAPABILITY IMAP4 SASL-IR AUTH=PLAIN AUTH=LOGIN AUTH=XOAUTH2] hi"],
+    "pop3": ["+OK ready", "+OK\r\nSASL PLAIN LOGIN XOAUTH2\r\n."],
+    "smtp": ["220 ready", "250-mail.test\r\n250 AUTH PLAIN LOGIN XOAUTH2"],
+}
+"""What backends say before the login."""
+ASKS = {"imap": "+", "pop3": "+ ", "smtp": "334 "}
+REFUSALS = {
+    "imap": ["a1 NO", "a1 NO [AUTHENTICATIONFAILED] no", "a1 no [EXPIRED] old"],
+    "pop3": ["-ERR", "-ERR [AUTH] no", "-ERR no"],
+    "smtp": [
+        "535 5.7.8 no",
+        "530 5.7.0 TLS first",
+        "534 5.7.9 weak",
+        "554 no",
+        "599 no",
+    ],
+}
+FAILURES = {
+    "imap": [
+        *("a1 NO [UNAVAILABLE] x", "a1 NO [SERVERBUG] x", "a1 NO [LIMIT] x"),
+        *("a1 NO [INUSE] x", "a1 NO [CONTACTADMIN] x", "a1 NO [PRIVACYREQUIRED] x"),
+        *("a1 BAD what", "* BYE busy", "huh", "a1 OKAY"),
+    ],
+    "pop3": ["-ERR [SYS/TEMP] x", "-ERR [SYS/PERM] x", "-ERR [IN-USE] x", "-ERR [LOGIN-DELAY] x", "huh"],
+    "smtp": ["421 bye", "454 4.7.0 x", "500 x", "501 x", "502 x", "503 x", "504 x", "250 x", "huh"],
+}  # fmt: skip
+EXCHANGES = {
+    # By mechanism, how often the backend asks until it has seen the secret.
+    "plain": {"imap": 0, "pop3": 0, "smtp": 0},
+    "login": {"imap": 2, "pop3": 2, "smtp": 2},
+    "xoauth2": {"imap": 1, "pop3": 2, "smtp": 1},
+}
+every_exchange = pytest.mark.parametrize(
+    ("protocol", "mechanism"),
+    [(protocol, mechanism) for protocol in SASL for mechanism in EXCHANGES],
+)
+
+
+def asking(protocol: str, mechanism: str) -> list[str]:
+    """What the backend says until it knows the secret; XOAUTH2: and until it says no."""
+    return [*SASL[protocol], *[ASKS[protocol]] * EXCHANGES[mechanism][protocol]]
+
+
+@every_exchange
+async def test_login_by_a_mechanism_is_refused(protocol: str, mechanism: str) -> None:
+    for refusal in REFUSALS[protocol]:
+        replies = [*asking(protocol, mechanism), refusal]
+        error = await enter(protocol, replies, f"proxy_auth_mech {mechanism};")
+        assert type(error) is LoginRefused, refusal
+        assert error.reply == refusal.encode() + b"\r\n"
+
+
+@every_exchange
+async def test_backend_fails_in_a_mechanism(protocol: str, mechanism: str) -> None:
+    for failure in FAILURES[protocol]:
+        replies = [*asking(protocol, mechanism), failure]
+        error = await enter(protocol, replies, f"proxy_auth_mech {mechanism};")
+        assert type(error) is BackendError, failure
+        assert error.reply == failure.encode() + b"\r\n"
+
+
+@pytest.mark.parametrize("protocol", SASL)
+async def test_backend_that_refuses_a_mechanism_fails(protocol: str) -> None:
+    """It has seen neither user nor password, so its NO is not about them."""
+    for refusal in REFUSALS[protocol]:
+        replies = [*SASL[protocol], refusal]
+        error = await enter(protocol, replies, "proxy_auth_mech login;")
+        assert type(error) is BackendError
+        assert error.reply == refusal.encode() + b"\r\n"
+
+
+@every_exchange
+async def test_backend_that_leaves_in_a_mechanism(
+    protocol: str, mechanism: str
+) -> None:
+    for number in range(len(SASL[protocol]), len(asking(protocol, mechanism)) + 1):
+        replies = asking(protocol, mechanism)[:number]
+        error = await enter(protocol, replies, f"proxy_auth_mech {mechanism};")
+        assert type(error) is BackendError
+        assert error.reply == b""
 
 
 def test_a_refused_login_is_no_fault_of_the_backend() -> None:

@@ -213,6 +213,26 @@ def test_smtp_challenges_are_of_any_text(challenge: str) -> None:
     run("smtp", script, "login")
 
 
+@pytest.mark.parametrize("mechanism", ["xoauth2", "auto"])
+def test_exchange_online_by_pop3(mechanism: str) -> None:
+    """It closes the connection if command and token come in one line."""
+    run(
+        "pop3",
+        f"""
+        B: +OK The Microsoft Exchange POP3 service is ready. [TABPADIAUABSAA==]
+        P: CAPA
+        B: +OK⏎TOP⏎UIDL⏎SASL PLAIN XOAUTH2⏎USER⏎.
+        P: AUTH XOAUTH2
+        B: {PROMPT["pop3"]}
+        P: {XOAUTH2}
+        B: +OK User successfully authenticated.
+        S: +OK User successfully authenticated.
+        """,
+        mechanism,
+        token=True,
+    )
+
+
 def test_client_gets_only_the_answer_to_its_login() -> None:
     run(
         "imap",

@@ -253,8 +253,10 @@ def test_single_member_may_become_one_of_several_and_be_alone_again() -> None:
     assert group.single
     group.renew([*group, group.make_peer("#0", member(2), address(2))])
     assert not group.single
+    peer_of(group, 2).fail(0)
+    assert in_turn(group, 2) == "11"
     group.renew([peer_of(group, 2)])
-    assert in_turn(group, 2) == "22"
+    assert in_turn(group, 2) == "22", "there is nobody else"
     group.renew([])
     assert in_turn(group, 1) == "-"
 

@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 import trio
 from trio.testing import memory_stream_pair
 
-from mailproxy.conf.addresses import Address
 from mailproxy.manager.probes.peer import Failure
 from mailproxy.manager.probes.probe import Probe, run
 
-Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
+Connect = Callable[[Probe], Awaitable[trio.abc.Stream]]
 
 
 def lines(script: str) -> list[tuple[str, bytes]]:
@@ -70,7 +69,7 @@ async def play(probe: Probe, script: str, *, closes: bool = False) -> Failure | 
     backend = Backend(script, closes=closes)
     ours, theirs = memory_stream_pair()
 
-    async def connect(_: Address) -> trio.abc.Stream:
+    async def connect(_: Probe) -> trio.abc.Stream:
         return ours
 
     found: list[Failure | None] = []

@@ -175,6 +175,28 @@ async def test_the_log_says_what_changes_and_why(
     ]
 
 
+async def test_a_fault_of_this_machine_says_nothing_of_the_peer(
+    run: Run, autojump_clock: MockClock
+) -> None:
+    fault = Failure(
+        "connect() failed (%s: %s)", (24, "Too many open files"), local=True
+    )
+    world, target = World(), Target(DOWN)
+    world.checks.watch([watched(target, schedule=Schedule(interval=1, fails=2))])
+    await run(world, 0.5)
+    target.failure = fault
+    await run(world, 3)
+    assert world.checks.health(KEY) == "healthy"
+    target.failure = DOWN
+    await run(world, 1)
+    assert world.checks.health(KEY) == "unhealthy"
+    assert [level for level, _ in world.lines] == ["info", "crit", "warn"]
+    assert world.lines[1][1] == (
+        'health check of peer 192.0.2.1:143 of upstream "pool" failed: '
+        "connect() failed (24: Too many open files)"
+    )
+
+
 async def test_a_mandatory_check_has_to_pass_before_the_first_session(
     run: Run, autojump_clock: MockClock
 ) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
 from mailproxy.conf.addresses import Address
@@ -20,6 +22,7 @@ from mailproxy.mail.protocols import PROTOCOLS
 from mailproxy.manager.probes.peer import MAX_LINE, MAX_REPLY, MAX_SHOWN
 from mailproxy.manager.probes.probe import TALKS, Probe, run
 from mailproxy.manager.probes.talk import ProbeLogin
+from mailproxy.net.outgoing import Outgoing
 from tests.manager.script import play
 
 LOCAL = Address(socket.AF_INET, ("127.0.0.1", 143), "127.0.0.1:143")
@@ -264,6 +267,13 @@ async def test_a_login_that_the_backend_repeats_is_not_shown(said: str) -> None:
     assert failure.text == 'upstream refused the login: "..."'
 
 
+async def test_a_login_that_the_backend_knows_from_before_is_not_shown() -> None:
+    asked = probe("pop3", ProbeType.LOGIN)
+    failure = await play(asked, "B: -ERR go away, watchdog")
+    assert failure is not None
+    assert failure.text == 'invalid greeting: "..."'
+
+
 async def test_what_is_said_about_a_short_login_is_not_shown() -> None:
     script = "B: +OK\nP: CAPA\nB: +OK\nB: .\nP: USER me\nB: -ERR no"
     short = ProbeLogin(b"me", b"pw")
@@ -373,7 +383,7 @@ async def test_a_backend_that_closes_amid_a_line_is_quoted() -> None:
     await theirs.send_all(b"* OK rea")
     await theirs.send_eof()
 
-    async def connect(_: Address) -> trio.abc.Stream:
+    async def connect(_: Probe) -> trio.abc.Stream:
         return ours
 
     failure = await run(probe("imap"), connect)
@@ -394,7 +404,7 @@ async def test_the_limit_is_for_the_whole_probe(autojump_clock: MockClock) -> No
                 await trio.sleep(1)
                 await theirs.send_all(b"* OK still here\r\n")
 
-    async def connect(_: Address) -> trio.abc.Stream:
+    async def connect(_: Probe) -> trio.abc.Stream:
         await trio.sleep(1)
         return ours
 
@@ -432,7 +442,7 @@ async def test_a_goodbye_is_not_waited_for(autojump_clock: MockClock) -> None:
     for leaves in (True, False):
         stream = Greets(leaves=leaves)
 
-        async def connect(_: Address, stream: Greets = stream) -> trio.abc.Stream:
+        async def connect(_: Probe, stream: Greets = stream) -> trio.abc.Stream:
             return stream
 
         assert await run(probe("imap"), connect) is None
@@ -452,10 +462,31 @@ async def test_a_refused_connection_is_told_with_its_number() -> None:
     )
 
 
+async def test_a_probe_comes_from_where_sessions_come_from() -> None:
+    here = Outgoing(Address(socket.AF_INET, ("127.0.0.9", 0), "127.0.0.9"))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        address = Address(socket.AF_INET, ("127.0.0.1", port), f"127.0.0.1:{port}")
+        asked = replace(connecting(), address=address, outgoing=here)
+        assert await run(asked) is None
+        connection, (source, _) = listening.accept()
+        connection.close()
+        assert source == "127.0.0.9"
+        away = Outgoing(Address(socket.AF_INET, ("192.0.2.1", 0), "192.0.2.1"))
+        failure = await run(replace(asked, outgoing=away))
+    assert failure is not None
+    assert failure.local
+    assert failure.text == (
+        "bind(192.0.2.1) failed (99: Cannot assign requested address)"
+    )
+
+
 async def test_a_connection_that_is_not_made_is_told(
     autojump_clock: MockClock,
 ) -> None:
-    async def connect(_: Address) -> trio.abc.Stream:
+    async def connect(_: Probe) -> trio.abc.Stream:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -471,6 +502,11 @@ async def test_unix_sockets_are_probed(tmp_path: Path) -> None:
         listening.listen()
         address = Address(socket.AF_UNIX, path, f"unix:{path}")
         assert await run(replace(connecting(), address=address)) is None
+    await trio.Path(path).unlink()
+    failure = await run(replace(connecting(), address=address))
+    assert failure is not None
+    assert failure.text == "connect() failed (2: No such file or directory)"
+    assert not failure.local
 
 
 @pytest.mark.parametrize(
@@ -485,7 +521,7 @@ async def test_a_backend_that_wants_a_proxy_header_gets_that_of_a_local_connecti
 ) -> None:
     ours, theirs = memory_stream_pair()
 
-    async def connect(_: Address) -> trio.abc.Stream:
+    async def connect(_: Probe) -> trio.abc.Stream:
         return ours
 
     got = b""
@@ -500,6 +536,41 @@ async def test_a_backend_that_wants_a_proxy_header_gets_that_of_a_local_connecti
         asked = replace(probe("imap"), proxy_protocol=version)
         assert await run(asked, connect) is None
     assert re.fullmatch(header, got)
+
+
+PIECES = [
+    *(b"* OK\r\n", b"* OK [CAPABILITY IMAP4rev1] x\r\n", b"+ \r\n", b"* BYE\r\n"),
+    *(b"* CAPABILITY IMAP4rev1\r\n", b"h1 OK\r\n", b"h2 OK\r\n", b"h2 NO\r\n"),
+    *(b"+OK\r\n", b"-ERR\r\n", b".\r\n", b"220 \r\n", b"250-x\r\n", b"250 x\r\n"),
+    *(b"235 x\r\n", b"\n", b"\r", b"\0", b"\xff"),
+]
+
+
+@given(
+    st.sampled_from(sorted(TALKS)),
+    st.sampled_from([*ProbeType]),
+    st.lists(st.sampled_from(PIECES) | st.binary(max_size=8), max_size=12),
+    st.booleans(),
+)
+def test_whatever_a_backend_says_there_is_an_answer(
+    protocol: str, type_: ProbeType, pieces: list[bytes], closes: bool
+) -> None:
+    async def say() -> None:
+        ours, theirs = memory_stream_pair()
+
+        async def connect(_: Probe) -> trio.abc.Stream:
+            return ours
+
+        for piece in pieces:
+            if piece:
+                await theirs.send_all(piece)
+        if closes:
+            await theirs.send_eof()
+        failure = await run(probe(protocol, type_), connect)
+        assert failure is None or failure.text
+        assert trio.current_time() <= 5
+
+    trio.run(say, clock=MockClock(autojump_threshold=0))
 
 
 # match

@@ -14,9 +14,11 @@ from trio.testing import memory_stream_pair
 
 from mailproxy.conf.addresses import Address
 from mailproxy.mail.probing import Match, ProbeType
+from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.manager.probes.peer import Failure
 from mailproxy.manager.probes.probe import Probe, run
 from mailproxy.manager.probes.talk import ProbeLogin
+from mailproxy.manager.probes.tls import ProbeTls
 from tests.manager.script import Backend, play
 from tests.tls import Certificates
 
@@ -94,15 +96,18 @@ def server(certificates: Certificates, name: str = "ec") -> ssl.SSLContext:
     return context
 
 
+def tls(certificates: Certificates, mode: str, name: str = "localhost") -> ProbeTls:
+    settings = ProxySslSettings(loaded=certificates.client())
+    return ProbeTls(mode=mode, settings=settings, name=name)
+
+
 def probe(certificates: Certificates, protocol: str, mode: str) -> Probe:
     return Probe(
         address=FAR,
         type=ProbeType.LOGIN,
         protocol=protocol,
         own_name=b"proxy.example",
-        mode=mode,
-        context=certificates.client(),
-        server_name="localhost",
+        tls=tls(certificates, mode),
         login=ProbeLogin(b"watchdog", b"secret word"),
     )
 
@@ -113,7 +118,7 @@ async def play_tls(
     """Run a probe against a backend that begins TLS in the middle."""
     ours, theirs = memory_stream_pair()
 
-    async def connect(_: Address) -> trio.abc.Stream:
+    async def connect(_: Probe) -> trio.abc.Stream:
         return ours
 
     async def serve() -> None:
@@ -147,7 +152,7 @@ async def test_a_login_is_tried_in_tls(
     assert await play_tls(asked, context, STARTTLS[protocol], THEN[protocol]) is None
     greeting = STARTTLS[protocol].strip().splitlines()[0].strip()
     after = f"{greeting}\n{THEN[protocol]}"
-    asked = replace(asked, mode="on")
+    asked = replace(asked, tls=tls(certificates, "on"))
     assert await play_tls(asked, context, "", after) is None
 
 
@@ -254,7 +259,7 @@ async def test_a_certificate_that_sessions_do_not_accept_is_told(
         )
     elif name == "other":
         certificates.issue("other")
-        asked = replace(asked, server_name="mail.example")
+        asked = replace(asked, tls=tls(certificates, "on", "mail.example"))
     else:
         directory = certificates.directory / "elsewhere"
         directory.mkdir()
@@ -285,3 +290,48 @@ async def test_what_came_before_tls_does_not_match(certificates: Certificates) -
     after = "P: x NOOP\nB: x OK indeed\nB: * OK ready\nP: h9 LOGOUT"
     context = server(certificates)
     assert await play_tls(asked, context, STARTTLS["imap"], after) is None
+
+
+async def test_a_pin_and_a_name_that_is_none_are_checked(
+    certificates: Certificates,
+) -> None:
+    asked = probe(certificates, "imap", "on")
+    assert asked.tls is not None
+    pinned = replace(
+        asked.tls.settings, proxy_ssl_pinned_sha256=frozenset((bytes(32),))
+    )
+    context = server(certificates)
+    failure = await play_tls(
+        replace(asked, tls=replace(asked.tls, settings=pinned)), context, "", ""
+    )
+    assert failure is not None
+    start = "upstream SSL certificate does not match the pin, its key has "
+    assert failure.text.startswith(start)
+    digest = bytes.fromhex(failure.text.removeprefix(start))
+    pinned = replace(pinned, proxy_ssl_pinned_sha256=frozenset((bytes(32), digest)))
+    right = replace(asked, tls=replace(asked.tls, settings=pinned))
+    after = f"B: * OK ready\n{THEN['imap']}"
+    assert await play_tls(right, context, "", after) is None
+    nameless = replace(asked, tls=replace(asked.tls, name="no name"))
+    failure = await play(nameless, "")
+    assert failure is not None
+    assert failure.text == 'upstream SSL certificate does not match "no name"'
+
+
+@pytest.mark.parametrize("sent", [True, False])
+async def test_the_name_is_sent_as_sessions_send_it(
+    sent: bool, certificates: Certificates
+) -> None:
+    asked = replace(probe(certificates, "imap", "on"), type=ProbeType.GREETING)
+    assert asked.tls is not None
+    settings = replace(asked.tls.settings, proxy_ssl_server_name=sent)
+    asked = replace(asked, tls=replace(asked.tls, settings=settings))
+    context, names = server(certificates), []
+
+    def note(_tls: object, name: str | None, _context: object) -> None:
+        names.append(name)
+
+    context.sni_callback = note
+    after = "B: * OK ready\nP: h9 LOGOUT"
+    assert await play_tls(asked, context, "", after) is None
+    assert names == ["localhost" if sent else None]

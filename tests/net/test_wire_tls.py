@@ -203,6 +203,7 @@ async def test_handshake_waits_for_the_connection(
         socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     )
     wire = Wire(engine, connection.detach())
+    wire.connecting = True
     async with trio.open_nursery() as nursery, listening:
         nursery.start_soon(serve, listening, echo(context))
         async with trio.open_nursery() as shaking:

@@ -58,8 +58,12 @@ def mail_owner() -> tuple[int, int]:
 
 
 @contextmanager
-def start(program: str, directory: Path) -> Iterator[Dovecot]:
-    """Dovecot, in `directory`, which everyone may enter."""
+def start(program: str, directory: Path, more: str = "") -> Iterator[Dovecot]:
+    """Dovecot, in `directory`, which everyone may enter.
+
+    Args:
+      more: what stands at the end of its configuration.
+    """
     mail = directory / "mail"
     mail.mkdir()
     user, group = mail_owner()
@@ -141,6 +145,7 @@ service anvil {{
 service stats {{
   client_limit = 3000
 }}
+{more}
 """
     )
     command = [program, "-F", "-c", f"{directory}/dovecot.conf"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -14,7 +15,7 @@ import pytest
 
 from tests.fakes import FakeAuth, FakeImap, granted
 from tests.process.site import Client, Site
-from tests.processes import wait_for
+from tests.processes import need, wait_for
 
 GROUP = """
     upstream u { server 127.0.0.1:BACKEND PARAMETERS; }
@@ -173,6 +174,26 @@ def test_connection_that_leads_back_ends(
         assert "upstream is this server itself while connecting to upstream" in line
         assert f'login: "user", upstream: 127.0.0.1:{site.port}' in line
         assert len(auth.requests) == 1
+
+
+def test_connection_to_another_address_of_this_machine_ends(site: Site) -> None:
+    host = address_of_this_machine()
+    with FakeAuth(granted(site.port, host)) as auth, ExitStack() as stack:
+        site.configure("server { listen *:PORT; protocol imap; }", AUTH=auth.port)
+        site.start()
+        assert log_in(site, stack) is None
+        site.wait_for_line("upstream is this server itself")
+
+
+def address_of_this_machine() -> str:
+    """An address that is not the loopback's; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.99", 9))
+        except OSError:
+            need(available=False, what="a network")
+        host: str = probe.getsockname()[0]
+        return host
 
 
 def test_connection_to_a_unix_socket_of_ours_ends(site: Site) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from signal import SIGHUP, SIGKILL
 
 import pytest
 
 from tests.fakes import FakeAuth, FakeImap, _Handler
 from tests.process.site import Client, Site, children, title
+from tests.process.test_alone import open_files
+from tests.process.test_secret_files import memory_has
 from tests.processes import free_port
+from tests.tls import Certificates
 
 INTERVAL = 0.2
 TIMEOUT = 1.0
@@ -37,11 +44,15 @@ def configure(
     )
 
 
+def managers(site: Site) -> list[int]:
+    """The manager processes."""
+    found = children(site.pid)
+    return [pid for pid in found if title(pid).endswith(": manager process")]
+
+
 def manager(site: Site) -> int:
-    """The manager process."""
-    (found,) = (
-        pid for pid in children(site.pid) if title(pid).endswith(": manager process")
-    )
+    """The only one."""
+    (found,) = managers(site)
     return found
 
 
@@ -80,6 +91,34 @@ def test_a_backend_that_stops_gets_no_sessions_until_it_returns(
             site.wait_for_line(healthy(port))
             while not any(line.startswith(b"a LOGIN") for line in lines(back)):
                 assert log_in(site).startswith(b"a OK")
+
+
+def test_a_backend_that_hangs_gets_no_sessions_either(
+    site: Site, auth: FakeAuth
+) -> None:
+    class MayHang(FakeImap):
+        hangs = False
+
+        def let_in(self, connection: _Handler) -> bool:
+            if self.hangs:
+                connection.rfile.read()  # to the end
+                return False
+            return super().let_in(connection)
+
+    with MayHang() as hangs, FakeImap() as works:
+        configure(site, auth, hangs.port, works.port)
+        site.start()
+        assert log_in(site).startswith(b"a OK")
+        hangs.hangs = True
+        stopped = time.monotonic()
+        site.wait_for_line(
+            unhealthy(hangs.port, "timed out while waiting for the greeting")
+        )
+        assert time.monotonic() - stopped < INTERVAL + TIMEOUT + SLACK
+        site.forget_log()
+        for _ in range(4):
+            assert log_in(site).startswith(b"a OK")
+        assert site.log("error") == []
 
 
 def lines(backend: FakeImap) -> list[bytes]:
@@ -172,17 +211,196 @@ def test_what_is_known_outlives_the_manager(site: Site, auth: FakeAuth) -> None:
         for _ in range(4):
             assert log_in(site).startswith(b"a OK")  # while there is none
         site.wait_for_line("exited on signal 9")
-        site.wait_for(
-            lambda: any(
-                title(pid).endswith("manager process") and pid != killed
-                for pid in children(site.pid)
-            ),
-            "another manager",
-        )
+        site.wait_for(lambda: managers(site) not in ([], [killed]), "another manager")
         for _ in range(4):
             assert log_in(site).startswith(b"a OK")
         assert not any("is healthy" in line for line in site.log())
         assert not any("connect() failed" in line for line in site.log("error"))
+
+
+class TlsImap(FakeImap):
+    """A mail server with TLS from the first octet.
+
+    Attributes:
+      context: its certificate.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()
+        self.context = context
+
+    def serve(self, connection: _Handler) -> None:
+        try:
+            tls = self.context.wrap_socket(connection.connection, server_side=True)
+        except OSError:  # it does not believe us
+            return
+        with tls:
+            connection.rfile = tls.makefile("rb")
+            connection.wfile = tls.makefile("wb", 0)  # type: ignore[assignment]
+            super().serve(connection)
+
+
+def server_context(certificates: Certificates, name: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(
+        certificates.path(f"{name}.pem"), certificates.path(f"{name}.key")
+    )
+    return context
+
+
+def test_sessions_avoid_a_backend_whose_certificate_expires(
+    site: Site, auth: FakeAuth
+) -> None:
+    certificates = Certificates(site.directory)
+    now = datetime.now(UTC)
+    certificates.issue("old", begins=now - timedelta(9), ends=now - timedelta(1))
+    good = server_context(certificates, "ec")
+    with TlsImap(good) as first, TlsImap(good) as second:
+        configure(
+            site,
+            auth,
+            first.port,
+            second.port,
+            more=f"""
+                proxy_ssl on;
+                proxy_ssl_name localhost;
+                proxy_ssl_trusted_certificate {certificates.path("ca.pem")};
+                """,
+        )
+        site.start()
+        for _ in range(4):
+            assert log_in(site).startswith(b"a OK")
+        first.context = server_context(certificates, "old")
+        reason = "upstream SSL certificate verify error: (10:certificate has expired)"
+        site.wait_for_line(unhealthy(first.port, reason))
+        site.forget_log()
+        for _ in range(4):
+            assert log_in(site).startswith(b"a OK")
+        assert site.log("error") == []
+        first.context = good
+        site.wait_for_line(healthy(first.port))
+
+
+class KnowsOne(FakeImap):
+    """A mail server that knows who may log in.
+
+    Attributes:
+      password: that of everybody.
+    """
+
+    password = b"watchdog's own secret"
+
+    def let_in(self, connection: _Handler) -> bool:
+        connection.wfile.write(self.greeting)
+        while line := self.read(connection):
+            tag, _, command = line.partition(b" ")
+            if command == b"CAPABILITY":
+                connection.wfile.write(b"* CAPABILITY IMAP4rev1\r\n%s OK\r\n" % tag)
+            elif command.startswith(b"LOGIN {"):
+                connection.wfile.write(b"+\r\n")
+                user = self.read(connection).split()[0]
+                connection.wfile.write(b"+\r\n")
+                known = self.read(connection) == self.password
+                answer = b"OK" if known else b"NO [AUTHENTICATIONFAILED]"
+                connection.wfile.write(b"%s %s %s\r\n" % (tag, answer, user))
+            else:
+                connection.wfile.write(b"%s OK logged in\r\n" % tag)
+                return True
+        return False
+
+
+@pytest.fixture
+def login_file(site: Site) -> Path:
+    path = site.directory / "watchdog"
+    path.write_bytes(b"watchdog:%s\n" % KnowsOne.password)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.proves("health_check", "type=", "login_file=")
+def test_sessions_avoid_a_backend_that_refuses_the_login(
+    site: Site, auth: FakeAuth, login_file: Path
+) -> None:
+    with KnowsOne() as first, KnowsOne() as second:
+        check = f"type=login login_file={login_file}"
+        configure(site, auth, first.port, second.port, check=check)
+        site.start()
+        site.wait_for(lambda: b"h9 LOGOUT" in lines(first), "a probe that has passed")
+        first.password = b"another one"
+        site.wait_for_line(unhealthy(first.port, 'upstream refused the login: "..."'))
+        site.forget_log()
+        for _ in range(4):
+            assert log_in(site).startswith(b"a OK")
+        assert site.log("error") == []
+        first.password = KnowsOne.password
+        site.wait_for_line(healthy(first.port))
+    assert KnowsOne.password.decode() not in site.log_path.read_text()
+    assert "watchdog" not in site.log_path.read_text()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may look into processes")
+def test_only_the_manager_knows_the_login(
+    site: Site, auth: FakeAuth, login_file: Path
+) -> None:
+    with KnowsOne() as backend:
+        check = f"type=login login_file={login_file}"
+        configure(site, auth, backend.port, check=check)
+        text = (site.directory / "nginx.conf").read_text()
+        (site.directory / "nginx.conf").write_text(f"user nobody nogroup; {text}")
+        master = site.start()
+        site.wait_for(lambda: b"h9 LOGOUT" in lines(backend), "a probe that has passed")
+        for count in range(3):
+            knows, (first, second) = manager(site), site.workers
+            assert memory_has(knows, KnowsOne.password), count
+            for pid in (master, first, second):
+                assert not memory_has(pid, KnowsOne.password), count
+            for pid in (knows, first, second):
+                assert open_files(pid, login_file) == 0, count
+            site.wait_for(lambda: open_files(master, login_file) == 1, "one file")
+            site.forget_log()
+            site.signal(SIGHUP)
+            site.wait_for_line("exited with code 0", count=3)
+        # The master has it open, so another manager can read it, whatever became of it.
+        login_file.unlink()
+        killed = manager(site)
+        site.forget_log()
+        site.signal(SIGKILL, killed)
+        site.wait_for_line("exited on signal 9")
+        site.wait_for(lambda: managers(site) not in ([], [killed]), "another manager")
+        lines(backend)
+        site.wait_for(lambda: b"h9 LOGOUT" in lines(backend), "a probe that has passed")
+        assert memory_has(manager(site), KnowsOne.password)
+        assert not any("unhealthy" in line for line in site.log())
+
+
+@pytest.mark.parametrize(
+    "content", [b"watchdog\n", b":secret\n", b"watchdog:\n", b"\n"]
+)
+def test_without_a_login_there_is_no_start(
+    content: bytes, site: Site, auth: FakeAuth, login_file: Path
+) -> None:
+    login_file.write_bytes(content)
+    configure(site, auth, 9, check=f"type=login login_file={login_file}")
+    with site.foreground() as process:
+        assert process.wait() != 0
+    what = "secret" if content == b"\n" else "user:password"
+    site.wait_for_line(f'there is no {what} in the first line of "{login_file}"')
+    site.wait_for_line("manager process does not start")
+
+
+def test_a_reload_without_a_login_changes_nothing(
+    site: Site, auth: FakeAuth, login_file: Path
+) -> None:
+    with KnowsOne() as backend:
+        configure(site, auth, backend.port, check=f"type=login login_file={login_file}")
+        site.start()
+        site.wait_for(lambda: b"h9 LOGOUT" in lines(backend), "a probe that has passed")
+        login_file.write_bytes(b"nobody\n")
+        before = manager(site)
+        site.signal(SIGHUP)
+        site.wait_for_line("new manager process does not start, nothing is changed")
+        assert manager(site) == before
+        assert log_in(site).startswith(b"a OK")
 
 
 def test_a_group_that_an_auth_server_names_is_probed(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGHUP, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH
@@ -26,6 +27,12 @@ def world(tmp_path: Path) -> World:
 def lines(world: World, manager: int) -> list[int]:
     """The workers whose lines a manager inherited."""
     return [line.pid for line in world.managers[manager].lines]
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has a file open."""
+    found = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
+    return any(os.path.exists(fd) and os.path.samefile(fd, path) for fd in found)
 
 
 class TestStart:
@@ -388,6 +395,45 @@ class TestReload:
             yield world.dies(103)
             assert world.told[1:] == ["107 quit"]
 
+        world.next_main = world.main
+        world.play(story)
+
+    def test_secrets_stay_open_as_long_as_a_manager_may_need_them(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text("watchdog:wonderland\n")
+
+        def story(world: World) -> Story:
+            world.secret = None
+            yield SIGHUP
+            yield world.dies(102)
+            yield world.dies(101, by=9)
+            secrets = world.managers[107].generation.manager_secrets
+            assert secrets.take() == {str(secret): b"watchdog:wonderland"}
+            assert not is_open(secret), (
+                "in the manager; but this test is the master, too"
+            )
+
+        world.secret = secret
+        world.next_main = world.main
+        world.play(story)
+
+    def test_secrets_are_closed_with_the_generation(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text("watchdog:wonderland\n")
+
+        def story(world: World) -> Story:
+            world.secret = None
+            yield SIGHUP
+            yield world.dies(102)
+            assert is_open(secret)
+            yield world.dies(103)
+            assert not is_open(secret)
+
+        world.secret = secret
         world.next_main = world.main
         world.play(story)
 

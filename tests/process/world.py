@@ -25,7 +25,13 @@ from mailproxy.log.directive import File
 from mailproxy.mail.load_state import Reason
 from mailproxy.mail.upstreams import Upstreams
 from mailproxy.outside import Findings
-from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW, End, Heard, SpawnError
+from mailproxy.process.children import (
+    MAX_MESSAGES_IN_A_ROW,
+    Closable,
+    End,
+    Heard,
+    SpawnError,
+)
 from mailproxy.process.configuration import Configuration, Messages
 from mailproxy.process.generation import Generation, GenerationError
 from mailproxy.process.managers import ManagerPlace
@@ -33,6 +39,7 @@ from mailproxy.process.master import Master, Origin, Pause
 from mailproxy.process.messages import Order
 from mailproxy.process.notify import Notify
 from mailproxy.process.reader import ConfigurationReader
+from mailproxy.process.secret_files import SecretFiles
 from mailproxy.process.settings import EventsSettings, MainSettings
 from mailproxy.process.signals import HANDLED, Received
 from mailproxy.process.upgrade import Successor
@@ -107,6 +114,8 @@ class World:
     """What needs a manager in the next generation."""
     managers: dict[int, ManagerPlace] = field(default_factory=dict)
     """What managers were born into, by pid."""
+    secret: Path | None = None
+    """A file that managers of the next generation read."""
     deaf: set[int] = field(default_factory=set)
     """Processes whose lines have no room."""
     now: float = 1000.0
@@ -115,7 +124,7 @@ class World:
     _ends: list[End] = field(default_factory=list)
     _pinged: set[int] = field(default_factory=set)
     _answered: set[int] = field(default_factory=set)
-    _lines: set[socket.socket] = field(default_factory=set)
+    _lines: set[Closable] = field(default_factory=set)
     _pending: list[signal.Signals] = field(default_factory=list)
     _passing: float = 0.0
 
@@ -160,7 +169,11 @@ class World:
             counted=self.counted,
             manager=self.reasons,
         )
-        return Generation(configuration, open_logs(error_log, default=""), ())
+        logs = open_logs(error_log, default="")
+        secrets = SecretFiles()
+        if self.secret is not None:
+            secrets = SecretFiles({str(self.secret): os.open(self.secret, os.O_RDONLY)})
+        return Generation(configuration, logs, (), manager_secrets=secrets)
 
     @property
     def log_path(self) -> Path:
@@ -232,7 +245,7 @@ class World:
     def start(
         self,
         work: Callable[[socket.socket], int],
-        close: Iterable[socket.socket] = (),
+        close: Iterable[Closable] = (),
     ) -> int:
         assert isinstance(work, partial)
         place = work.args[0]

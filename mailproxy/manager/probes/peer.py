@@ -24,14 +24,16 @@ MAX_SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a peer is not healthy.
+    """Why a probe has failed.
 
     Attributes:
       event, values: a message, as the methods of a `Logger` take it.
+      local: whether this machine is at fault, so that nothing is known of the peer.
     """
 
     event: str
     values: tuple[object, ...] = ()
+    local: bool = False
 
     @property
     def text(self) -> str:
@@ -40,16 +42,16 @@ class Failure:
 
 
 class ProbeError(Frozen, Exception):
-    """The peer is not healthy.
+    """A probe has failed.
 
     Attributes:
       failure: why.
     """
 
-    def __init__(self, event: str, *values: object) -> None:
+    def __init__(self, event: str, *values: object, local: bool = False) -> None:
         # The values may come from outside, so they are kept out of the text.
         super().__init__(event)
-        self.failure = Failure(event, values)
+        self.failure = Failure(event, values, local)
 
 
 class ProbedPeer:
@@ -70,7 +72,7 @@ class ProbedPeer:
         self.received = bytearray()
         self._buffer = bytearray()
         self._secrets: tuple[bytes, ...] = ()
-        self._mute = False
+        self._short = self._mute = False
 
     def use_tls(self, stream: trio.abc.Stream) -> None:
         """Go on in TLS; what was received in clear text is forgotten."""
@@ -85,9 +87,16 @@ class ProbedPeer:
         return bytes(self._buffer)
 
     def hide(self, user: bytes, password: bytes) -> None:
-        """Keep a login out of what is shown from now on."""
+        """Keep a login out of what is shown, which the peer may know from before."""
         self._secrets = (*spellings(user), *spellings(password, user))
-        self._mute = min(len(user), len(password)) < MIN_SECRET
+        self._short = min(len(user), len(password)) < MIN_SECRET
+
+    def begin_login(self) -> None:
+        """Note that the peer gets to know the login now.
+
+        One that is too short to be looked for could be in anything that it says then.
+        """
+        self._mute = self._short
 
     def shown(self, text: bytes) -> bytes:
         """What may be said of a text of the peer."""

@@ -8,8 +8,9 @@ the next probe is for.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import ssl
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,8 +23,8 @@ from mailproxy.manager.probes.imap import ImapTalk
 from mailproxy.manager.probes.peer import Failure, ProbedPeer, ProbeError
 from mailproxy.manager.probes.pop3 import Pop3Talk
 from mailproxy.manager.probes.smtp import SmtpTalk
-from mailproxy.manager.probes.tls import TlsStream
-from mailproxy.net import faults
+from mailproxy.manager.probes.tls import ProbeTls
+from mailproxy.net.outgoing import BindError, Outgoing
 from mailproxy.net.proxy_protocol import format_v1, format_v2
 
 if TYPE_CHECKING:
@@ -39,10 +40,14 @@ TALKS: dict[str, type[Talk]] = {
 HEADERS = {"off": b"", "on": format_v1(None, None), "v2": format_v2(None, None)}
 """What a proxy sends for a connection of its own, by `proxy_protocol`."""
 
-_MISMATCHES = frozenset((62, 64))
-"""Verdicts of OpenSSL that a certificate is good, and for another name or address."""
+_LOCAL = frozenset((
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+))  # fmt: skip
+"""Errors of connect() that say nothing of the peer. A unix socket that is missing, or that
+nobody may enter, is not among them: no session would get there."""
 
-Connect = Callable[["Address"], Awaitable[trio.abc.Stream]]
+Connect = Callable[["Probe"], Awaitable[trio.abc.Stream]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +60,11 @@ class Probe:
     """Seconds for all of it."""
     protocol: str = ""
     """Empty if `type` is CONNECT."""
+    outgoing: Outgoing | None = None
+    """From where to connect, and how; None: as the system likes."""
     proxy_protocol: str = "off"
-    mode: str = "off"
-    """Whether there is TLS: off, on, starttls."""
-    context: ssl.SSLContext | None = None
-    """For TLS."""
-    server_name: str | None = None
-    """For SNI and verification."""
+    tls: ProbeTls | None = None
+    """None: it is spoken to in clear text."""
     own_name: bytes = b""
     """What this side calls itself in SMTP."""
     login: ProbeLogin | None = field(default=None, repr=False)
@@ -69,19 +72,22 @@ class Probe:
     match: Match | None = None
 
 
-async def connect(address: Address) -> trio.abc.Stream:
+async def connect(probe: Probe) -> trio.abc.Stream:
     """Connect to a peer.
 
     Raises:
-      OSError: connect() failed.
+      OSError: connect() failed; a `BindError` if bind() did.
     """
-    connection = trio.socket.socket(address.family)
+    connection = socket.socket(probe.address.family, socket.SOCK_STREAM)
     try:
-        await connection.connect(address.sockaddr)
+        if probe.outgoing is not None:
+            probe.outgoing.prepare(connection, probe.address.family)
+        connecting = trio.socket.from_stdlib_socket(connection)
+        await connecting.connect(probe.address.sockaddr)
     except BaseException:
         connection.close()
         raise
-    return trio.SocketStream(connection)
+    return trio.SocketStream(connecting)
 
 
 async def run(probe: Probe, connect: Connect = connect) -> Failure | None:
@@ -120,9 +126,9 @@ class _Run:
           ProbeError: the peer is not healthy.
         """
         try:
-            stream = await self._connect(self._probe.address)
+            stream = await self._connect(self._probe)
         except OSError as error:
-            raise ProbeError("connect() failed (%s: %s)", *_system(error)) from None
+            raise _failed_connect(error) from None
         peer = self._peer = ProbedPeer(stream)
         try:
             talk = await self._examine(peer)
@@ -143,12 +149,15 @@ class _Run:
           ProbeError: the peer is not healthy.
         """
         probe = self._probe
+        if probe.login is not None:
+            peer.hide(probe.login.user, probe.login.password)
         header = HEADERS[probe.proxy_protocol]
         if header:
             peer.doing = "sending the PROXY header"
             await peer.send(header)
-        if probe.mode == "on":
-            await self._start_tls(peer)
+        tls = probe.tls
+        if tls is not None and tls.mode == "on":
+            await self._start_tls(peer, tls)
         talk = None
         if probe.type > ProbeType.CONNECT:
             talk = TALKS[probe.protocol](peer, probe.own_name)
@@ -162,64 +171,38 @@ class _Run:
         probe = self._probe
         peer.doing = "waiting for the greeting"
         await talk.read_greeting()
-        if probe.mode == "starttls":
+        if probe.tls is not None and probe.tls.mode == "starttls":
             await talk.ask_starttls()
-            await self._start_tls(peer)
+            await self._start_tls(peer, probe.tls)
         if probe.type >= ProbeType.CAPABILITY:
             await talk.ask_capabilities()
         if probe.type >= ProbeType.LOGIN:
             login = probe.login
             assert login is not None, "-t has looked"
-            if not (peer.encrypted or _is_local(probe.address)):
+            if not (peer.encrypted or probe.address.is_local):
                 raise ProbeError("no login in clear text")
-            peer.hide(login.user, login.password)
+            peer.begin_login()
             await talk.log_in(login)
 
-    async def _start_tls(self, peer: ProbedPeer) -> None:
+    async def _start_tls(self, peer: ProbedPeer, tls: ProbeTls) -> None:
         """Do a TLS handshake.
 
         Raises:
           ProbeError: there is clear text before it, or it failed.
         """
-        probe, peer.doing = self._probe, "SSL handshaking"
-        assert probe.context is not None, "it was made with the configuration"
+        peer.doing = "SSL handshaking"
         if peer.unread:
             raise ProbeError(
                 'upstream sent data before TLS, possible injection: "%s"',
                 peer.shown(peer.unread),
             )
-        stream = TlsStream(peer.stream, probe.context, probe.server_name)
-        try:
-            await stream.do_handshake()
-        except OSError as error:  # also an SSLError
-            raise _failed_handshake(error, probe.server_name) from None
-        except trio.BrokenResourceError:
-            raise ProbeError("peer closed connection in SSL handshake") from None
-        peer.use_tls(stream)
+        peer.use_tls(await tls.begin(peer.stream))
 
 
-def _failed_handshake(error: OSError, name: str | None) -> ProbeError:
-    """The error for a failed handshake, in the words of sessions."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _MISMATCHES:
-            return ProbeError('upstream SSL certificate does not match "%s"', name)
-        return ProbeError(
-            "upstream SSL certificate verify error: (%s:%s)",
-            error.verify_code,
-            error.verify_message,
-        )
-    found = faults.describe("handshake", error, "error")
-    return ProbeError(found.event, *found.values)
-
-
-def _system(error: OSError) -> tuple[int, str]:
+def _failed_connect(error: OSError) -> ProbeError:
+    """The error for a failed connect(), in the words of sessions."""
     number = error.errno or 0
-    return number, os.strerror(number)
-
-
-def _is_local(address: Address) -> bool:
-    """Whether what is sent to an address stays on this machine."""
-    if isinstance(address.sockaddr, str):
-        return True
-    host = address.sockaddr[0]
-    return host == "::1" or host.startswith("127.")
+    reason = number, os.strerror(number)
+    if isinstance(error, BindError):
+        return ProbeError("bind(%s) failed (%s: %s)", error.text, *reason, local=True)
+    return ProbeError("connect() failed (%s: %s)", *reason, local=number in _LOCAL)

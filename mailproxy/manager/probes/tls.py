@@ -8,15 +8,67 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
+
+from mailproxy.errors import BackendError
+from mailproxy.mail.backend_tls import check_pin, failed_handshake, usable_name
+from mailproxy.manager.probes.peer import ProbeError
+from mailproxy.net import openssl
+
+if TYPE_CHECKING:
+    from mailproxy.mail.proxy_ssl import ProxySslSettings
 
 T = TypeVar("T")
 
 _END = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
 _CHUNK = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeTls:
+    """The TLS that there has to be with a peer."""
+
+    mode: str
+    """on, from the first octet; starttls, when the peer is asked for it."""
+    settings: ProxySslSettings
+    name: str
+    """The name that its certificate has to have."""
+
+    async def begin(self, stream: trio.abc.Stream) -> TlsStream:
+        """Do the handshake, and make sure that the peer is the right one.
+
+        Raises:
+          ProbeError: the handshake failed, or it is not.
+        """
+        try:
+            return await self._begin(stream)
+        except trio.BrokenResourceError:
+            raise ProbeError("peer closed connection in SSL handshake") from None
+        except BackendError as error:
+            raise ProbeError(error.event, *error.values) from None
+
+    async def _begin(self, stream: trio.abc.Stream) -> TlsStream:
+        """Do as sessions do; see `BackendTls`.
+
+        Raises:
+          BackendError, trio.BrokenResourceError: that fails.
+        """
+        settings = self.settings
+        name = usable_name(self.name, settings)
+        begun = TlsStream(stream, settings.context, name)
+        if name is not None and not settings.proxy_ssl_server_name:
+            openssl.hide_name(begun.tls)
+        try:
+            await begun.do_handshake()
+            openssl.check_chain(begun.tls)
+        except OSError as error:  # also an SSLError
+            raise failed_handshake(error, self.name) from None
+        check_pin(begun.tls, settings)
+        return begun
 
 
 class TlsStream(trio.abc.Stream):

@@ -18,6 +18,7 @@ functions describe a handshake. What `ssl` offers is not repeated here: `version
     callbacks.py     functions that OpenSSL calls during a handshake
     material.py      certificates, keys and other files -> OpenSSL's objects
     contexts.py      ContextBuilder
+    clients.py       ClientBuilder: TLS of this end as a client
     peers.py         who the peer is, and what was agreed with it
     certificates.py  the contents of certificates
 
@@ -36,12 +37,22 @@ certificates by name, and their renewal:
 and for Pythons that carry OpenSSL inside, so that its functions cannot be called:
 
     portable.py      PortableBuilder: contexts made with `ssl` alone
+    portable_clients.py  PortableClientBuilder
     portable_files.py  the files for it
     plain.py         these contexts, their connections
     hello.py         what a client says before anything is encrypted
 """
 
-from mailproxy.net.openssl.builder import context_builder
+from mailproxy.net.openssl.builder import client_builder, context_builder
+from mailproxy.net.openssl.clients import (
+    ClientBuilder,
+    ClientSession,
+    check_chain,
+    hide_name,
+    resumable_session,
+    resume,
+    trust_system,
+)
 from mailproxy.net.openssl.contexts import ContextBuilder
 from mailproxy.net.openssl.errors import error_text, is_peers_fault
 from mailproxy.net.openssl.exceptions import OpenSSLError, PrivateKeyError
@@ -59,8 +70,10 @@ from mailproxy.net.openssl.peers import (
     PeerCertificate,
     ServerCertificate,
     handshake_notes,
+    key_digest,
     peer_certificate,
     remove_session,
+    say_goodbye,
     server_certificate,
     server_name,
     verify_result,
@@ -78,6 +91,8 @@ __all__ = [
     "LACKING",
     "MAX_HELLO",
     "UNTRUSTED",
+    "ClientBuilder",
+    "ClientSession",
     "ContextBuilder",
     "Hello",
     "Leaf",
@@ -89,17 +104,26 @@ __all__ = [
     "PortableSocket",
     "PrivateKeyError",
     "ServerCertificate",
+    "Validity",
+    "check_chain",
+    "client_builder",
     "context_builder",
     "ctx_of",
     "error_text",
     "handshake_notes",
+    "hide_name",
     "is_peers_fault",
+    "key_digest",
     "peer_certificate",
     "read_hello",
     "refusal",
     "remove_session",
+    "resumable_session",
+    "resume",
+    "say_goodbye",
     "server_certificate",
     "server_name",
+    "trust_system",
     "unreachable",
     "unsupported",
     "use_engine",

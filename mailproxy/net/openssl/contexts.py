@@ -7,6 +7,7 @@ import os
 import ssl
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar
 
 from mailproxy import outside
 from mailproxy.conf.values import shown
@@ -53,6 +54,8 @@ class ContextBuilder:
       context: the result.
     """
 
+    _role: ClassVar = ssl.PROTOCOL_TLS_SERVER
+
     def __init__(self, protocols: Collection[str]) -> None:
         """Begin a context with the options that nginx always sets.
 
@@ -64,7 +67,7 @@ class ContextBuilder:
         if reason is not None:
             raise OpenSSLError(reason)
         crypto_h.ERR_clear_error()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context = ssl.SSLContext(self._role)
         self._ctx = ctx = ctx_of(self.context)
         weakref.finalize(self.context, callbacks.forget, ctx)
         options, level = defaults()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mailproxy.net.openssl import notes
 from mailproxy.net.openssl.headers import crypto_h, pem_h, ssl_h, x509_h
 from mailproxy.net.openssl.headers.types import BIO, X509_NAME
-from mailproxy.net.openssl.library import encoded, owned, ssl_of
+from mailproxy.net.openssl.library import encoded, owned, ssl_of, unreachable
 from mailproxy.net.openssl.plain import PortableContext, PortableSocket
 
 UNTRUSTED = frozenset((
@@ -151,6 +151,21 @@ def remove_session(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
         ssl_h.SSL_CTX_remove_session(ssl_h.SSL_get_SSL_CTX(connection), session)
 
 
+def say_goodbye(tls: ssl.SSLSocket) -> None:
+    """Send close_notify (RFC 8446, section 6.1), without waiting for that of the peer.
+
+    It is only a courtesy: the peer may be gone or slow. ``unwrap()`` of `ssl` would look
+    for the peer's, too, and raise an exception if it is not there, which is costly.
+
+    Raises:
+      OSError, ValueError: the connection is broken.
+    """
+    if isinstance(tls.context, PortableContext) or unreachable() is not None:
+        tls.unwrap()
+    elif ssl_h.SSL_shutdown(ssl_of(tls)) < 0:
+        crypto_h.ERR_clear_error()
+
+
 def server_name(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
     """Return the name that the client asked for by SNI, unchecked, or None."""
     if isinstance(tls.context, PortableContext):
@@ -196,3 +211,38 @@ def _server_certificate(der: bytes) -> ServerCertificate | None:
     from mailproxy.net.openssl import certificates  # see there
 
     return certificates.server_certificate(der)
+
+
+def key_digest(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes:
+    """Return the SHA-256 of the peer's key, its SubjectPublicKeyInfo; empty without one."""
+    der = tls.getpeercert(binary_form=True)
+    return b"" if der is None else _key_digest(der)
+
+
+@functools.lru_cache(maxsize=64)
+def _key_digest(der: bytes) -> bytes:
+    """See `key_digest`; the fields of a certificate are those of RFC 5280, section 4.1."""
+    start, _ = _content(der, 0)
+    at, _ = _content(der, start)
+    if der[at] == _VERSION_TAG:
+        at = sum(_content(der, at))
+    for _field in ("serialNumber", "signature", "issuer", "validity", "subject"):
+        at = sum(_content(der, at))
+    return hashlib.sha256(der[at : sum(_content(der, at))]).digest()
+
+
+_VERSION_TAG = 0xA0
+_LONG_FORM = 0x80
+"""The bit in the first octet of a DER length that is not the length itself (X.690,
+section 8.1.3)."""
+
+
+def _content(der: bytes, at: int) -> tuple[int, int]:
+    """Return where the content of the value at `at` begins, and its size."""
+    size = der[at + 1]
+    start = at + 2
+    if size & _LONG_FORM:
+        octets = size & ~_LONG_FORM
+        size = int.from_bytes(der[start : start + octets], "big")
+        start += octets
+    return start, size

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -78,17 +79,25 @@ class PortableBuilder:
       context: the result.
     """
 
+    _role: ClassVar = ssl.PROTOCOL_TLS_SERVER
+    _prefix: ClassVar = ""
+    """What stands before "ssl_" in the names of the directives."""
+
     def __init__(self, protocols: Collection[str]) -> None:
         """As `ContextBuilder`; the security level remains that of Python."""
         reason = unsupported()
         if reason is not None:
             raise OpenSSLError(reason)
-        self.context = context = PortableContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context = context = PortableContext(self._role)
         context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
         options = context.options & ~_BY_PYTHON
         set_options(context, with_protocols(options, protocols))
         self._cached = False
+
+    def _needs_openssl(self, directive: str) -> NeedsOpenSSLError:
+        """The error for a directive, named without "ssl_", that is not available."""
+        return NeedsOpenSSLError(f"{self._prefix}ssl_{directive}")
 
     def _add_options(self, options: int) -> None:
         set_options(self.context, self.context.options | options)
@@ -121,7 +130,7 @@ class PortableBuilder:
                 "routines::no start line:Expecting: TRUSTED CERTIFICATE)"
             ) from None
         if key.startswith(("engine:", "store:")):
-            raise NeedsOpenSSLError("ssl_certificate_key")
+            raise self._needs_openssl("certificate_key")
         key_what = f'cannot load certificate key "{shown(key)}"'
         try:
             key_content = portable_files.read(key, key_what)
@@ -274,4 +283,4 @@ class PortableBuilder:
     ) -> None:
         del full_name
         if commands:
-            raise NeedsOpenSSLError("ssl_conf_command")
+            raise self._needs_openssl("conf_command")
