@@ -225,7 +225,7 @@ def _tls(check: GroupCheck, peer: ManagedPeer) -> ProbeTls | None:
     settings, mode = check.server.proxy_ssl, check.mode(peer.member.ssl)
     if mode == "off":
         return None
-    name = settings.proxy_ssl_name or peer.member.name or peer.member.host
+    name = peer.member.name or settings.proxy_ssl_name or peer.member.host
     return ProbeTls(mode=mode, settings=settings, name=name)
 
 

@@ -63,6 +63,8 @@ PEERS = {
     "mail.sasl.clients._XOAUTH2": "client_buffer",
     "mail.smtp_login._NOT_XTEXT": "smtp_client_buffer",
     "mail.smtp_login._OFFER": "proxy_buffer",
+    "mail.ssl_values._HOST": "253, the length of a name",
+    "mail.ssl_values._PIN": "the operator's own file",
     "mail.trace._MECHANISM": "client_buffer",
     "mail.trace._NAME": "client_buffer",
     "mail.trace._PROMPT": "proxy_buffer",
@@ -70,6 +72,7 @@ PEERS = {
     "net.dns_messages._HOST_NAME": "255, the length of a name (RFC 1035, 2.3.4)",
     "net.openssl.certificates._ESCAPED": "a certificate's 100 KB in OpenSSL",
     "net.openssl.certificates._HEX": "a certificate's 100 KB in OpenSSL",
+    "net.openssl.clients._HASHED": "255, the length of a file's name",
     "net.openssl.errors._TEXT": "256, of which OpenSSL makes a text",
 }
 """The patterns that see what a peer has sent, and what limits its length."""
