@@ -74,7 +74,7 @@ class HealthService(ManagerService):
         self._checks: HealthChecks | None = None
         self._had_turn = replaces
         """Whether it has counted before, or another manager of its configuration has."""
-        self._known: list[tuple[PeerKey, Address]] = []
+        self._known = self._peers()
         for name, found in self._probes.items():
             for peer in groups.groups[name].peers:
                 peer.health = _first_health(peer, found, replaces=replaces)
@@ -122,16 +122,16 @@ class HealthService(ManagerService):
 
     def _follow(self, managed: ManagedGroup) -> None:
         """Watch the peers that a group has now, before workers are told of them."""
-        if self._checks is None or lower(managed.group.name) not in self._probes:
+        found = self._probes.get(lower(managed.group.name))
+        peers = self._peers()
+        if found is None or peers == self._known:
             return
-        known = dict(self._known)
-        if self._peers() == self._known:
-            return
-        found = self._probes[lower(managed.group.name)]
+        known, self._known = dict(self._known), peers
         for peer in managed.peers:
             if known.get(PeerKey(managed.group.name, peer.name)) != peer.address:
                 peer.health = _begin(found)
-        self._watch(self._checks)
+        if self._checks is not None:
+            self._watch(self._checks)
 
     def _peers(self) -> list[tuple[PeerKey, Address]]:
         return [
@@ -147,7 +147,6 @@ class HealthService(ManagerService):
         return [(groups[name], found) for name, found in self._probes.items()]
 
     def _watch(self, checks: HealthChecks) -> None:
-        self._known = self._peers()
         checks.watch(
             self._watched_peer(managed, peer, found)
             for managed, found in self._probed()

@@ -69,6 +69,12 @@ PEERS = {
     "mail.trace._NAME": "client_buffer",
     "mail.trace._PROMPT": "proxy_buffer",
     "mail.trace._TAGGED_NAME": "client_buffer",
+    "manager.probes.imap._BYE": "MAX_LINE",
+    "manager.probes.imap._CAPABILITY": "MAX_LINE",
+    "manager.probes.imap._CODE": "MAX_LINE",
+    "manager.probes.imap._GREETING": "MAX_LINE",
+    "manager.probes.imap._OK": "MAX_LINE",
+    "manager.probes.smtp._LINE": "MAX_LINE",
     "net.dns_messages._HOST_NAME": "255, the length of a name (RFC 1035, 2.3.4)",
     "net.openssl.certificates._ESCAPED": "a certificate's 100 KB in OpenSSL",
     "net.openssl.certificates._HEX": "a certificate's 100 KB in OpenSSL",
@@ -79,6 +85,7 @@ PEERS = {
 OWN = {
     "conf.words._LUA": "the operator's own file; an open [[ in Lua is looked for once each",
     "conf.elsewhere:\\s+\\|": "a text in the same file",
+    "mail.match._HEXADECIMAL": "the operator's own file",
     "mail.ssl_context:(?i)(verify|requestca|clientca|chainca)": "the operator's own file",
     "mail.ssl_context:[:,; ]*@SECLEVEL=\\d+": "the operator's own file",
     "net.openssl.portable._OTHER_GROUP": "the operator's own file",
@@ -276,6 +283,6 @@ def test_slow_ones_are_found(pattern: str | bytes, method: str) -> None:
 
 
 def test_every_pattern_over_a_peers_octets_has_a_bound() -> None:
-    rooms = ("auth", "log.record", "mail", "net")
+    rooms = ("auth", "log.record", "mail", "manager.probes", "net")
     found = {name for name, _, _ in uses() if name.startswith(rooms)}
     assert found - set(OWN) == set(PEERS)
