@@ -38,10 +38,7 @@ async def reach(
       AuthError: the auth source would switch TLS off.
       BackendError: no candidate was reached; that of the last try.
     """
-    candidate = choice.next()
-    if candidate is None:
-        client.info.upstream = choice.name
-        raise BackendError("no live upstreams", action="connecting to upstream")
+    candidate = _first(choice, client)
     tries = _Tries(client)
     while True:
         try:
@@ -54,6 +51,19 @@ async def reach(
         else:
             choice.reached()
             return backend
+
+
+def _first(choice: Choice, client: Client) -> Candidate:
+    """Choose the first candidate.
+
+    Raises:
+      BackendError: there is none.
+    """
+    candidate = choice.next()
+    if candidate is None:
+        client.info.upstream = choice.name
+        raise BackendError("no live upstreams", action="connecting to upstream")
+    return candidate
 
 
 class _Tries:
