@@ -44,9 +44,10 @@ async def reach(
         try:
             backend = await _try(client, dialogue, choice, candidate, ssl)
         except BackendError as error:
-            candidate = choice.next() if tries.may_go_on(error) else None
-            if candidate is None:
+            following = choice.next() if tries.may_go_on(error) else None
+            if following is None:
                 raise
+            candidate = following
             report(error)
         else:
             choice.reached()
@@ -102,14 +103,7 @@ async def _try(
     """
     backend = None
     try:
-        backend = Backend.connect(
-            client.network,
-            candidate,
-            client.server.proxy.reply_limit,
-            client.info,
-            client.trace,
-            client.server.proxy.outgoing,
-        )
+        backend = _connect(client, candidate)
         if client.server.upstreams.leads_back(candidate, backend.wire.fd):
             raise LoopError("upstream is this server itself", action=None)
         backend.tls = backend_tls(client, candidate, ssl)
@@ -122,6 +116,19 @@ async def _try(
         choice.failed(counts=remote)
         raise
     return backend
+
+
+def _connect(client: Client, candidate: Candidate) -> Backend:
+    """Begin to connect; see `Backend.connect`."""
+    proxy = client.server.proxy
+    return Backend.connect(
+        client.network,
+        candidate,
+        proxy.reply_limit,
+        client.info,
+        client.trace,
+        proxy.outgoing,
+    )
 
 
 async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
