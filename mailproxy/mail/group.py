@@ -180,6 +180,11 @@ def read_name(word: Word, *, service: bool) -> tuple[str, int] | None:
 
 
 def _read_port(digits: str, word: Word) -> int:
+    """Parse the port of an address.
+
+    Raises:
+      ConfigError: it is none.
+    """
     try:
         port = parse_number(digits)
     except ValueError:

@@ -121,10 +121,15 @@ async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
       BackendError: it does not, or there is no TLS although there has to be.
     """
     server, timer = client.server, client.timer
+    timeout = server.core.timeout
+    timer.limit(timeout, backend.expired)
     if backend.wire.connecting:
-        timer.limit(server.proxy.proxy_connect_timeout, backend.expired)
+        own = server.proxy.proxy_connect_timeout
+        if own is not None:
+            timer.limit(own, backend.expired)
         await backend.wait_connected()
-    timer.limit(server.core.timeout, backend.expired)
+        if own is not None:
+            timer.limit(timeout, backend.expired)
     if server.proxy.proxy_protocol != "off":
         header = proxy_header.format_header(client)
         await backend.send_header(header, dialogue.header_refusal)
