@@ -31,8 +31,8 @@ async def reach(
 ) -> Backend:
     """Connect to the first candidate that greets as its protocol requires.
 
-    The limit of the login's phase has begun then. `ssl` is what the auth source wants, if
-    anything. `report` logs a try that failed and is not the last one.
+    The limit of the login's phase has begun then. `ssl` is what the auth source wants, or
+    empty. `report` logs a try that failed and is not the last one.
 
     Raises:
       AuthError: the auth source would switch TLS off.
@@ -40,8 +40,7 @@ async def reach(
     """
     candidate = choice.next()
     if candidate is None:
-        client.info.upstream = choice.name
-        raise BackendError("no live upstreams", action="connecting to upstream")
+        raise _nobody(client, choice)
     tries = _Tries(client)
     while True:
         try:
@@ -54,6 +53,12 @@ async def reach(
         else:
             choice.reached()
             return backend
+
+
+def _nobody(client: Client, choice: Choice) -> BackendError:
+    """The error for a choice of nobody."""
+    client.info.upstream = choice.name
+    return BackendError("no live upstreams", action="connecting to upstream")
 
 
 class _Tries:
