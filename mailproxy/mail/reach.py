@@ -31,17 +31,16 @@ async def reach(
 ) -> Backend:
     """Connect to the first candidate that greets as its protocol requires.
 
-    The limit of the login's phase has begun then. `ssl` is what the auth source wants, or
-    empty. `report` logs a try that failed and is not the last one.
+    The limit of the login's phase has begun then. `ssl` is what the auth source wants, if
+    anything; `report` logs a try that is not the last one.
 
     Raises:
       AuthError: the auth source would switch TLS off.
       BackendError: no candidate was reached; that of the last try.
     """
-    candidate = choice.next()
+    tries, candidate = _Tries(client), choice.next()
     if candidate is None:
         raise _nobody(client, choice)
-    tries = _Tries(client)
     while True:
         try:
             backend = await _try(client, dialogue, choice, candidate, ssl)
@@ -92,8 +91,7 @@ async def _try(
     """Connect to one candidate, have it greet, and tell `choice` if that fails.
 
     Raises:
-      AuthError: see `reach`.
-      BackendError: it cannot be reached, or does not greet.
+      AuthError, BackendError: see `reach`.
     """
     backend = None
     try:
