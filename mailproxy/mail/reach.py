@@ -32,7 +32,7 @@ async def reach(
     """Connect to the first candidate that greets as its protocol requires.
 
     The limit of the login's phase has begun then. `ssl` is what the auth source wants, if
-    anything. `report` logs a try that failed and is not the last one.
+    anything; `report` logs a try that is not the last one.
 
     Raises:
       AuthError: the auth source would switch TLS off.
@@ -98,8 +98,7 @@ async def _try(
     """Connect to one candidate, have it greet, and tell `choice` if that fails.
 
     Raises:
-      AuthError: see `reach`.
-      BackendError: it cannot be reached, or does not greet.
+      AuthError, BackendError: see `reach`.
     """
     backend = None
     try:
