@@ -355,6 +355,17 @@ def test_variables_name_files(site: Site, version: ssl.TLSVersion) -> None:
     assert shown(None) == "default.example.org"
 
 
+def test_a_resumed_session_needs_no_file(site: Site, version: ssl.TLSVersion) -> None:
+    settings = site.serve(f"{DEFAULT} {VARIABLES} ssl_reject_handshake on;")
+    site.issuer.put("a.example.org")
+    client = site.issuer.client(version)
+    session = ask(context(settings), client, "a.example.org").session
+    (site.directory / "certs" / "a.example.org.key").write_text("not read")
+    done = ask(context(settings), client, "a.example.org", session)
+    assert done.resumed
+    assert openssl.handshake_notes(done.server) == []
+
+
 def test_directories_come_first_and_wildcards_after_variables(site: Site) -> None:
     site.issuer.put("a.example.org")
     other = Issuer(site.directory / "other")
