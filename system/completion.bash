@@ -9,8 +9,17 @@ _mailproxy() {
         esac
         return
     fi
+    if [[ ${COMP_WORDS[1]} == certificates && $COMP_CWORD -gt 1 ]]; then
+        case $prev in
+            --warn | --name | -g) ;;
+            -c) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+            -p) mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
+            *) mapfile -t COMPREPLY < <(compgen -W "-p -c -g --json --warn --name --help" -- "$cur") ;;
+        esac
+        return
+    fi
     if [[ ${COMP_WORDS[1]} == help && $COMP_CWORD -eq 2 ]]; then
-        mapfile -t COMPREPLY < <(compgen -W "demo" -- "$cur")
+        mapfile -t COMPREPLY < <(compgen -W "certificates demo" -- "$cur")
         return
     fi
     case $prev in
@@ -22,7 +31,7 @@ _mailproxy() {
         *)
             mapfile -t COMPREPLY < <(
                 compgen -W "-? -h -v -V -t -T -q -s -p -e -c -g --dump-json --list-directives --help --version" -- "$cur"
-                [[ $COMP_CWORD -eq 1 ]] && compgen -W "demo help version" -- "$cur"
+                [[ $COMP_CWORD -eq 1 ]] && compgen -W "certificates demo help version" -- "$cur"
             )
             ;;
     esac

@@ -10,6 +10,20 @@ if (( CURRENT > 2 )) && [[ $words[2] == demo ]]; then
     return
 fi
 
+if (( CURRENT > 2 )) && [[ $words[2] == certificates ]]; then
+    shift words
+    (( CURRENT-- ))
+    _arguments \
+        '-p[set the prefix]:prefix:_directories' \
+        '-c[set the configuration file]:file:_files' \
+        '-g[add directives of the main context]:directives:' \
+        '--json[show them as JSON]' \
+        '--warn[exit with 1 if one has less than this left]:days:' \
+        '--name[show what a client gets that asks for this host]:host:_hosts' \
+        '--help[show the options]'
+    return
+fi
+
 _arguments -s \
     '(- :)'{-\?,-h}'[show the options]' \
     '-v[show the version]' \
@@ -26,4 +40,4 @@ _arguments -s \
     '--list-directives[show all directives]' \
     '(- :)--help[show the options, on standard output]' \
     '(- :)--version[show the version, on standard output]' \
-    '1:command:((demo\:"run a whole mail site on this machine" help\:"show the options, or those of a command" version\:"show the version"))'
+    '1:command:((certificates\:"show certificates, when they end, and who gets which" demo\:"run a whole mail site on this machine" help\:"show the options, or those of a command" version\:"show the version"))'

@@ -28,6 +28,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         leaf.private_key_pem.write_to_path(directory / f"{name}.key")
         for part in leaf.cert_chain_pems:
             part.write_to_path(directory / f"{name}.pem", append=True)
+    domains = directory / "certificates"
+    domains.mkdir()
+    for name in ("mail.example.org", "mail.example.net"):
+        leaf = authority.issue_cert(name)
+        leaf.private_key_pem.write_to_path(domains / f"{name}.key")
+        (domains / f"{name}.key").chmod(0o600)
+        leaf.cert_chain_pems[0].write_to_path(domains / f"{name}.crt")
     password = directory / "master-password"
     password.write_text("secret\n")
     password.chmod(0o600)

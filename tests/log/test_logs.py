@@ -215,6 +215,7 @@ def test_angie_writes_properties_in_quotes(
         ("client", "192.0.2.1:99", True),
         ("upstream", "x", False),
         ("starttls", "true", False),
+        ("ssl_server_name", "example.org", True),
         ("request", "x", False),
     ],
 )
@@ -225,6 +226,7 @@ def test_filter_looks_where_it_is_told(
     context = SessionInfo(
         5, "192.0.2.1", 99, "127.0.0.1:143", None, login=b"tim", tags=("srv1",)
     )
+    context.sni = b"mail.example.org"
     directive = file(path, INFO, filters=(Filter(kind, pattern, "contains"),))
     logs = open_logs([directive], default="")
     logs.main.bind(context=context).info("login failed: %s", "\n")

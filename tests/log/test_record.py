@@ -373,3 +373,9 @@ def test_rest_of_a_line_is_looked_at_too() -> None:
 def test_half_a_character_is_still_json() -> None:
     (line,) = Record(INFO, "%s", ("\ud800",)).json_line().splitlines()
     assert json.loads(line)["message"] == "\ufffd"
+
+
+def test_json_has_the_name_that_the_client_asked_for() -> None:
+    asked = context(sni=b"mail\xff")
+    line = Record(INFO, "client timed out", context=asked).json_line()
+    assert json.loads(line)["mail"]["ssl_server_name"] == "mail\xff"

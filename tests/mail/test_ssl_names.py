@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from trustme import KeyType
 
 from mailproxy.mail.ssl import SslSettings
 from mailproxy.net import openssl
 from mailproxy.net.openssl import by_name
+from mailproxy.net.openssl.choice import DEFAULT as DEFAULT_PLACE
 from mailproxy.net.openssl.headers.prototype import has
+from mailproxy.net.openssl.variable_files import VariableFiles
 from mailproxy.process.configuration import ConfigErrors, Loader
 from tests.named import Issuer, Site, ask, names_shown
 
@@ -579,3 +587,96 @@ def test_inner_directories_replace_outer_ones(site: Site) -> None:
     assert shown_by(both, client)("a.example.org") == "a.example.org"
     assert shown_by(one, client)("a.example.org") == "default.example.org"
     assert shown_by(one, client)("b.example.org") == "b.example.org"
+
+
+# -- what else may happen ----------------------------------------------------------
+
+
+def test_a_bug_ends_the_handshake_and_nothing_else(
+    site: Site,
+) -> None:
+    settings = site.serve(DEFAULT + VARIABLES)
+    site.issuer.put("a.example.org")
+    server = by_name.server_of(openssl.ctx_of(context(settings)))
+    assert server is not None
+    files, server.files = server.files, cast("VariableFiles", Broken())
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = site.issuer.client().wrap_bio(outgoing, incoming, server_hostname="a.b")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    tls = context(settings).wrap_bio(incoming, outgoing, server_side=True)
+    with pytest.raises(ssl.SSLError, match="CALLBACK_FAILED"):
+        tls.do_handshake()
+    with pytest.raises(ssl.SSLError, match="ALERT_INTERNAL_ERROR"):
+        client.do_handshake()
+    (note,) = openssl.handshake_notes(tls)
+    assert note.level == "alert"
+    assert note.event == "choosing a certificate failed, this is a bug"
+    assert isinstance(note.bug, ZeroDivisionError)
+    server.files = files
+    shown = shown_by(settings, site.issuer.client())
+    assert shown("a.example.org") == "a.example.org"
+
+
+class Broken:
+    """Files by name, with a bug."""
+
+    def find(self, *_: object) -> None:
+        raise ZeroDivisionError
+
+
+def test_random_names_push_nothing_out(site: Site) -> None:
+    for name in ("a.example.org", "b.example.org"):
+        site.issuer.put(name)
+    settings = site.serve(DEFAULT + DIRECTORY)
+    shown = shown_by(settings, site.issuer.client())
+    assert shown("a.example.org") == "a.example.org"
+    server = by_name.server_of(openssl.ctx_of(context(settings)))
+    assert server is not None
+
+    def ask_for_many() -> None:
+        for number in range(20_000):
+            name = b"x%d.example.org" % number
+            assert server.choose(name, lambda _: None).place == DEFAULT_PLACE
+
+    ask_for_many()
+    tracemalloc.start()
+    try:
+        ask_for_many()
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 4 << 20  # what was asked for last is remembered
+    assert server.is_recent(b"a.example.org")
+
+
+def test_must_staple_is_a_warning(site: Site) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "s.example.org")])
+    wanted = x509.TLSFeature([x509.TLSFeatureType.status_request])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + 300 * DAY)
+        .add_extension(wanted, False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    path = site.directory / "certs" / "s.pem"
+    path.write_bytes(
+        made.public_bytes(pem)
+        + key.private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    path.chmod(0o600)
+    site.load(DEFAULT + DIRECTORY, DEFAULT + DIRECTORY)
+    assert site.messages == [
+        '[warn] certificate "certs/s.pem" has no subjectAltName in main:5',
+        '[warn] certificate "certs/s.pem" wants OCSP stapling,'
+        " which mail does not have",
+    ]

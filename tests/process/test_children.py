@@ -235,3 +235,20 @@ def test_program_that_cannot_be_executed_is_reported(
     children: Children, tmp_path: Path
 ) -> None:
     assert execute(children, str(tmp_path / "missing"), ["x"]) == (1, "2")
+
+
+def test_answers_about_certificates_are_heard(children: Children) -> None:
+    def work(orders: socket.socket) -> int:
+        for answer in (Order.CERTIFICATES_OK, Order.CERTIFICATES_FAILED):
+            receive(orders)
+            orders.send(write_order(answer))
+        receive(orders)
+        return 0
+
+    pid = children.start(work)
+    for refused in (False, True):
+        assert children.tell(pid, Order.CERTIFICATES)
+        wait_for(lambda: signals.wait(0) is not None, "an answer")
+        assert children.hear(pid) == Heard(refused=refused)
+    children.tell(pid, Order.STOP)
+    end(children)

@@ -21,6 +21,7 @@ import pytest
 
 from mailproxy.process.children import MAX_MESSAGES_IN_A_ROW
 from mailproxy.process.settings import MainSettings
+from tests.named import Site as NamedSite
 from tests.process.world import NEW_BINARY, PROGRAM, Story, World
 
 
@@ -718,5 +719,62 @@ class TestReopen:
             assert rotated.read_text(encoding="utf-8").endswith(": reopening logs\n")
             assert world.log_path.read_text(encoding="utf-8") == ""
             assert world.told == ["101 reopen", "102 reopen"]
+
+        world.play(story)
+
+
+class TestCertificates:
+    """What the master does when certificates change; see test_renewal.py."""
+
+    @pytest.fixture
+    def certificates(self, world: World, tmp_path: Path) -> NamedSite:
+        site = NamedSite(tmp_path)
+        site.issuer.put("a.example.org")
+        world.servers = site.load("ssl_certificate_directory certs;").servers
+        world.main = replace(world.main, ssl_certificate_watch=60.0)
+        world.next_main = world.main
+        return site
+
+    def test_workers_are_told(self, world: World, certificates: NamedSite) -> None:
+        def story(world: World) -> Story:
+            yield 61.0
+            certificates.issuer.put("a.example.org")
+            yield 63.0
+            assert world.told == ["101 certificates", "102 certificates"]
+            world.log()
+            world.deaf.add(101)
+            certificates.issuer.put("a.example.org")
+            yield 63.0
+            assert world.told[2:] == ["102 certificates"]
+            assert world.log()[1:] == [
+                "[error] worker process 101 did not take new certificates"
+            ]
+            world.refusing.add(102)
+            yield SIGIO
+            assert world.log() == [
+                "[error] worker process 102 did not take new certificates"
+            ]
+
+        world.play(story)
+
+    def test_those_that_leave_are_not(
+        self, world: World, certificates: NamedSite
+    ) -> None:
+        def story(world: World) -> Story:
+            yield 50.0
+            yield SIGHUP
+            yield SIGIO
+            assert world.running == [101, 102, 103, 104]
+            world.told.clear()
+            certificates.issuer.put("a.example.org")
+            yield 40.0  # the watch has begun anew
+            assert world.told == []
+            yield 23.0
+            assert world.told == ["103 certificates", "104 certificates"]
+            yield SIGQUIT
+            world.told.clear()
+            certificates.issuer.put("a.example.org")
+            yield 200.0
+            assert world.told == []
 
         world.play(story)

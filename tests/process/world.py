@@ -23,6 +23,7 @@ from pathlib import Path
 from mailproxy.log import NOTICE, ErrorLog, Logger, open_logs
 from mailproxy.log.directive import File
 from mailproxy.mail.load_state import Reason
+from mailproxy.mail.server import Server
 from mailproxy.mail.upstreams import Upstreams
 from mailproxy.outside import Findings
 from mailproxy.process.children import (
@@ -118,6 +119,10 @@ class World:
     """A file that managers of the next generation read."""
     deaf: set[int] = field(default_factory=set)
     """Processes whose lines have no room."""
+    servers: tuple[Server, ...] = ()
+    """The servers of each generation."""
+    refusing: set[int] = field(default_factory=set)
+    """Workers that say that they cannot use new certificates."""
     now: float = 1000.0
     _next_pid: int = 101
     _next_reader: int = READER
@@ -162,7 +167,7 @@ class World:
         configuration = Configuration(
             main=main,
             events=EventsSettings(),
-            servers=(),
+            servers=self.servers,
             error_logs=(),
             messages=Messages(),
             upstreams=Upstreams({}, ()),
@@ -315,8 +320,13 @@ class World:
             alive = True
         else:
             self._answered.discard(pid)
+        refused = pid in self.refusing
+        self.refusing.discard(pid)
         return Heard(
-            alive=alive, invalid=taken > 0, more=taken == MAX_MESSAGES_IN_A_ROW
+            alive=alive,
+            refused=refused,
+            invalid=taken > 0,
+            more=taken == MAX_MESSAGES_IN_A_ROW,
         )
 
     def kill(self, pid: int, number: int) -> None:

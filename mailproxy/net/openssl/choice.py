@@ -188,6 +188,10 @@ class ByName:
                 raise failure("SSL_use_cert_and_key() failed")
         return True
 
+    def is_recent(self, sni: bytes) -> bool:
+        """Return whether the certificates of a name are at hand."""
+        return sni in self._recent
+
     def remember(self, sni: bytes | None, choice: Presented) -> None:
         """Remember what was used for a name, if a directory has it."""
         if choice.place != EXACT or sni is None or self.shelf is None:
