@@ -63,6 +63,7 @@ class MemoryWire(Wire):
       received, sent: how many octets the proxy has received and sent, as in `Wire`.
       ended: the peer has closed, or, with `fault`, something worse.
       shaken: the peer does its part of a TLS handshake.
+      verified: the name that the proxy looked for in the peer's certificate.
       room: octets that can be sent before somebody has to look at them.
       listener: is called with what is sent, instead of keeping it in `outgoing`.
     """
@@ -82,6 +83,7 @@ class MemoryWire(Wire):
         self.ended = False
         self.fault: int | None = None
         self.shaken = False
+        self.verified: str | None = None
         self.room = 1 << 30
         self.listener: Callable[[MemoryWire, bytes], None] | None = None
         self._news = news
@@ -175,6 +177,7 @@ class MemoryWire(Wire):
         hide_name: bool = False,
     ) -> None:
         await self.wait_connected()
+        self.verified = server_name
         try:
             await self.start_tls(context)
         except ssl.SSLError as error:

@@ -53,7 +53,7 @@ def _gets_clear_text(group: Group, modes: Iterable[str]) -> bool:
     """Whether a session with one of these `proxy_ssl` may send a password over a network."""
     return any(
         (member.ssl == "off" or (not member.ssl and "off" in modes))
-        and any(_is_elsewhere(address) for address in member.addresses)
+        and (member.resolve or any(map(_is_elsewhere, member.addresses)))
         for member in group.members
     )
 

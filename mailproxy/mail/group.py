@@ -176,13 +176,22 @@ def read_name(word: Word, *, service: bool) -> tuple[str, int] | None:
         return host, 0
     if not colon:
         raise no_port(word)
+    return host, _read_port(digits, word)
+
+
+def _read_port(digits: str, word: Word) -> int:
+    """Parse the port of an address.
+
+    Raises:
+      ConfigError: it is none.
+    """
     try:
         port = parse_number(digits)
     except ValueError:
         port = 0
     if not 1 <= port <= 65535:
-        raise ConfigError(f'invalid port in upstream "{text}"', word)
-    return host, port
+        raise ConfigError(f'invalid port in upstream "{word.value}"', word)
+    return port
 
 
 def no_port(word: Word, remedy: str = "") -> ConfigError:

@@ -71,13 +71,15 @@ def _check_secrecy(found: GroupCheck, group: Group) -> None:
     if found.check.type is not ProbeType.LOGIN:
         return
     for member in group.members:
-        for address in member.addresses:
-            if found.mode(member.ssl) == "off" and not address.is_local:
-                raise ConfigError(
-                    f'"type=login" sends the password to "{address.text}" in clear text',
-                    found.check.position,
-                    "add: ssl=starttls or ssl=on",
-                )
+        elsewhere = [each.text for each in member.addresses if not each.is_local]
+        if member.resolve:  # to whatever name servers say
+            elsewhere = [member.server]
+        if found.mode(member.ssl) == "off" and elsewhere:
+            raise ConfigError(
+                f'"type=login" sends the password to "{elsewhere[0]}" in clear text',
+                found.check.position,
+                "add: ssl=starttls or ssl=on",
+            )
 
 
 def _protocol_of(check: HealthCheck, group: Group, servers: Sequence[Server]) -> str:

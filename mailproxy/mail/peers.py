@@ -114,6 +114,10 @@ class Peer:
         shared = self.shared
         if shared is not None and shared.is_heard:
             return shared.is_blocked
+        return self._has_failed(now)
+
+    def _has_failed(self, now: int) -> bool:
+        """The same, as far as this process knows by itself."""
         member = self.member
         return (
             0 < member.max_fails <= self.fails
@@ -226,6 +230,8 @@ class Peer:
         elif before:
             self.fails = 0
             self._recover(now)
+        elif self._has_failed(now):
+            self.shared.fail(now)  # while there was no manager
 
     def _recover(self, now: int) -> None:
         if self.member.slow_start:

@@ -16,7 +16,6 @@ from mailproxy.conf.hints import nearest
 from mailproxy.conf.tree import ConfigError, Directive, Word
 from mailproxy.conf.values import (
     HOUR,
-    MINUTE,
     c_string,
     choice,
     choices,
@@ -200,11 +199,11 @@ class ProxySettings(Settings):
     )
     """Whether the kernel finds out that a silent backend is gone (SO_KEEPALIVE)."""
 
-    proxy_connect_timeout: float = directive(
-        duration, default=MINUTE, origin="nginx's stream module"
+    proxy_connect_timeout: float | None = directive(
+        duration, default=None, shown="that of timeout", origin="nginx's stream module"
     )
     """Time for a connection to a backend to be made, in seconds; then `timeout` begins
-    for its greeting and the login."""
+    for its greeting and the login. Without it, `timeout` is for both together."""
 
     proxy_next_upstream: bool = directive(
         flag, default=True, origin="nginx's stream module"

@@ -32,28 +32,39 @@ async def reach(
     """Connect to the first candidate that greets as its protocol requires.
 
     The limit of the login's phase has begun then. `ssl` is what the auth source wants, if
-    anything. `report` logs a try that failed and is not the last one.
+    anything; `report` logs a try that is not the last one.
 
     Raises:
       AuthError: the auth source would switch TLS off.
       BackendError: no candidate was reached; that of the last try.
     """
-    candidate = choice.next()
-    if candidate is None:
-        client.info.upstream = choice.name
-        raise BackendError("no live upstreams", action="connecting to upstream")
+    candidate = _first(choice, client)
     tries = _Tries(client)
     while True:
         try:
             backend = await _try(client, dialogue, choice, candidate, ssl)
         except BackendError as error:
-            candidate = choice.next() if tries.may_go_on(error) else None
-            if candidate is None:
+            following = choice.next() if tries.may_go_on(error) else None
+            if following is None:
                 raise
+            candidate = following
             report(error)
         else:
             choice.reached()
             return backend
+
+
+def _first(choice: Choice, client: Client) -> Candidate:
+    """Choose the first candidate.
+
+    Raises:
+      BackendError: there is none.
+    """
+    candidate = choice.next()
+    if candidate is None:
+        client.info.upstream = choice.name
+        raise BackendError("no live upstreams", action="connecting to upstream")
+    return candidate
 
 
 class _Tries:
@@ -87,19 +98,11 @@ async def _try(
     """Connect to one candidate, have it greet, and tell `choice` if that fails.
 
     Raises:
-      AuthError: see `reach`.
-      BackendError: it cannot be reached, or does not greet.
+      AuthError, BackendError: see `reach`.
     """
     backend = None
     try:
-        backend = Backend.connect(
-            client.network,
-            candidate,
-            client.server.proxy.reply_limit,
-            client.info,
-            client.trace,
-            client.server.proxy.outgoing,
-        )
+        backend = _connect(client, candidate)
         if client.server.upstreams.leads_back(candidate, backend.wire.fd):
             raise LoopError("upstream is this server itself", action=None)
         backend.tls = backend_tls(client, candidate, ssl)
@@ -114,6 +117,19 @@ async def _try(
     return backend
 
 
+def _connect(client: Client, candidate: Candidate) -> Backend:
+    """Begin to connect; see `Backend.connect`."""
+    proxy = client.server.proxy
+    return Backend.connect(
+        client.network,
+        candidate,
+        proxy.reply_limit,
+        client.info,
+        client.trace,
+        proxy.outgoing,
+    )
+
+
 async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
     """Wait for the connection, send the PROXY header, and have the backend greet.
 
@@ -121,10 +137,15 @@ async def _meet(client: Client, dialogue: Dialogue, backend: Backend) -> None:
       BackendError: it does not, or there is no TLS although there has to be.
     """
     server, timer = client.server, client.timer
+    timeout = server.core.timeout
+    timer.limit(timeout, backend.expired)
     if backend.wire.connecting:
-        timer.limit(server.proxy.proxy_connect_timeout, backend.expired)
+        own = server.proxy.proxy_connect_timeout
+        if own is not None:
+            timer.limit(own, backend.expired)
         await backend.wait_connected()
-    timer.limit(server.core.timeout, backend.expired)
+        if own is not None:
+            timer.limit(timeout, backend.expired)
     if server.proxy.proxy_protocol != "off":
         header = proxy_header.format_header(client)
         await backend.send_header(header, dialogue.header_refusal)

@@ -76,7 +76,7 @@ async def _look_up(route: Route, client: Client) -> list[Address]:
             *reason(answer),
             action=None,
         )
-    return [_address(packed, route.port) for packed in answer.values]
+    return [_address(each, route.port) for each in dict.fromkeys(answer.values)]
 
 
 def _address(packed: bytes, port: int) -> Address:

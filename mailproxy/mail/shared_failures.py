@@ -68,6 +68,8 @@ class SharedFailures:
     def fail(self, now: int) -> None:
         """Tell that the peer was not reached, or did not greet."""
         self._doubted = now
+        if not self.is_heard:
+            self._unavailable = False  # this is news, for the next manager
         self._tell("failed")
 
     def greet(self, now: int, fail_timeout: int) -> None:

@@ -322,8 +322,8 @@ certificates: Value[tuple[str, ...]] = Value(
 )
 certificate: Value[str] = Value(
     lambda found, _: c_string(found.words[1].value),
-    certificates.usage,
-    parameters=certificates.parameters,
+    "file | data:PEM",
+    parameters=("data:",),
 )
 keys: Value[tuple[Key, ...]] = Value(
     lambda found, _: (Key(_parse_source(found)),),
@@ -343,8 +343,8 @@ certificate_cache: Value[CacheLimits] = Value(
 )
 key: Value[Key | None] = Value(
     lambda found, _: Key(c_string(found.words[1].value)),
-    keys.usage,
-    parameters=keys.parameters,
+    "file | data:PEM | engine:name:id | store:URI",
+    parameters=("data:", "engine:", "store:"),
 )
 file: Value[str] = Value(
     lambda found, reading: _in_directory(c_string(found.words[1].value), reading),

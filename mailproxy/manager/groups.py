@@ -114,11 +114,13 @@ class GroupService(ManagerService):
 
     # The board
 
-    def publish(self, managed: ManagedGroup) -> None:
-        """Put what is known of a group on the board, if this manager writes that."""
-        if self._hub is not None and self._hub.row.is_front:
-            for peer in managed.peers:
-                peer.numbers.publish(peer.state, peer.member.weight)
+    def publish(self, managed: ManagedGroup) -> bool:
+        """Put what is known of a group on the board; False if another manager does that."""
+        if self._hub is None or not self._hub.row.is_front:
+            return False
+        for peer in managed.peers:
+            peer.numbers.publish(peer.state, peer.member.weight)
+        return True
 
     def _take_over(self) -> None:
         """Begin with what another manager has put on the board."""

@@ -4,6 +4,10 @@ A manager begins with what the board says: what was unhealthy has to pass its pr
 first. With `mandatory`, the first manager of a configuration begins with nothing at all,
 or (`persistent`) only where there was nothing. One that replaces another manager of the same
 configuration goes on as that has ended.
+
+After a reload, the manager of the old configuration stays for the sessions that its workers
+have. They choose no backends any more, so it probes none: else the backends would be probed
+by as many managers as there are configurations with sessions.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import trio
 
 from mailproxy.conf.addresses import Address
 from mailproxy.conf.values import lower
@@ -30,6 +36,11 @@ if TYPE_CHECKING:
     from mailproxy.manager.peers import ManagedGroup, ManagedPeer
     from mailproxy.manager.probes.peer import Failure
     from mailproxy.manager.probes.talk import ProbeLogin
+    from mailproxy.stats.mapping import Row
+
+
+FRONT_PAUSE = 1.0
+"""Seconds between two looks at whether this is still the manager that counts."""
 
 
 class HealthService(ManagerService):
@@ -61,7 +72,9 @@ class HealthService(ManagerService):
             if (possible := [each for each in found if self._can_log_in(each)])
         }
         self._checks: HealthChecks | None = None
-        self._known: list[tuple[PeerKey, Address]] = []
+        self._had_turn = replaces
+        """Whether it has counted before, or another manager of its configuration has."""
+        self._known = self._peers()
         for name, found in self._probes.items():
             for peer in groups.groups[name].peers:
                 peer.health = _first_health(peer, found, replaces=replaces)
@@ -72,11 +85,34 @@ class HealthService(ManagerService):
         return file is None or file.path in self._logins
 
     async def run(self, hub: Hub) -> None:
-        """Probe the peers until cancelled."""
+        """Probe the peers until cancelled, while the configuration is in use."""
         if self._checks is None:
             self._checks = HealthChecks(hub.log, self._take)
             self._watch(self._checks)
-        await self._checks.run()
+        while True:
+            await self._wait_until(hub.row, replaced=False)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._checks.run)
+                await self._wait_until(hub.row, replaced=True)
+                nursery.cancel_scope.cancel()
+            hub.log.notice("health checks end, there is a new configuration")
+
+    async def _wait_until(self, row: Row, *, replaced: bool) -> None:
+        # Nobody is told when a number in shared memory changes.
+        while self._is_replaced(row) != replaced:  # noqa: ASYNC110
+            await trio.sleep(FRONT_PAUSE)
+
+    def _is_replaced(self, row: Row) -> bool:
+        """Whether the manager of another configuration counts now.
+
+        One that has just started does not count yet, and has to probe all the same.
+
+        Args:
+          row: that of this manager.
+        """
+        if row.is_front:
+            self._had_turn = True
+        return row.is_shared and self._had_turn and not row.is_front
 
     def _take(self, key: PeerKey, health: Health) -> None:
         """Tell the workers what has come of a probe."""
@@ -86,16 +122,16 @@ class HealthService(ManagerService):
 
     def _follow(self, managed: ManagedGroup) -> None:
         """Watch the peers that a group has now, before workers are told of them."""
-        if self._checks is None or lower(managed.group.name) not in self._probes:
+        found = self._probes.get(lower(managed.group.name))
+        peers = self._peers()
+        if found is None or peers == self._known:
             return
-        known = dict(self._known)
-        if self._peers() == self._known:
-            return
-        found = self._probes[lower(managed.group.name)]
+        known, self._known = dict(self._known), peers
         for peer in managed.peers:
             if known.get(PeerKey(managed.group.name, peer.name)) != peer.address:
                 peer.health = _begin(found)
-        self._watch(self._checks)
+        if self._checks is not None:
+            self._watch(self._checks)
 
     def _peers(self) -> list[tuple[PeerKey, Address]]:
         return [
@@ -111,7 +147,6 @@ class HealthService(ManagerService):
         return [(groups[name], found) for name, found in self._probes.items()]
 
     def _watch(self, checks: HealthChecks) -> None:
-        self._known = self._peers()
         checks.watch(
             self._watched_peer(managed, peer, found)
             for managed, found in self._probed()
@@ -141,7 +176,7 @@ class HealthService(ManagerService):
     async def _probe(self, managed: ManagedGroup, probe: Probe) -> Failure | None:
         failure = await run_probe(probe)
         # This manager may have become the one that writes the board meanwhile.
-        self._groups.publish(managed)
+        self._had_turn |= self._groups.publish(managed)
         return failure
 
 
@@ -189,7 +224,7 @@ def _tls(check: GroupCheck, peer: ManagedPeer) -> ProbeTls | None:
     settings, mode = check.server.proxy_ssl, check.mode(peer.member.ssl)
     if mode == "off":
         return None
-    name = settings.proxy_ssl_name or peer.member.name or peer.member.host
+    name = peer.member.name or settings.proxy_ssl_name or peer.member.host
     return ProbeTls(mode=mode, settings=settings, name=name)
 
 

@@ -25,7 +25,13 @@ from mailproxy.manager.hub import Hub
 from mailproxy.manager.peers import Found, ManagedGroup
 from mailproxy.manager.services import ManagerService
 from mailproxy.net.dns import Ask, Resolver
-from mailproxy.net.dns_messages import NOT_FOUND, Answer, ServiceRecord, read_service
+from mailproxy.net.dns_messages import (
+    NOT_FOUND,
+    Answer,
+    ServiceRecord,
+    is_host_name,
+    read_service,
+)
 from mailproxy.stats.mapping import Row
 from mailproxy.stats.peers import MAX_RESOLVED, PeerPlace, Place, resolved_name
 
@@ -202,7 +208,9 @@ class _Followed:
         """
         answer = await self._resolver.find_services(self.name.encode())
         services = sorted(map(read_service, answer.values))
-        services = [each for each in services if each.host]
+        # A zone may say anything: a name must be fit to be asked about (RFC 2782: "." if
+        # there is no such service).
+        services = [each for each in services if each.port and is_host_name(each.host)]
         if answer.code or not services:
             return [], answer if answer.code else Answer(NOT_FOUND)
         hosts: dict[bytes, Answer] = {}

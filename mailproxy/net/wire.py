@@ -324,6 +324,11 @@ class Wire(Readiness):
             openssl.hide_name(tls)
         await self._shake_hands(tls)
         openssl.check_chain(tls)
+        if not tls.pending():
+            # As behind a short record: the server will greet only now, and a read that
+            # fails costs more.
+            self.readable = False
+            self.engine.rearm(self.fd, calls.READING)
 
     def resumable_session(
         self, resumed: openssl.ClientSession | None

@@ -112,6 +112,8 @@ class Manager:
         self._logs = logs
         self._orders = orders
         self._lines = lines
+        self._is_prepared = False
+        self._pings: list[int] = []
         self._complaints = Complaints(trio.current_time)
         self.hub = Hub(logs.main, row, services)
 
@@ -128,12 +130,23 @@ class Manager:
                 for line in self._lines:
                     self.hub.join(line.row, line.pid, line.socket, inherited=True)
                 nursery.start_soon(self._take_signals, signals)
-                with trio.move_on_after(MAX_PREPARATION):
-                    for service in self.hub.services:
-                        await service.wait_ready()
+                nursery.start_soon(self._prepare)
                 await self._obey_orders()
                 await self.hub.wait_deserted()
                 self._end()
+
+    async def _prepare(self) -> None:
+        """Say that it is alive once services are ready, or have had enough time."""
+        with trio.move_on_after(MAX_PREPARATION):
+            for service in self.hub.services:
+                await service.wait_ready()
+        self._is_prepared = True
+        while self._pings:
+            self._answer(self._pings.pop())
+
+    def _answer(self, request: int) -> None:
+        with suppress(OSError):  # the master is gone meanwhile
+            self._orders.send(write_order(Order.ALIVE, request))
 
     def _end(self) -> None:
         self._log.notice("exiting")
@@ -181,9 +194,10 @@ class Manager:
                 self._end()
             case Order.REOPEN:
                 self._reopen_logs(body, descriptors)
+            case Order.PING if self._is_prepared:
+                self._answer(request)
             case Order.PING:
-                with suppress(OSError):  # the master is gone meanwhile
-                    self._orders.send(write_order(Order.ALIVE, request))
+                self._pings.append(request)
             case Order.WORKER:
                 self._join(body, descriptors)
             case Order.ALIVE | Order.UNMANAGED:

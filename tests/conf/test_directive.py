@@ -109,7 +109,8 @@ def test_every_directive_says_what_it_is_for(settings: type[Settings]) -> None:
     for name, declaration in declarations(settings).items():
         assert texts.get(name), name
         assert declaration.value.usage, name
-        assert set(declaration.contexts) <= {"main", "events", "mail", "server"}
+        known = {"main", "events", "mail", "server", "upstream"}
+        assert set(declaration.contexts) <= known
         default = getattr(settings(), name)
         if declaration.repeats == "add":
             assert isinstance(default, tuple | frozenset), name

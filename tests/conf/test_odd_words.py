@@ -72,12 +72,13 @@ def configuration(context: str, statement: bytes) -> bytes:
         for line in usual.split(b";")
         if line.split() and line.split()[0] != name
     )
-    parts = {"main": b"", "events": b"", "mail": b"", "server": rest}
+    parts = {"main": b"", "events": b"", "mail": b"", "match": b"", "server": rest}
     parts["upstream"] = b"" if name == b"server" else b"server 127.0.0.1:143;"
     parts[context] += b" " + statement
     return (
         b"pid mail.pid; error_log stderr; %(main)s\nevents { %(events)s }\n"
-        b"mail { %(mail)s upstream u { %(upstream)s } server { %(server)s } }\n"
+        b"mail { %(mail)s upstream u { %(upstream)s } match m { %(match)s }"
+        b" server { %(server)s } }\n"
         % {key.encode(): value for key, value in parts.items()}
     )
 

@@ -36,10 +36,13 @@ from mailproxy.net import resumption
 from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
 from mailproxy.net.openssl import clients, library
+from mailproxy.net.openssl.portable_clients import PortableClientBuilder
 from tests.play import load_server
 from tests.tls import Certificates
 
 NAME = "mail.test"
+VERIFY_ERROR = "upstream SSL certificate verify error: (%s:%s)"
+NO_MATCH = 'upstream SSL certificate does not match "%s"'
 DAY = timedelta(days=1)
 needs_openssl = pytest.mark.skipif(
     library.unreachable() is not None, reason="OpenSSL is inside Python"
@@ -195,7 +198,7 @@ async def test_backend_that_is_believed(site: Site) -> None:
     assert site.protocols == [None]
 
 
-@pytest.mark.proves("proxy_ssl_verify", "on")
+@pytest.mark.proves("proxy_ssl_verify")
 async def test_certificate_of_an_unknown_ca(site: Site) -> None:
     assert await site.refusal(trustme.CA().issue_cert(NAME)) == (
         "upstream SSL certificate verify error: "
@@ -300,7 +303,7 @@ async def test_name_is_sent_by_sni(site: Site, verify: str) -> None:
 
 
 @needs_openssl
-@pytest.mark.proves("proxy_ssl_server_name", "off")
+@pytest.mark.proves("proxy_ssl_server_name")
 @pytest.mark.parametrize("verify", ["", "proxy_ssl_verify off;"])
 async def test_name_is_not_sent(site: Site, verify: str) -> None:
     settings = site.settings(f"proxy_ssl_server_name off; {verify}")
@@ -316,7 +319,7 @@ async def test_name_that_is_not_sent_is_verified(site: Site) -> None:
     assert said == f'upstream SSL certificate does not match "{NAME}"'
 
 
-@pytest.mark.proves("proxy_ssl_verify", "off")
+@pytest.mark.proves("proxy_ssl_verify")
 @pytest.mark.parametrize("host", [NAME, "127.0.0.1", ""])
 async def test_any_certificate_is_good_if_none_is_verified(
     site: Site, host: str
@@ -467,7 +470,7 @@ async def test_key_with_a_password(site: Site, wary: ssl.SSLContext) -> None:
 
 
 @needs_openssl
-@pytest.mark.proves("proxy_ssl_session_reuse", "on")
+@pytest.mark.proves("proxy_ssl_session_reuse")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_session_is_resumed(site: Site, version: ssl.TLSVersion) -> None:
     context = site.context(site.certified())
@@ -480,7 +483,7 @@ async def test_session_is_resumed(site: Site, version: ssl.TLSVersion) -> None:
 
 
 @needs_openssl
-@pytest.mark.proves("proxy_ssl_session_reuse", "off")
+@pytest.mark.proves("proxy_ssl_session_reuse")
 async def test_session_is_not_resumed(site: Site) -> None:
     context = site.context(site.certified())
     for _ in range(2):
@@ -544,3 +547,44 @@ async def test_sessions_have_a_limit(
         await site.meet(context, settings, host)
     assert site.resumed == [False, False, False, True, False, True, False]
     assert len(site.network.resumption) == 3
+
+
+# With a Python that carries OpenSSL inside
+
+
+def portable(site: Site, depth: int = 3) -> ProxySslSettings:
+    """Settings with a context that is made by `ssl` alone."""
+    builder = PortableClientBuilder({"TLSv1.2", "TLSv1.3"})
+    builder.verify_server(depth)
+    builder.trust(str(site.directory / "ca.pem"))
+    return ProxySslSettings(loaded=builder.context)
+
+
+@pytest.mark.parametrize(
+    ("kind", "event", "values"),
+    [
+        ("good", "", ()),
+        ("unknown", VERIFY_ERROR, (20, "unable to get local issuer certificate")),
+        ("other", NO_MATCH, (NAME,)),
+        ("long", VERIFY_ERROR, (22, "certificate chain too long")),
+    ],
+)
+async def test_certificates_without_openssl(
+    site: Site, kind: str, event: str, values: tuple[object, ...]
+) -> None:
+    own = site.certified("other.test" if kind == "other" else NAME)
+    if kind == "unknown":
+        own = trustme.CA().issue_cert(NAME)
+    if kind == "long":
+        own = site.certified(ca=site.ca.create_child_ca())
+    settings = portable(site, depth=0 if kind == "long" else 3)
+    context = site.context(own)
+    for _ in range(2):
+        if event:
+            with pytest.raises(BackendError) as caught:
+                await site.meet(context, settings)
+            assert (caught.value.event, caught.value.values) == (event, values)
+        else:
+            await site.meet(context, settings)
+    assert not any(site.resumed)
+    assert len(site.network.resumption) == 0

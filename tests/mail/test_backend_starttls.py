@@ -538,10 +538,27 @@ STARTTLS = f"{ASKED['imap']}\nB: mp2 OK\n{ENTERED['imap']}"
         ("off", "ssl=off", "off", CLEAR),
     ],
 )
+@pytest.mark.proves("server", "ssl=")
 def test_which_mode_counts(
     proxy_ssl: str, member: str, header: str, script: str
 ) -> None:
     of_a_group(script, member, f"proxy_ssl {proxy_ssl};", header)
+
+
+@pytest.mark.proves("server", "name=")
+@pytest.mark.parametrize(
+    ("member", "directives", "name"),
+    [
+        ("", "", "127.0.0.1"),
+        ("", "proxy_ssl_name b.test;", "b.test"),
+        ("name=a.test", "", "a.test"),
+        ("name=a.test", "proxy_ssl_name b.test;", "a.test"),
+    ],
+)
+def test_which_name_counts(member: str, directives: str, name: str) -> None:
+    stage = of_a_group(TLS, member, f"proxy_ssl on; {directives}")
+    (wire,) = stage.network.wires["P"]
+    assert wire.verified == name
 
 
 def test_auth_server_cannot_switch_the_tls_of_a_server_off() -> None:

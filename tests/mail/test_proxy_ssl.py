@@ -70,6 +70,9 @@ def said(message: ConfigError) -> str:
     return text
 
 
+needs_openssl = pytest.mark.skipif(
+    library.unreachable() is not None, reason="OpenSSL is inside Python"
+)
 TRUST = "proxy_ssl_trusted_certificate $d/ca.pem;"
 ON = f"proxy_ssl on; {TRUST}"
 
@@ -87,6 +90,7 @@ def test_defaults(made: Made) -> None:
     assert settings.loaded is None
 
 
+@pytest.mark.proves("proxy_ssl", "off")
 @pytest.mark.parametrize("directives", ["", "proxy_ssl off;"])
 def test_nothing_is_loaded_where_nothing_is_said(made: Made, directives: str) -> None:
     assert made(directives).loaded is None
@@ -121,7 +125,7 @@ def test_trusted_certificates_take_the_place_of_the_system_s(made: Made) -> None
     assert len(system.get_ca_certs()) != 1
 
 
-@pytest.mark.proves("proxy_ssl_verify", "off")
+@pytest.mark.proves("proxy_ssl_verify")
 def test_context_that_believes_anyone(load: Load) -> None:
     configuration = load("proxy_ssl on; proxy_ssl_verify off;", "", "")
     context = configuration.servers[0].proxy_ssl.context
@@ -165,12 +169,42 @@ def test_pins_add_up(made: Made) -> None:
     }
 
 
-@pytest.mark.proves("proxy_ssl_protocols")
-def test_versions(made: Made) -> None:
-    options = made(f"{ON} proxy_ssl_protocols TLSv1.2;").context.options
-    assert options & ssl.OP_NO_TLSv1_3
-    assert options & ssl.OP_NO_TLSv1_1
-    assert not options & ssl.OP_NO_TLSv1_2
+REFUSALS = {
+    "SSLv3": ssl.OP_NO_SSLv3,
+    "TLSv1": ssl.OP_NO_TLSv1,
+    "TLSv1.1": ssl.OP_NO_TLSv1_1,
+    "TLSv1.2": ssl.OP_NO_TLSv1_2,
+    "TLSv1.3": ssl.OP_NO_TLSv1_3,
+}
+
+
+@pytest.mark.proves("proxy_ssl_protocols", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2")
+@pytest.mark.proves("proxy_ssl_protocols", "TLSv1.3")
+@pytest.mark.parametrize("version", REFUSALS)
+def test_versions(made: Made, version: str) -> None:
+    options = made(f"{ON} proxy_ssl_protocols {version};").context.options
+    assert [name for name, no in REFUSALS.items() if not options & no] == [version]
+
+
+@pytest.mark.proves("proxy_ssl_protocols", "SSLv2")
+def test_version_that_openssl_does_not_know(made: Made) -> None:
+    options = made(f"{ON} proxy_ssl_protocols SSLv2;").context.options
+    assert all(options & no for no in REFUSALS.values())
+
+
+@needs_openssl
+@pytest.mark.proves("proxy_ssl_certificate_key", "store:")
+def test_key_behind_a_uri(made: Made) -> None:
+    pair = "proxy_ssl_certificate $d/ec.pem; proxy_ssl_certificate_key store:file:$d/ec.key;"
+    assert made(f"{ON} {pair}").loaded is not None
+
+
+@needs_openssl
+@pytest.mark.proves("proxy_ssl_certificate_key", "engine:")
+def test_key_in_an_engine(error: Error) -> None:
+    pair = "proxy_ssl_certificate $d/ec.pem; proxy_ssl_certificate_key engine:none:x;"
+    start = 'cannot load certificate key "engine:none:x": ENGINE_by_id() failed'
+    assert error(f"{ON} {pair}").text.startswith(start)
 
 
 @pytest.mark.proves("proxy_ssl_ciphers")
@@ -183,7 +217,7 @@ def test_ciphers(made: Made) -> None:
     assert names == ["AES256-SHA256"]
 
 
-@pytest.mark.skipif(library.unreachable() is not None, reason="OpenSSL is inside")
+@needs_openssl
 @pytest.mark.proves("proxy_ssl_conf_command")
 def test_commands_are_applied_last(made: Made) -> None:
     context = made(f"{ON} proxy_ssl_conf_command CipherString AES256-SHA256;").context

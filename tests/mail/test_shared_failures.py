@@ -159,8 +159,14 @@ def test_without_a_manager_each_goes_on_with_what_it_knows() -> None:
     assert world.peer.fail(world.now), "and counts by itself"
     assert not world.peer.is_open(world.now)
     world.line.manager = True
+    world.line.told.clear()
+    world.says(PeerState.UP)
+    assert world.line.told == [f"{A.text} failed"], "the next manager hears of it"
+    world.says(PeerState.UNAVAILABLE)
+    assert not world.peer.is_open(world.now)
     world.says(PeerState.UP)
     assert world.peer.is_open(world.now)
+    assert len(world.line.told) == 1
 
 
 def test_without_a_zone_failures_stay_here() -> None:

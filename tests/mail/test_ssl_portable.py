@@ -74,6 +74,8 @@ def refusals(caught: pytest.ExceptionInfo[ConfigErrors]) -> list[ConfigError]:
         "ssl_session_ticket_key key",
         "ssl_session_timeout 1h",
         "ssl_verify_client optional_no_ca",
+        "proxy_ssl_conf_command Options PrioritizeChaCha",
+        "proxy_ssl_server_name off",
     ],
 )
 def test_what_only_openssl_can_do_is_refused_by_name(
@@ -95,6 +97,24 @@ def test_keys_that_only_openssl_can_fetch_are_refused(load: Load, source: str) -
         load(f"{PAIR} ssl_certificate other.pem; ssl_certificate_key {source};")
     (error,) = refusals(caught)
     assert str(error).startswith('"ssl_certificate_key" needs a Python that shares')
+
+
+@pytest.mark.parametrize("source", ["engine:ours:key", "store:pkcs11:object=key"])
+def test_keys_for_backends_too(load: Load, source: str) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        load(f"proxy_ssl_certificate ec.pem; proxy_ssl_certificate_key {source};")
+    (error,) = refusals(caught)
+    assert str(error).startswith('"proxy_ssl_certificate_key" needs a Python that')
+
+
+def test_context_for_backends(load: Load) -> None:
+    pair = "proxy_ssl_certificate ec.pem; proxy_ssl_certificate_key ec.key;"
+    trust = "proxy_ssl_trusted_certificate ca.pem; proxy_ssl_alpn imap;"
+    (server,) = load(f"proxy_ssl on; {pair} {trust}").servers
+    context = server.proxy_ssl.context
+    assert isinstance(context, openssl.PortableContext)
+    assert context.depth == 3
+    assert context.verify_mode is ssl.CERT_REQUIRED
 
 
 def test_an_engine_is_refused(load: Load) -> None:

@@ -399,6 +399,13 @@ def check_answer(server: Server, headers: tuple[str, ...], place: str) -> None:
         assert line.startswith(f"[error] {place} while in http auth state")
 
 
+def test_server_has_its_own_default() -> None:
+    around = "proxy_pass u; upstream w { server 127.0.0.8:9143; }"
+    for own, place in (("", "1"), ("proxy_pass W;", "8")):
+        server = fresh(THREE, own, around=around)
+        check_answer(server, ("Auth-Status: OK",), place)
+
+
 def test_error_page_is_no_way_to_the_default() -> None:
     server = fresh(THREE, "proxy_pass u;")
     script = f"{HELLO}\nA: HTTP/1.0 502 Bad Gateway\nA| Server: x\nA|\n{FAILED}"
@@ -429,6 +436,13 @@ def test_host_that_an_auth_server_names_is_a_group_of_its_addresses() -> None:
     stages = looked_up([script] * 4, ZONE)
     assert places(stages) == list("1291")
     assert any("upstream: [::9]:9143" in text for _, text in stages[2].log.events)
+
+
+def test_address_that_comes_twice_is_one_member() -> None:
+    script = f"{HELLO}\n{HOST}\n{IN}\nC: ⟨close⟩"
+    zone: Zone = {"mail.test. A": ["60 A 127.0.0.1", "60 A 127.0.0.2"]}
+    zone["mail.test. A"] = [*zone["mail.test. A"], "60 A 127.0.0.1"]
+    assert places(looked_up([script] * 4, zone)) == list("1212")
 
 
 def test_next_address_of_a_host_is_tried_and_the_failure_remembered() -> None:

@@ -115,6 +115,12 @@ class Watched:
                 self._told = trio.Event()
                 await self._told.wait()
 
+    async def wait_for_line(self, text: str) -> None:
+        """Wait until a line of the log begins so."""
+        with trio.fail_after(PATIENCE):
+            while not any(line.startswith(text) for _, line in self.lines):
+                await trio.lowlevel.checkpoint()
+
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[[str], Configuration]:
@@ -538,6 +544,35 @@ async def test_a_manager_that_writes_the_board_only_later_says_what_it_knows(
             statistics.set_front(row)
             await backend.wait_probed(2)
             assert peer.numbers.state == UNHEALTHY
+
+
+async def test_the_manager_of_an_old_configuration_does_not_probe(read: Read) -> None:
+    backend = Backend()
+    async with listening(backend):
+        configuration = read(mail(backend, ""))
+        statistics = Statistics()
+        statistics.need(configuration.counted, 1)
+        row, other = (statistics.take_row(Role.MANAGER) for _ in range(2))
+        statistics.set_front(other)
+        async with watching(configuration, row) as watched:
+            await backend.wait_probed(3)  # it will count soon
+            statistics.set_front(row)
+            await backend.wait_probed(3)
+            statistics.set_front(other)
+            await watched.wait_for_line("health checks end")
+            before = backend.probes
+            statistics.set_front(row)
+            await backend.wait_probed()
+            assert backend.probes <= before + 2
+        async with watching(configuration, row, replaces=True) as watched:
+            await backend.wait_probed()
+        statistics.set_front(other)
+        before = backend.probes
+        async with watching(configuration, row, replaces=True) as watched:
+            await trio.testing.wait_all_tasks_blocked()
+            assert backend.probes == before
+        async with watching(configuration, Row(), replaces=True):
+            await backend.wait_probed()  # nobody can tell
 
 
 def test_health_checks_are_why_there_is_a_manager(read: Read) -> None:

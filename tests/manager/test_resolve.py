@@ -259,6 +259,15 @@ class TestServices:
                 in place.said
             )
 
+    async def test_servers_that_cannot_be_named_are_left_out(
+        self, autojump_clock: MockClock
+    ) -> None:
+        zone = self.zone(
+            "1 1 0 a.test.", "1 1 143 a\\.b\\032c.test.", "1 1 143 b.test."
+        )
+        async with resolving(zone, member(service="imap", port=0)) as place:
+            assert await place.texts() == [B]
+
     async def test_service_that_is_decidedly_not_there(
         self, autojump_clock: MockClock
     ) -> None:

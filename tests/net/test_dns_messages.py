@@ -31,9 +31,12 @@ from mailproxy.net.dns_messages import (
     Question,
     forward_question,
     is_host_name,
+    is_service_name,
     packed,
     read_answer,
+    read_service,
     reverse_question,
+    service_question,
     to_host,
     write_query,
 )
@@ -42,6 +45,7 @@ from tests.name_servers import NUMBER, Zone, respond
 PTR = reverse_question(ip_address("192.0.2.1"))
 A = forward_question(Kind.A, b"m.example")
 AAAA = forward_question(Kind.AAAA, b"m.example")
+SRV = service_question(b"_imap._tcp.m.example")
 REVERSE = "1.2.0.192.in-addr.arpa. PTR"
 ASKED = b"\xc0\x0c"
 """A pointer to the name that is asked for."""
@@ -136,6 +140,17 @@ def test_no_host_names(name: bytes) -> None:
     assert not is_host_name(name)
 
 
+def test_question_for_a_service() -> None:
+    assert SRV.wire == b"\5_imap\4_tcp\1m\7example\0\0\x21\0\1"
+    assert is_service_name(b"a.b")
+    for name in (b"", b"a..b", b"a b", b"a/b", b"a" * 64, b".".join([b"a"] * 128)):
+        assert not is_service_name(name)
+
+
+def test_service_is_what_a_value_says() -> None:
+    assert read_service(b"\0\1\0\2\0\x8fm.example") == (1, 2, 143, b"m.example")
+
+
 # Answers
 
 
@@ -165,6 +180,11 @@ def test_no_host_names(name: bytes) -> None:
         (AAAA, ["60 AAAA 2001:db8::1"], Answer(0, (packed(ip_address("2001:db8::1")),), 60)),
         (AAAA, ["60 AAAA ::ffff:192.0.2.1"], Answer(0, (b"\xc0\0\2\1",), 60)),
         (AAAA, ["60 A 192.0.2.1"], None),
+        (SRV, ["_imap._tcp.m.example. 60 SRV 1 2 143 M.Example.", "_imap._tcp.m.example. 9 SRV 0 0 1 ."], Answer(0, (b"\0\1\0\2\0\x8fm.example", b"\0\0\0\0\0\1"), 9)),
+        (SRV, ["60 CNAME x.example.", "x.example. 9 SRV 1 2 143 m."], Answer(0, (b"\0\1\0\2\0\x8fm",), 9)),
+        (SRV, ["60 CNAME x.example."], Answer(0, (), 60, alias=b"\1x\7example\0")),
+        (SRV, ["60 A 192.0.2.1"], None),
+        (SRV, [], Answer(NOT_FOUND)),
     ],
 )  # fmt: skip
 def test_answers(question: Question, records: list[str], answer: Answer | None) -> None:
@@ -343,13 +363,15 @@ _NAMES = st.one_of(
 _HOSTILE = st.builds(
     record,
     _NAMES,
-    st.sampled_from([1, 5, 12, 16, 28]),
-    st.one_of(_NAMES, st.binary(max_size=17)),
+    st.sampled_from([1, 5, 12, 16, 28, 33]),
+    st.one_of(_NAMES, st.binary(max_size=17), _NAMES.map(lambda name: bytes(6) + name)),
 )
 
 
 @given(
-    st.lists(_HOSTILE, max_size=8), st.integers(1, 200), st.sampled_from([PTR, A, AAAA])
+    st.lists(_HOSTILE, max_size=8),
+    st.integers(1, 200),
+    st.sampled_from([PTR, A, AAAA, SRV]),
 )
 def test_no_message_takes_many_steps(
     records: list[bytes], times: int, question: Question
@@ -357,11 +379,18 @@ def test_no_message_takes_many_steps(
     assert lines_of(question, message(question, *records * times)) < MAX_LINES
 
 
-@given(st.binary(max_size=100), st.integers(0, 12), st.sampled_from([PTR, A, AAAA]))
+@given(
+    st.binary(max_size=100), st.integers(0, 12), st.sampled_from([PTR, A, AAAA, SRV])
+)
 def test_any_bytes_are_an_answer_or_none(
     tail: bytes, cut: int, question: Question
 ) -> None:
-    data = {PTR: "60 PTR m.example.", A: "60 A 192.0.2.1", AAAA: "60 AAAA ::1"}
+    data = {
+        PTR: "60 PTR m.example.",
+        A: "60 A 192.0.2.1",
+        AAAA: "60 AAAA ::1",
+        SRV: "_imap._tcp.m.example. 60 SRV 1 2 143 m.example.",
+    }
     good = answer_to(question, data[question])
     for bad in (
         tail,
@@ -372,7 +401,9 @@ def test_any_bytes_are_an_answer_or_none(
         answer = read_answer(question, bad)
         assert answer is None or isinstance(answer, Answer)
         for value in answer.values if answer else ():
-            assert len(value) <= 253
+            assert len(value) <= 253 + (question is SRV) * 6
+            if question is SRV:
+                assert read_service(value).port <= 65535
 
 
 _LABELS = st.lists(st.binary(min_size=1, max_size=63), max_size=4)

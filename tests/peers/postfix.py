@@ -36,12 +36,21 @@ postlog   unix-dgram n  -       n       -       1       postlogd
 
 @contextmanager
 def start(
-    program: str, directory: Path, dovecot: Dovecot, users: Iterable[str]
+    program: str,
+    directory: Path,
+    dovecot: Dovecot,
+    users: Iterable[str],
+    more: str = "",
+    wrapped: int | None = None,
 ) -> Iterator[int]:
     """Postfix, in `directory`; the value is its port. It has to be started by root.
 
     It believes XCLIENT, and asks Dovecot about AUTH. Mail to USER@example.test, of
     `users`, goes into their maildirs.
+
+    Args:
+      more: what stands at the end of main.cf.
+      wrapped: another port, where TLS begins with the first octet.
     """
     port = free_port()
     user, group = mail_owner()
@@ -51,9 +60,13 @@ def start(
     os.chown(directory / "data", pwd.getpwnam("postfix").pw_uid, -1)
     boxes = "".join(f"{name}@{DOMAIN} {name}/\n" for name in users)
     (etc / "mailboxes").write_text(boxes)
-    (etc / "master.cf").write_text(
-        f"127.0.0.1:{port} inet n - n - 300 smtpd\n{_SERVICES}"
-    )
+    services = f"127.0.0.1:{port} inet n - n - 300 smtpd\n{_SERVICES}"
+    if wrapped is not None:
+        services += (
+            f"127.0.0.1:{wrapped} inet n - n - 300 smtpd\n"
+            "  -o smtpd_tls_wrappermode=yes\n"
+        )
+    (etc / "master.cf").write_text(services)
     (etc / "main.cf").write_text(
         f"""
 compatibility_level = 3.6
@@ -81,6 +94,7 @@ virtual_mailbox_maps = texthash:{etc}/mailboxes
 virtual_minimum_uid = 1
 virtual_uid_maps = static:{user}
 virtual_gid_maps = static:{group}
+{more}
 """
     )
     subprocess.run([program, "-c", etc, "check"], check=True)

@@ -198,6 +198,28 @@ def test_what_is_known_outlives_a_reload(site: Site, auth: FakeAuth) -> None:
             site.wait_for_line(healthy(port))
 
 
+def test_only_the_manager_of_the_new_configuration_probes(
+    site: Site, auth: FakeAuth
+) -> None:
+    """Although the old one stays as long as an old session."""
+    port = free_port()
+    with FakeImap() as works:
+        with FakeImap(port):
+            configure(site, auth, port, works.port)
+            site.start()
+            with Client(site.port) as client:
+                assert client.log_in().startswith(b"a OK")
+                site.signal(SIGHUP)
+                site.wait_for_line("health checks end, there is a new configuration")
+                assert len(managers(site)) == 2
+                lines(works)
+        site.wait_for_line(unhealthy(port))
+        with FakeImap(port):
+            site.wait_for_line(healthy(port))
+        assert sum(unhealthy(port) in line for line in site.log()) == 1
+        assert sum(healthy(port) in line for line in site.log()) == 1
+
+
 def test_what_is_known_outlives_the_manager(site: Site, auth: FakeAuth) -> None:
     port = free_port()
     with FakeImap() as works:

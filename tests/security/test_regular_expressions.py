@@ -34,6 +34,7 @@ PEERS = {
     "log.record._HALF_ESCAPE": "_MAX_PROPERTY",
     "log.record._BROKEN_END": "MAX_LINE",
     "auth.http_answer._HEADERS": "MAX_HEADER",
+    "auth.http_answer._HOST": "MAX_HEADER",
     "auth.http_answer._MUTE_STATUS": "MAX_HEADER",
     "auth.http_answer._NAME": "MAX_HEADER",
     "auth.http_answer._SECRET": "MAX_SHOWN, or MAX_HEADER",
@@ -63,19 +64,37 @@ PEERS = {
     "mail.sasl.clients._XOAUTH2": "client_buffer",
     "mail.smtp_login._NOT_XTEXT": "smtp_client_buffer",
     "mail.smtp_login._OFFER": "proxy_buffer",
+    "mail.ssl_values._HOST": "253, the length of a name",
+    "mail.ssl_values._PIN": "the operator's own file",
     "mail.trace._MECHANISM": "client_buffer",
     "mail.trace._NAME": "client_buffer",
     "mail.trace._PROMPT": "proxy_buffer",
     "mail.trace._TAGGED_NAME": "client_buffer",
+    "manager.probes.imap._BYE": "MAX_LINE",
+    "manager.probes.imap._CAPABILITY": "MAX_LINE",
+    "manager.probes.imap._CODE": "MAX_LINE",
+    "manager.probes.imap._GREETING": "MAX_LINE",
+    "manager.probes.imap._OK": "MAX_LINE",
+    "manager.probes.smtp._LINE": "MAX_LINE",
     "net.dns_messages._HOST_NAME": "255, the length of a name (RFC 1035, 2.3.4)",
+    "net.dns_messages._SERVICE_NAME": "255, the length of a name (RFC 1035, 2.3.4)",
     "net.openssl.certificates._ESCAPED": "a certificate's 100 KB in OpenSSL",
     "net.openssl.certificates._HEX": "a certificate's 100 KB in OpenSSL",
+    "net.openssl.clients._HASHED": "255, the length of a file's name",
+    "net.openssl.names._NAME": "64 KiB, a client's hello in OpenSSL",
     "net.openssl.errors._TEXT": "256, of which OpenSSL makes a text",
 }
 """The patterns that see what a peer has sent, and what limits its length."""
 OWN = {
+    "mail.proxy._PORT": "the operator's own file",
+    "mail.proxy._WITH_PORT": "the operator's own file",
+    "mail.ssl_values._VARIABLE": "the operator's own file",
+    "mail.upstream._OPEN": "the operator's own file",
+    "mail.upstream._PART": "the operator's own file",
+    "net.openssl.pem_files._PEM": "the operator's own files, of 1 MiB at most",
     "conf.words._LUA": "the operator's own file; an open [[ in Lua is looked for once each",
     "conf.elsewhere:\\s+\\|": "a text in the same file",
+    "mail.match._HEXADECIMAL": "the operator's own file",
     "mail.ssl_context:(?i)(verify|requestca|clientca|chainca)": "the operator's own file",
     "mail.ssl_context:[:,; ]*@SECLEVEL=\\d+": "the operator's own file",
     "net.openssl.portable._OTHER_GROUP": "the operator's own file",
@@ -273,6 +292,6 @@ def test_slow_ones_are_found(pattern: str | bytes, method: str) -> None:
 
 
 def test_every_pattern_over_a_peers_octets_has_a_bound() -> None:
-    rooms = ("auth", "log.record", "mail", "net")
+    rooms = ("auth", "log.record", "mail", "manager.probes", "net")
     found = {name for name, _, _ in uses() if name.startswith(rooms)}
     assert found - set(OWN) == set(PEERS)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from mailproxy.net.openssl.peers import ServerCertificate
 
 LACKING = (
+    "proxy_ssl_conf_command",
+    "proxy_ssl_server_name off",
+    'proxy_ssl_certificate_key "engine:..." and "store:..."',
     "certificates by name",
     "ssl_certificate_compression",
     'ssl_certificate_key "engine:..." and "store:..."',
