@@ -7,9 +7,8 @@ import os
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -281,7 +280,11 @@ def test_a_renewal_reaches_all_workers_and_ends_no_session(site: Site) -> None:
     issuer = Issuer(site.directory / "certs")
     issuer.put("a.example.org")
     client = issuer.client()
-    with FakeImap() as backend, FakeAuth(granted(backend.port)) as auth:
+    with (
+        FakeImap() as backend,
+        FakeAuth(granted(backend.port)) as auth,
+        ExitStack() as stack,
+    ):
         site.configure(
             WATCHED,
             main="ssl_certificate_watch 10s; worker_processes 2;",
@@ -290,19 +293,17 @@ def test_a_renewal_reaches_all_workers_and_ends_no_session(site: Site) -> None:
         )
         master = site.start()
         workers = site.workers
-        sessions = [Client(site.port) for _ in range(50)]
+        sessions = [stack.enter_context(Client(site.port)) for _ in range(50)]
         for session in sessions:
             assert session.log_in().startswith(b"a OK")
         descriptors = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in workers}
         before = shown_by(site, client, "a.example.org")
-        began = time.monotonic()
         leaf = issuer.put("a.example.org", "b.example.org", file="a.example.org")
         renewed = ssl.PEM_cert_to_DER_cert(leaf.cert_chain_pems[0].bytes().decode())
         site.wait_for_line(
             f'certificate "{issuer.directory}/a.example.org.crt" was renewed:'
             " a.example.org, b.example.org, until 3000-01-01"
         )
-        assert time.monotonic() - began < 10 + 3 + 5  # five for a busy machine
         site.wait_for(
             lambda: all(
                 shown_by(site, client, name) == renewed
@@ -315,14 +316,18 @@ def test_a_renewal_reaches_all_workers_and_ends_no_session(site: Site) -> None:
         for session in sessions:
             session.ping()
         assert site.workers == workers
+        site.wait_for(
+            lambda: all(
+                len(os.listdir(f"/proc/{pid}/fd")) <= descriptors[pid]
+                for pid in workers
+            ),
+            "all descriptors closed",
+        )
         for pid in workers:  # one that is born later has it, too
-            assert len(os.listdir(f"/proc/{pid}/fd")) <= descriptors[pid]
             os.kill(pid, signal.SIGKILL)
-        site.wait_for(lambda: len(site.workers) == 2, "new workers")
-        assert not set(site.workers) & set(workers)
+        site.wait_for(lambda: len(set(site.workers) - set(workers)) == 2, "new workers")
         assert shown_by(site, client, "b.example.org") == renewed
-        for session in sessions:
-            session.close()
+        stack.close()
         leaf = issuer.put("a.example.org")
         site.signal(signal.SIGHUP)
         site.wait_for_line("gracefully shutting down", count=2)
