@@ -29,6 +29,8 @@ class BuildCore(build_ext):
             super().build_extensions()
 
     def build_extension(self, ext):
+        # What is left of a former build would be installed if this one fails.
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         try:
             ext.sources = translated()
         except Exception as error:
