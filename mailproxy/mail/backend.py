@@ -23,7 +23,7 @@ from mailproxy.errors import (
 from mailproxy.log import Phase
 from mailproxy.mail.trace import backend_lines
 from mailproxy.net.lines import TooLong
-from mailproxy.net.network import connect_level
+from mailproxy.net.network import connect_level, is_local
 from mailproxy.net.outgoing import BindError
 from mailproxy.net.timer import timed_out
 
@@ -421,7 +421,6 @@ class Backend:
 
 def _failed_connect(event: str, name: str | None, error: OSError) -> BackendError:
     """The error for a failed connect()."""
-    level = connect_level(error)
-    kind = BackendError if level == BackendError.level else LocalError
+    kind = LocalError if is_local(error) else BackendError
     values = () if name is None else (name,)
-    return kind(event, *values, error=error, level=level, action=None)
+    return kind(event, *values, error=error, level=connect_level(error), action=None)

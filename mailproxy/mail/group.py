@@ -176,10 +176,10 @@ def read_name(word: Word, *, service: bool) -> tuple[str, int] | None:
         return host, 0
     if not colon:
         raise no_port(word)
-    return host, _read_port(digits, word)
+    return host, read_port(digits, word)
 
 
-def _read_port(digits: str, word: Word) -> int:
+def read_port(digits: str, word: Word) -> int:
     """Parse the port of an address.
 
     Raises:

@@ -113,7 +113,7 @@ class Peer:
         """
         shared = self.shared
         if shared is not None and shared.is_heard:
-            return shared.is_blocked
+            return shared.is_blocked(now, self.member.fail_timeout)
         return self._has_failed(now)
 
     def _has_failed(self, now: int) -> bool:
@@ -165,7 +165,7 @@ class Peer:
         """Count a session that is about to connect."""
         self.numbers.enter()
         if self.shared is not None:
-            self.shared.enter()
+            self.shared.enter(now)
         if now - self._checked > self.member.fail_timeout:
             self._checked = now
 

@@ -26,7 +26,14 @@ from mailproxy.conf.values import (
     parse_number,
     size,
 )
-from mailproxy.mail.group import Group, implicit, is_path, no_port, read_address
+from mailproxy.mail.group import (
+    Group,
+    implicit,
+    is_path,
+    no_port,
+    read_address,
+    read_port,
+)
 from mailproxy.mail.load_state import LoadState, load_state
 from mailproxy.mail.master_user import MasterUser, master_user
 from mailproxy.net.outgoing import Outgoing
@@ -105,7 +112,7 @@ def _find_target(word: Word, state: LoadState) -> Group | None:
     if lower(name) in state.group_names:
         if port is not None:
             raise ConfigError(
-                f'upstream "{name}" may not have port {port[0][1:]}',
+                f'upstream "{name}" may not have port {read_port(port[0][1:], word)}',
                 word,
                 f"proxy_pass {name}; its servers have ports",
             )
@@ -117,7 +124,10 @@ def _find_target(word: Word, state: LoadState) -> Group | None:
 
 
 proxy_pass: Value[PassTarget | None] = Value(
-    _parse_pass, "name | host:port | unix:path", parameters=("unix:",)
+    _parse_pass,
+    "name | host:port | unix:path",
+    parameters=("unix:",),
+    means_dollar=lambda _: True,  # nobody means it literally: see the error
 )
 
 _WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::([0-9]+))?")

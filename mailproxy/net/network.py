@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import time
+from typing import Final
 
 from mailproxy.conf.addresses import SocketAddress
 from mailproxy.log import SessionInfo
@@ -22,15 +23,26 @@ from mailproxy.net.timer import Timer
 from mailproxy.net.wire import Wire
 from mailproxy.stats.mapping import Row
 
-_NOT_REACHED = frozenset(
-    (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
-)
+_NOT_REACHED: Final = frozenset((
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT,
+    errno.EAGAIN,  # the queue of a unix socket is full
+))  # fmt: skip
+"""System errors that mean that the peer cannot be reached (ngx_event_connect_peer)."""
 
 
 def connect_level(error: OSError) -> str:
     """Return nginx's log level for a failed connect(): "error" if the peer cannot be
-    reached, "crit" if the fault is ours."""
+    reached, else "crit"."""
     return "error" if error.errno in _NOT_REACHED else "crit"
+
+
+def is_local(error: OSError) -> bool:
+    """Whether a failed connect() is the fault of this machine, and not of the peer.
+
+    Where there is no unix socket, nobody listens, although nginx's level is "crit".
+    """
+    return error.errno not in _NOT_REACHED and error.errno != errno.ENOENT
 
 
 class Network:

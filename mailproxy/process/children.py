@@ -193,17 +193,20 @@ class Children:
         body: Mapping[str, object] | None = None,
         descriptors: Sequence[int] = (),
     ) -> bool:
-        """Send an order; False if it cannot be sent.
+        """Send an order; False if it cannot be sent, as to a process that was reaped.
 
         Args:
           descriptors: what the other process gets duplicates of (SCM_RIGHTS, unix(7)).
         """
+        line = self._lines.get(pid)
+        if line is None:
+            return False
         frame = write_order(order, body=body)
         try:
             if descriptors:
-                socket.send_fds(self._lines[pid], [frame], [*descriptors])
+                socket.send_fds(line, [frame], [*descriptors])
             else:
-                self._lines[pid].send(frame)
+                line.send(frame)
         except OSError:  # it died, or does not listen any more
             return False
         return True

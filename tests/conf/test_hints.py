@@ -229,6 +229,8 @@ def test_a_name_without_address_is_no_mistake_of_form(
         ("error_log x filter=tag;", ""),
         ("auth_http ${AUTH}:80;", NO_VARIABLES),
         ("timeout $timeout;", NO_VARIABLES),
+        ("proxy_pass $host;", "name the server in the answer of the auth source"),
+        ("upstream u { server localhost; }", "server localhost:143;"),
         ("error_log x filter=tag:~($a;", ""),
     ],
 )  # fmt: skip

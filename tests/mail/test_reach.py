@@ -301,7 +301,11 @@ def test_nothing_is_tried_again_once_the_login_has_begun(
     ("number", "events"),
     [
         (errno.EADDRNOTAVAIL, ["failed, but not by itself"] * 3),
+        (errno.EACCES, ["failed, but not by itself"] * 3),
         (errno.EHOSTUNREACH, ["failed"] * 3),
+        (errno.ECONNRESET, ["failed"] * 3),
+        (errno.EAGAIN, ["failed"] * 3),
+        (errno.ENOENT, ["failed"] * 3),
         (errno.ENOBUFS, ["failed, but not by itself"]),
     ],
 )

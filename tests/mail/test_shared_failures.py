@@ -106,7 +106,7 @@ def test_failure_is_reported_and_the_manager_decides() -> None:
     assert world.peer.is_open(world.now)
     world.says(PeerState.UNAVAILABLE)
     assert world.peer.state(world.now) == PeerState.UNAVAILABLE
-    assert not world.peer.is_open(world.now + 100), "the manager says when"
+    assert not world.peer.is_open(world.now + 40), "the manager says when"
     world.says(PeerState.UP)
     assert world.peer.is_open(world.now)
 
@@ -120,6 +120,27 @@ def test_one_session_uses_the_one_try() -> None:
     assert not world.peer.is_open(world.now)
     world.peer.greet(world.now)
     assert world.line.told[1:] == [f"{A.text} ok"]
+
+
+def test_a_manager_that_hangs_does_not_keep_a_peer_unavailable() -> None:
+    world = World()
+    world.says(PeerState.UNAVAILABLE)
+    world.now += 41  # 10 s are `fail_timeout`
+    assert world.peer.is_open(world.now)
+    world.peer.enter(world.now)
+    assert not world.peer.is_open(world.now), "one session tries"
+    world.peer.fail(world.now)
+    assert not world.peer.is_open(world.now + 40)
+    world.now += 41
+    world.peer.enter(world.now)
+    world.peer.greet(world.now)
+    assert world.peer.is_open(world.now)
+    assert world.line.told == [f"{A.text} failed", f"{A.text} ok"]
+    world.says(PeerState.UNAVAILABLE)
+    assert not world.peer.is_open(world.now), "it speaks again"
+    world.says(PeerState.UP)
+    assert world.peer.is_open(world.now)
+    assert len(world.line.told) == 2
 
 
 def test_greetings_are_reported_only_if_they_are_news() -> None:

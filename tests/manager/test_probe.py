@@ -145,6 +145,7 @@ SICK = [
     ),
     ("imap", ProbeType.GREETING, "B: * PREAUTH hi", 'invalid greeting: "* PREAUTH hi"'),
     ("imap", ProbeType.GREETING, "B: * OKAY", 'invalid greeting: "* OKAY"'),
+    ("imap", ProbeType.GREETING, "B: * ok hi", 'invalid greeting: "* ok hi"'),
     ("pop3", ProbeType.GREETING, "B: -ERR no", 'invalid greeting: "-ERR no"'),
     ("smtp", ProbeType.GREETING, "B: 421 busy", 'invalid greeting: "421 busy"'),
     ("smtp", ProbeType.GREETING, "B: 554-no\nB: 554 go", 'invalid greeting: "554 go"'),

@@ -173,6 +173,8 @@ def test_dead_child_cannot_be_told(children: Children) -> None:
     assert not children.tell(pid, Order.PING)
     assert not children.hear(pid).alive
     assert end(children).pid == pid
+    assert not children.tell(pid, Order.PING), "the same when it was reaped"
+    assert not children.tell(pid, Order.WORKER, descriptors=(0,))
 
 
 def test_lines_of_the_others_are_closed_in_a_child(children: Children) -> None:

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGQUIT, SIGSTOP, SIGUSR1, SIGUSR2
+from signal import SIGCONT, SIGHUP, SIGKILL, SIGQUIT, SIGSTOP, SIGUSR1, SIGUSR2
 
 import pytest
 
@@ -223,6 +223,11 @@ def _holds(pid: int, path: Path) -> bool:
     }
 
 
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended, and its parent does not know yet (proc(5), stat)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def _descriptors(pid: int) -> str:
     """What a process has open."""
     names = (f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd"))
@@ -355,6 +360,23 @@ class TestLife:
         fail_once(site)
         serve_everywhere(site, 4)
         assert len(site.log("error")) <= 2
+
+    def test_master_learns_of_its_end_together_with_that_of_workers(
+        self, with_group: Callable[..., Site]
+    ) -> None:
+        """As after the kernel has run out of memory, or `killall`."""
+        site = with_group()
+        site.start()
+        dead = {manager(site), *site.workers}
+        site.signal(SIGSTOP)
+        for pid in dead:
+            os.kill(pid, SIGKILL)
+        site.wait_for(lambda: all(map(_is_zombie, dead)), "the end of all")
+        site.signal(SIGCONT)
+        site.wait_for(lambda: len(site.workers) == 2, "other workers")
+        assert dead.isdisjoint({manager(site), *site.workers})
+        log_in(site)
+        assert not any("bug" in line for line in site.log("alert"))
 
     def test_stuck_one_is_killed_and_replaced(
         self, with_group: Callable[..., Site]

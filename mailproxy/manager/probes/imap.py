@@ -11,8 +11,8 @@ from mailproxy.manager.probes.talk import Talk
 if TYPE_CHECKING:
     from mailproxy.manager.probes.talk import ProbeLogin
 
-_OK = re.compile(rb"OK(?=[ \r\n])", re.IGNORECASE)
-_GREETING = re.compile(rb"\* OK(?=[ \r\n])", re.IGNORECASE)
+_OK = re.compile(rb"OK(?=[ \r\n])")  # in capitals, as sessions want it
+_GREETING = re.compile(rb"\* OK(?=[ \r\n])")
 _BYE = re.compile(rb"\* BYE(?=[ \r\n])", re.IGNORECASE)
 _CODE = re.compile(rb"\* OK +\[CAPABILITY ([^\]]*)\]", re.IGNORECASE)
 _CAPABILITY = re.compile(rb"\* CAPABILITY ([^\r\n]*)", re.IGNORECASE)
