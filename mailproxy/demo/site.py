@@ -48,11 +48,11 @@ mail {{
 """
 
 SERVER = """
-    # Logins take turns, and go on at one of them if the other is down. It is tried again
-    # after a second.
+    # Logins take turns, and go on at one of them if the other is down. It is tried each
+    # time ("max_fails=0"), so it is in use again as soon as it has started.
     upstream {protocol} {{
-        server {first} fail_timeout=1s;
-        server {second} fail_timeout=1s;
+        server {first} max_fails=0;
+        server {second} max_fails=0;
     }}
 
     server {{

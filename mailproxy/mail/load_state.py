@@ -95,6 +95,14 @@ class LoadState:
     shares_numbers: bool = False
     """Whether one of these groups needs the numbers of all workers."""
 
+    @property
+    def group_with_tls(self) -> Group | None:
+        """The first group with TLS of its own (`ssl=`), whatever servers say; or None."""
+        for group in self.groups.values():
+            if any(member.ssl not in ("", "off") for member in group.members):
+                return group
+        return None
+
 
 def load_state(reading: Reading) -> LoadState:
     """The state that the loader of a mail configuration handed to its reading."""

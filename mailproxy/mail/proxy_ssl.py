@@ -123,16 +123,16 @@ class ProxySslSettings(Settings):
 
     @classmethod
     def make(cls, block: Block, reading: Reading) -> Self:
-        """Make the settings of a server, with its context if a directive wants one.
+        """Make the settings of a server, with its context if a directive or group wants one.
 
         Raises:
           ConfigError: a key is missing, nobody is trusted, or OpenSSL rejects a setting;
             in nginx's words.
         """
         settings = super().make(block, reading)
-        if not any(level.sets(cls) for level in block.around()):
-            return settings
-        if settings.proxy_ssl == "off" and settings.is_default:
+        given = any(level.sets(cls) for level in block.around())
+        silent = not given or (settings.proxy_ssl == "off" and settings.is_default)
+        if silent and load_state(reading).group_with_tls is None:
             return settings
         _check(settings, block)
         contexts = load_state(reading).backend_contexts

@@ -7,6 +7,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 from mailproxy.conf.tree import ConfigError
+from mailproxy.mail.load_state import load_state
 from mailproxy.mail.ssl_context import about, full_name
 from mailproxy.net.openssl import (
     OpenSSLError,
@@ -36,7 +37,7 @@ def build(settings: ProxySslSettings, block: Block, reading: Reading) -> ssl.SSL
         builder.ciphers(settings.proxy_ssl_ciphers)
     _certify(builder, settings, block, reading)
     if settings.proxy_ssl_verify:
-        _verify(builder, settings, block)
+        _verify(builder, settings, block, reading)
     else:
         builder.believe()
     if not settings.proxy_ssl_server_name:
@@ -86,7 +87,9 @@ def _certify(
                 raise OpenSSLError(str(error)) from None
 
 
-def _verify(builder: Builder, settings: ProxySslSettings, block: Block) -> None:
+def _verify(
+    builder: Builder, settings: ProxySslSettings, block: Block, reading: Reading
+) -> None:
     """Have the certificates of backends verified.
 
     Raises:
@@ -99,9 +102,11 @@ def _verify(builder: Builder, settings: ProxySslSettings, block: Block) -> None:
             builder.trust(trusted)
     elif not trust_system(builder.context):
         given = block.find("proxy_ssl_verify") or block.find("proxy_ssl")
+        group = load_state(reading).group_with_tls
+        where = None if group is None else group.position
         raise ConfigError(
             'no trusted certificates for "proxy_ssl_verify"',
-            None if given is None else given.directive,
+            where if given is None else given.directive,
             "proxy_ssl_trusted_certificate FILE;",
         )
     if settings.proxy_ssl_crl:

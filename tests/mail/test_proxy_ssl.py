@@ -96,6 +96,17 @@ def test_nothing_is_loaded_where_nothing_is_said(made: Made, directives: str) ->
     assert made(directives).loaded is None
 
 
+@pytest.mark.parametrize("directives", ["", "proxy_ssl off;"])
+@pytest.mark.parametrize(
+    ("mode", "loaded"), [("on", True), ("starttls", True), ("off", False)]
+)
+def test_context_is_there_for_members_with_tls_of_their_own(
+    made: Made, directives: str, mode: str, *, loaded: bool
+) -> None:
+    group = f"upstream g {{ server 127.0.0.1:1; server 127.0.0.1:2 ssl={mode}; }}"
+    assert (made(directives + group).loaded is not None) == loaded
+
+
 def test_context_that_verifies(made: Made) -> None:
     context = made(ON).context
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -303,6 +314,18 @@ def test_nobody_is_trusted(
     assert found.position is not None
     assert found.position.line == 2
     assert found.remedy == "proxy_ssl_trusted_certificate FILE;"
+
+
+@pytest.mark.parametrize("mode", ["on", "starttls"])
+def test_nobody_is_trusted_though_a_member_has_tls(
+    error: Error, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    found = error(f"upstream g {{ server 127.0.0.1:1 ssl={mode}; }}")
+    assert said(found) == 'no trusted certificates for "proxy_ssl_verify"'
+    assert found.position is not None
+    assert found.position.line == 2
 
 
 GROUP = "upstream Far {{ server 127.0.0.1:1; server unix:/s; server {} {}; }}"
