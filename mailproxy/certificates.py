@@ -152,7 +152,9 @@ def _of_server(own: OwnCertificates) -> Iterator[Listed]:
     if shelf is None:
         return
     used = shelf.names.used()
-    default = () if own.by_name.has_default else own.by_name.default[1]
+    # With `reject`, clients that the default would be for are turned away.
+    lacks = not (own.by_name.has_default or own.by_name.reject)
+    default = own.by_name.default[1] if lacks else ()
     for pair in shelf.names.pairs:
         if pair in used:
             yield Listed(pair.file, pair.leaf, {"": pair in default})

@@ -89,6 +89,15 @@ default.example.org   ECDSA 256  3000-01-01  {(datetime(3000, 1, 1, tzinfo=UTC) 
     assert run.error == ""
 
 
+def test_nobody_gets_a_default_where_unknown_names_are_refused(
+    site: Site, run: Shell
+) -> None:
+    put(site, "a.example.org", file="a", left=67 * DAY)
+    site.load(DIRECTORY + "ssl_reject_handshake on;")
+    (row,) = json.loads(run("--json")[1])
+    assert row["used_by"] == [{"listen": "127.0.0.1:1000", "default": False}]
+
+
 def test_the_exit_code_says_whether_one_in_use_ends(site: Site, run: Shell) -> None:
     put(site, "a.example.org", file="a", left=6 * DAY)
     site.load(DEFAULT + DIRECTORY)

@@ -320,9 +320,7 @@ class Loader:
             found, datetime.now(UTC)
         ):
             if remark.text not in warned:
-                self.reading.warn(
-                    remark.text, remedy="clients will refuse it then: renew it"
-                )
+                self.reading.warn(remark.text, remedy=remark.remedy)
         for file in dict.fromkeys(file for file, leaf in found if leaf.must_staple):
             self.reading.warn(
                 f'certificate "{file}" wants OCSP stapling, which mail does not have',

@@ -15,6 +15,7 @@ from mailproxy.net.openssl.pairs import Leaf
 
 DAY = timedelta(days=1)
 _HOUR = timedelta(hours=1)
+_SECOND = timedelta(seconds=1)
 _OVER = timedelta(0)
 """Stands for the threshold of a certificate that has expired."""
 
@@ -27,11 +28,13 @@ class Remark:
       level: nginx's name of the log level.
       file: the certificate.
       text: the whole line.
+      remedy: what to do about it, for people.
     """
 
     level: str
     file: str
     text: str
+    remedy: str = "clients will refuse it then: renew it"
 
 
 class Expiry:
@@ -73,16 +76,23 @@ class Expiry:
             return _OVER, left.days
         for threshold in self._thresholds:
             if left <= threshold:
-                short = leaf.begins is not None and 3 * threshold > ends - leaf.begins
-                return None if short else (threshold, 0)
+                return None if _is_short(leaf, threshold) else (threshold, 0)
         return None
+
+
+def _is_short(leaf: Leaf, threshold: timedelta) -> bool:
+    """Return whether a threshold is more than a third of a certificate's life."""
+    if leaf.begins is None or leaf.ends is None:
+        return False
+    # The last second is a part of it (RFC 5280, section 4.1.2.5).
+    return 3 * threshold > leaf.ends - leaf.begins + _SECOND
 
 
 def _remark(file: str, leaf: Leaf, ends: datetime, now: datetime) -> Remark:
     left = ends - now
     if left < _OVER:
         text = f'certificate "{file}" has expired on {ends.date()}'
-        return Remark("error", file, text)
+        return Remark("error", file, text, "clients refuse it: renew it")
     names = f" ({leaf.names[0]}" if leaf.names else ""
     if len(leaf.names) > 1:
         names += f" and {len(leaf.names) - 1} more"

@@ -58,6 +58,14 @@ def test_a_short_life_is_not_about_to_end_all_the_time() -> None:
     assert story(leaf(2 * DAY), *times[-47:]) == []
 
 
+def test_the_last_second_is_a_part_of_the_life() -> None:
+    # As authorities make them for 90 days: from 12:00:00 to 11:59:59.
+    issued = leaf(90 * DAY - timedelta(seconds=1))
+    assert story(issued, 30 * DAY) == [
+        '[warn] certificate "F" (a.example.org) expires in 30 days, on 2027-02-24'
+    ]
+
+
 def test_words_for_little_time() -> None:
     texts = [
         story(leaf(90 * DAY), left)[0].partition("expires in ")[2].partition(",")[0]
@@ -71,6 +79,15 @@ def test_words_for_little_time() -> None:
         "less than an hour",
         "less than an hour",
     ]
+
+
+def test_the_remedy_knows_whether_it_is_over() -> None:
+    expiry = Expiry(DEFAULT_WARNINGS)
+    made = [("F", leaf(90 * DAY))]
+    (soon,) = expiry.due(made, NOW + 89 * DAY)
+    (over,) = expiry.due(made, NOW + 91 * DAY)
+    assert soon.remedy == "clients will refuse it then: renew it"
+    assert over.remedy == "clients refuse it: renew it"
 
 
 def test_a_renewed_certificate_begins_anew() -> None:
