@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 # `ssl` looks for it, when a worker may not read files
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

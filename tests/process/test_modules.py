@@ -7,13 +7,15 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from tests.fakes import FakeAuth, FakeImap, _Handler, granted
 from tests.process.site import Client, Site
-from tests.processes import PATIENCE, wait_for
+from tests.processes import PATIENCE, free_port, wait_for
 from tests.tls import Certificates
 
 TOLD = {"PYTHONPROFILEIMPORTTIME": "1"}
@@ -197,6 +199,59 @@ def test_a_worker_imports_nothing(site: Site, tls: bool) -> None:
     before, started, after = told.partition("start worker process ")
     assert started
     assert IMPORT.search(before)
+    assert IMPORT.findall(after) == []
+
+
+@contextmanager
+def imap_over_tls(directory: Path) -> Iterator[int]:
+    """A mail server that serves one client, over TLS; its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / "ec.pem", directory / "ec.key")
+
+    def serve() -> None:
+        with (
+            listening.accept()[0] as plain,
+            context.wrap_socket(plain, server_side=True) as client,
+        ):
+            client.sendall(b"* OK\r\n")
+            while client.recv(1000):
+                client.sendall(b"a OK\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(PATIENCE)
+        thread = Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join()
+
+
+GROUP = """
+    upstream u {
+        hash $auth_user consistent;
+        server 127.0.0.1:DEAD; server 127.0.0.1:LIVE; zone u;
+    }
+    proxy_ssl on; proxy_ssl_verify off; proxy_ssl_name mx.test;
+    server { listen 127.0.0.1:PORT; protocol imap; proxy_pass u; }
+"""
+
+
+def test_a_worker_imports_nothing_for_groups_and_tls(site: Site) -> None:
+    """Also where a member is dead, and the other one has a name."""
+    Certificates(site.directory)
+    with (
+        FakeAuth(lambda _: {"Auth-Status": "OK"}) as auth,
+        imap_over_tls(site.directory) as live,
+    ):
+        site.configure(GROUP, main=STDERR, AUTH=auth.port, DEAD=free_port(), LIVE=live)
+        with site.foreground(TOLD):
+            wait_for(lambda: site.has_pid() and len(site.workers) == 2, "the workers")
+            _, _, commands, last = SESSIONS[0]
+            hold_session(("127.0.0.1", site.port), None, commands, last)
+            told = (site.directory / "stderr").read_text(errors="replace")
+    before, started, after = told.partition("start worker process ")
+    assert started
+    assert IMPORT.search(before)
+    assert "mailproxy.mail.backend_tls" in IMPORT.findall(before)
     assert IMPORT.findall(after) == []
 
 
