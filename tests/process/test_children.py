@@ -155,10 +155,13 @@ def test_order_that_finds_no_room_is_not_sent(children: Children) -> None:
 
     def work(orders: socket.socket) -> int:
         assert read_order(receive(orders))[0] == Order.PING
+        orders.send(write_order(Order.ALIVE))
         signal.sigwait([signal.SIGUSR1])
         return 0
 
     pid = children.start(work)
+    assert children.tell(pid, Order.PING)
+    assert signals.wait(PATIENCE, [signal.SIGIO])  # it has read that, and reads no more
     while children.tell(pid, Order.PING):
         pass
     assert not children.tell(pid, Order.QUIT)
