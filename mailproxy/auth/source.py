@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from mailproxy.auth.verdict import (
+    CONFIGURED,
     Granted,
     Refused,
     Unavailable,
@@ -76,28 +77,29 @@ class Chain:
         for this user, and an outage must never look like a wrong password.
 
         Returns:
-          The decision. A `Granted` has a route if one is needed, and its user and secret
-          contain no octet that a mail protocol could take for the end of a line. A user
-          unknown to all sources is refused.
+          The decision. A `Granted` has a route, and its user and secret contain no
+          octet that a mail protocol could take for the end of a line. A user unknown to
+          all sources is refused.
         """
         for source in self.sources:
             verdict = await source.check(request, network, timer, log)
             if isinstance(verdict, Granted):
-                return self._fault(verdict, source) or verdict
+                return self._checked(verdict, source)
             if not isinstance(verdict, Unknown):
                 return verdict
         return Refused(text=FAILURE_TEXT, reason="no auth source knows the user")
 
-    def _fault(self, granted: Granted, source: Source) -> Unavailable | None:
-        """The reason why a granted login cannot be used; None if it can."""
-        route = granted.route
-        master = b"" if route is None else route.master
+    def _checked(self, granted: Granted, source: Source) -> Granted | Unavailable:
+        """The same with a route, or why it cannot be used."""
+        master = b"" if granted.route is None else granted.route.master
         if not (
             is_clean(granted.user)
             and is_clean(granted.secret or b"")
             and (not master or is_clean(master))
         ):
             return Unavailable(event=f"{source.name} sent invalid user or password")
-        if route is None and self.needs_route:
+        if granted.route is not None:
+            return granted
+        if self.needs_route:
             return Unavailable(event='no route for user "%s"', values=(granted.user,))
-        return None
+        return replace(granted, route=CONFIGURED)

@@ -57,6 +57,10 @@ class Route:
         return self.text or f"{self.server}:{self.port}"
 
 
+CONFIGURED = Route(kind="default", server="", port=0)
+"""The route of a login about whose backend the source says nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
     """The login is good."""
@@ -71,11 +75,6 @@ class Granted:
     checked: bool = True
     """Whether the source has made sure who the client is. If it has not, only the client's
     own secret may be sent to the backend, which then decides."""
-
-    @property
-    def ssl(self) -> str:
-        """Whether the source wants TLS to the backend; empty: it does not say."""
-        return "" if self.route is None else self.route.ssl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,10 +81,12 @@ master_user: Value[MasterUser | None] = Value(
 )
 
 
-def apply(login: Login, granted: Granted, client: Client) -> Login:
+def apply(login: Login, granted: Granted, master: bytes, client: Client) -> Login:
     """Return the login for the backend by the master user; there is one.
 
-    The auth source's own (`Auth-Master-User`) replaces that of `proxy_master_user`.
+    Args:
+      master: the auth source's own (`Auth-Master-User`), which replaces that of
+        `proxy_master_user`; empty: it names none.
 
     Raises:
       AuthError: nobody has checked the login, or the master user cannot be used.
@@ -95,19 +97,27 @@ def apply(login: Login, granted: Granted, client: Client) -> Login:
         raise AuthError(
             'login of "%s" was not checked, a master login is refused', granted.user
         )
-    proxy = client.server.proxy
-    configured = proxy.proxy_master_user
-    separator = b"" if configured is None else configured.separator
-    if granted.route is not None and granted.route.master:
-        if not separator and proxy.proxy_auth_mech != "plain":
-            raise AuthError(
-                'master user "%s" of the auth source needs "proxy_auth_mech plain"',
-                granted.route.master,
-            )
-        secret = granted.secret or b""
-        return login.by_master(granted.route.master, secret, separator)
+    if master:
+        return _by_source(login, granted, master, client)
+    configured = client.server.proxy.proxy_master_user
     assert configured is not None, "there is a master user"
     password = client.network.secrets.get(configured.password_file.path)
     if password is None:
         raise AuthError('there is no password in "%s"', configured.password_file.path)
-    return login.by_master(configured.name, password, separator)
+    return login.by_master(configured.name, password, configured.separator)
+
+
+def _by_source(login: Login, granted: Granted, master: bytes, client: Client) -> Login:
+    """The same by the master user of the auth source.
+
+    Raises:
+      AuthError: there is no way to name both users.
+    """
+    proxy = client.server.proxy
+    configured = proxy.proxy_master_user
+    separator = b"" if configured is None else configured.separator
+    if not separator and proxy.proxy_auth_mech != "plain":
+        raise AuthError(
+            'master user "%s" of the auth source needs "proxy_auth_mech plain"', master
+        )
+    return login.by_master(master, granted.secret or b"", separator)

@@ -19,17 +19,14 @@ if TYPE_CHECKING:
     from mailproxy.mail.peers import LiveGroup
 
 
-async def choose(route: Route | None, client: Client) -> Choice:
+async def choose(route: Route, client: Client) -> Choice:
     """Find the backends of a route.
-
-    Args:
-      route: None: that of `proxy_pass`.
 
     Raises:
       BackendError: the host that it names has no address.
     """
     upstreams = client.server.upstreams
-    if route is None or route.kind == "default":
+    if route.kind == "default":
         target = client.server.proxy.proxy_pass
         assert target is not None, "the chain has looked"
         assert target.group is not None, "the configuration was checked for it"

@@ -27,6 +27,7 @@ from mailproxy.net import faults
 from mailproxy.net.timer import timed_out
 
 if TYPE_CHECKING:
+    from mailproxy.auth.verdict import Route
     from mailproxy.log import Logger, SessionInfo
     from mailproxy.mail.candidates import Choice
     from mailproxy.mail.listen import Listen
@@ -230,21 +231,17 @@ async def _explain(
     return dialogue.invalid(login)
 
 
-def _for_backend(client: Client, login: Login, granted: Granted) -> Login:
+def _for_backend(client: Client, login: Login, granted: Granted, route: Route) -> Login:
     """The login that the backend is offered.
 
     Raises:
       AuthError: the master user cannot log in there.
     """
-    route = granted.route
     login = login.at_backend(
-        user=granted.user,
-        secret=granted.secret,
-        smtp_auth=None if route is None else route.smtp_auth,
+        user=granted.user, secret=granted.secret, smtp_auth=route.smtp_auth
     )
-    by_source = route is not None and route.master
-    if by_source or client.server.proxy.proxy_master_user is not None:
-        login = master_user.apply(login, granted, client)
+    if route.master or client.server.proxy.proxy_master_user is not None:
+        login = master_user.apply(login, granted, route.master, client)
     client.secrets.remember(login)
     return login
 
@@ -258,13 +255,14 @@ async def _enter(
       AuthError: the master user cannot log in there.
       UpstreamError: the backend cannot be reached, fails, or refuses the login.
     """
+    route = granted.route
+    assert route is not None, "the chain has looked"
     client.info.login = granted.user
-    login = _for_backend(client, login, granted)
-    if client.server.proxy.proxy_forward:
-        forward.check_loop(dialogue)
-    choice = await choose(granted.route, client)
+    login = _for_backend(client, login, granted, route)
+    forward.check_loop(dialogue)
+    choice = await choose(route, client)
     report = partial(_report, client)
-    backend = await reach(client, dialogue, choice, granted.ssl, report)
+    backend = await reach(client, dialogue, choice, route.ssl, report)
     try:
         answer = await dialogue.enter(backend, login)
     except BaseException:
