@@ -8,7 +8,7 @@ start.
 from __future__ import annotations
 
 import signal
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from signal import Signals
@@ -17,9 +17,10 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 from mailproxy.log import Logger
 from mailproxy.net.messages import Complaints
-from mailproxy.process.children import Closable, End, Heard
+from mailproxy.process.children import FATAL, Closable, End, Heard, SpawnError
 from mailproxy.process.generation import Generation
 from mailproxy.process.messages import Order
+from mailproxy.stats.cells import Role
 from mailproxy.stats.mapping import Row, Statistics
 
 MIN_HEALTHY = 10.0
@@ -87,13 +88,20 @@ class CrewMember:
 
 
 M = TypeVar("M", bound=CrewMember)
+P = TypeVar("P")
+"""The place of a member, which another one takes after its end."""
 
 
-class Crew(ABC, Generic[M]):
+class Crew(ABC, Generic[M, P]):
     """The processes of one kind, of all generations.
+
+    One that ends without an order is replaced: at once if it had run for a while, after
+    longer and longer pauses if it ended right after its start, and never if it ended with
+    the code FATAL.
 
     Attributes:
       kind: what the log calls one of them, in short.
+      role: what they are in the statistics.
       generation: the generation of those to be started.
       outgoing: the one that it is replacing, until that is decided.
       failed: one of `generation` could not be started, or ended before it came up.
@@ -101,6 +109,7 @@ class Crew(ABC, Generic[M]):
     """
 
     kind: ClassVar[str]
+    role: ClassVar[Role]
 
     def __init__(self, generation: Generation, means: Means) -> None:
         self.generation = generation
@@ -113,6 +122,8 @@ class Crew(ABC, Generic[M]):
         self._all: dict[int, M] = {}
         self._stop_delay = FIRST_STOP_DELAY
         self._stop_at: float | None = None
+        self._respawns: list[tuple[float, P, int]] = []
+        """When which place gets a process, and how many have died young there."""
         self._unheard = False
         self._watch_at = self._clock() + means.patience / 4
 
@@ -157,6 +168,43 @@ class Crew(ABC, Generic[M]):
         self._all[member.pid] = member
         self._ask(member)
 
+    # Start
+
+    @abstractmethod
+    def _start(self, place: P, died_young: int = 0) -> None:
+        """Start a process in a place, or note that it cannot be started."""
+
+    def _take_row(self) -> Row:
+        return self._means.statistics.take_row(self.role)
+
+    def _not_spawned(self, row: Row, failure: SpawnError) -> None:
+        """Note that a process could not be started."""
+        self._means.statistics.free_row(row)
+        self._log.alert(
+            f'{failure.call} failed while spawning "{self.name}"', error=failure.error
+        )
+
+    def _start_later(self, place: P, died_young: int) -> int:
+        """Start a process in some seconds; returns how many."""
+        delay = respawn_delay(died_young)
+        self._respawns.append((self._clock() + delay, place, died_young))
+        return delay
+
+    def _replace(self, member: M, place: P) -> None:
+        """Start another process in the place of one that has ended, now or later."""
+        young = self._clock() - member.started < MIN_HEALTHY
+        died_young = member.died_young + 1 if young else 0
+        if died_young <= 1:
+            self._start(place, died_young)
+            return
+        delay = self._start_later(place, died_young)
+        self._log.error(
+            f"{self.name}es end right after their start, {died_young} in a row;"
+            f" the next one starts in {delay} s"
+        )
+
+    # End
+
     def _part(self, end: End) -> M | None:
         """Note that a process has ended; returns None if it was none of these."""
         member = self._all.pop(end.pid, None)
@@ -166,10 +214,15 @@ class Crew(ABC, Generic[M]):
             log(f"{self.name} {end.pid} {end.text}")
         return member
 
-    def _died_young(self, member: M) -> int:
-        """How many in a row, this one included, have ended right after their start."""
-        young = self._clock() - member.started < MIN_HEALTHY
-        return member.died_young + 1 if young else 0
+    def _is_fatal(self, end: End) -> bool:
+        """Whether a process is not replaced because it said so; that is logged."""
+        if end.code != FATAL:
+            return False
+        self._log.alert(
+            f"{self.name} {end.pid} exited with fatal code {FATAL}"
+            " and cannot be respawned"
+        )
+        return True
 
     # Orders
 
@@ -226,8 +279,8 @@ class Crew(ABC, Generic[M]):
         return max(min(due, self._watch_at, self._next_due()) - self._clock(), 0.0)
 
     def _next_due(self) -> float:
-        """When something of a crew's own is due."""
-        return float("inf")
+        """When something is to be started, or is due of a crew's own."""
+        return min((due for due, _, _ in self._respawns), default=float("inf"))
 
     def catch_up(self) -> bool:
         """Do what has become due; returns whether it looked for stuck processes."""
@@ -244,7 +297,10 @@ class Crew(ABC, Generic[M]):
         return True
 
     def _do_own(self, now: float) -> None:
-        """Do what is due of a crew's own."""
+        """Start what is to be started, and do what is due of a crew's own."""
+        for respawn in [each for each in self._respawns if each[0] <= now]:
+            self._respawns.remove(respawn)
+            self._start(*respawn[1:])
 
     def _stop_again(self, now: float) -> None:
         if self._stop_delay > MAX_STOP_DELAY:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from mailproxy.net.messages import Complaints
-from mailproxy.process.children import FATAL, Closable, End, SpawnError, make_line
-from mailproxy.process.crew import Crew, CrewMember, Means, respawn_delay
+from mailproxy.process.children import Closable, End, SpawnError, make_line
+from mailproxy.process.crew import Crew, CrewMember, Means
 from mailproxy.process.generation import Generation
 from mailproxy.process.messages import Order
 from mailproxy.stats.cells import Role
@@ -71,7 +71,7 @@ class ManagerProcess(CrewMember):
     """Lines that it could not be handed yet."""
 
 
-class Managers(Crew[ManagerProcess]):
+class Managers(Crew[ManagerProcess, Generation]):
     """All managers of all generations.
 
     Attributes:
@@ -79,13 +79,13 @@ class Managers(Crew[ManagerProcess]):
     """
 
     kind = "manager"
+    role = Role.MANAGER
 
     def __init__(self, generation: Generation, work: ManagerWork, means: Means) -> None:
         super().__init__(generation, means)
         self.lines = Lines()
         self._starting = False
         self._work = work
-        self._respawns: list[tuple[float, Generation, int]] = []
         self._served: set[Generation] = set()
         """The generations that have a manager, or may need one."""
 
@@ -120,32 +120,31 @@ class Managers(Crew[ManagerProcess]):
         front = self._of(self.generation)
         self._means.statistics.set_front(None if front is None else front.row)
 
-    def _start(self, generation: Generation, died_young: int = 0) -> None:
-        row = self._means.statistics.take_row(Role.MANAGER)
-        lines = self.lines.of(generation)
-        place = ManagerPlace(
-            generation=generation,
+    def _start(self, place: Generation, died_young: int = 0) -> None:
+        """Start a manager of a generation."""
+        row = self._take_row()
+        born = ManagerPlace(
+            generation=place,
             current=self.generation,
             outgoing=self.outgoing,
             row=row,
-            lines=lines,
+            lines=self.lines.of(place),
         )
         try:
             pid = self._processes.start(
-                partial(self._work, place), close=self.kept(but=generation)
+                partial(self._work, born), close=self.kept(but=place)
             )
         except SpawnError as failure:
-            self._means.statistics.free_row(row)
-            self._log.alert(
-                f'{failure.call} failed while spawning "{self.name}"',
-                error=failure.error,
-            )
-            self._fail(generation, died_young + 1)
+            self._not_spawned(row, failure)
+            if self._is_hasty(place):
+                self.failed = True
+            else:
+                self._start_later(place, died_young + 1)
             return
         self._welcome(
             ManagerProcess(
                 pid=pid,
-                generation=generation,
+                generation=place,
                 row=row,
                 started=self._clock(),
                 died_young=died_young,
@@ -155,14 +154,9 @@ class Managers(Crew[ManagerProcess]):
         if self.outgoing is None:
             self.set_front()
 
-    def _fail(self, generation: Generation, died_young: int) -> int:
-        """Start one in some seconds, if it may be tried again; returns how many."""
-        if self._starting and generation is self.generation:
-            self.failed = True
-            return 0
-        delay = respawn_delay(died_young)
-        self._respawns.append((self._clock() + delay, generation, died_young))
-        return delay
+    def _is_hasty(self, generation: Generation) -> bool:
+        """Whether somebody waits for a manager, who does not wait for a second one."""
+        return self._starting and generation is self.generation
 
     def reopen_logs(self) -> None:
         """Order all to use the log files that the master has opened again.
@@ -229,23 +223,10 @@ class Managers(Crew[ManagerProcess]):
             self._processes.tell(worker.pid, Order.UNMANAGED)
         if manager.leaving or not replace:
             return True
-        if self._starting and generation is self.generation:
+        if self._is_hasty(generation):
             self.failed = True
-        elif end.code == FATAL:
-            self._log.alert(
-                f"{self.name} {end.pid} exited with fatal code {FATAL}"
-                " and cannot be respawned"
-            )
-        elif self._is_needed(generation):
-            died_young = self._died_young(manager)
-            if died_young > 1:
-                delay = self._fail(generation, died_young)
-                self._log.error(
-                    f"{self.name}es end right after their start, {died_young} in a row;"
-                    f" the next one starts in {delay} s"
-                )
-            else:
-                self._start(generation, died_young)
+        elif not self._is_fatal(end) and self._is_needed(generation):
+            self._replace(manager, generation)
         return True
 
     def _is_needed(self, generation: Generation) -> bool:
@@ -283,15 +264,13 @@ class Managers(Crew[ManagerProcess]):
     # Time
 
     def _next_due(self) -> float:
-        due = min((due for due, _, _ in self._respawns), default=float("inf"))
+        due = super()._next_due()
         if any(manager.owed for manager in self._all.values()):
             due = min(due, self._clock() + HAND_OVER_PAUSE)
         return due
 
     def _do_own(self, now: float) -> None:
-        for respawn in [each for each in self._respawns if each[0] <= now]:
-            self._respawns.remove(respawn)
-            self._start(*respawn[1:])
+        super()._do_own(now)
         for manager in self._all.values():
             self._pay(manager)
 

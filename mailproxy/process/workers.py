@@ -1,8 +1,6 @@
 """The workers as the master sees them: which run, leave, or must be replaced.
 
-A worker that ends without an order is replaced: at once if it had run for a while,
-after longer and longer pauses if workers end right after their start, and never if it
-ended with the code FATAL. The master pings workers regularly, and kills stuck ones.
+Each has a slot, which another one takes after its end; see `Crew` for the rest.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from mailproxy.net.messages import Complaints
-from mailproxy.process.children import FATAL, End, SpawnError
-from mailproxy.process.crew import Crew, CrewMember, Means, respawn_delay
+from mailproxy.process.children import End, SpawnError
+from mailproxy.process.crew import Crew, CrewMember, Means
 from mailproxy.process.generation import Generation
 from mailproxy.process.managers import Managers
 from mailproxy.process.messages import Order
@@ -52,7 +50,7 @@ class WorkerProcess(CrewMember):
     slot: int
 
 
-class Workers(Crew[WorkerProcess]):
+class Workers(Crew[WorkerProcess, int]):
     """All workers of all generations.
 
     Args:
@@ -60,6 +58,7 @@ class Workers(Crew[WorkerProcess]):
     """
 
     kind = "worker"
+    role = Role.WORKER
 
     def __init__(
         self,
@@ -71,7 +70,6 @@ class Workers(Crew[WorkerProcess]):
         super().__init__(generation, means)
         self._work = work
         self._managers = managers
-        self._respawns: list[tuple[float, int, int]] = []
 
     # Start
 
@@ -96,28 +94,25 @@ class Workers(Crew[WorkerProcess]):
                 if self.failed and self.outgoing is not None:
                     return
 
-    def _start(self, slot: int, died_young: int = 0) -> None:
+    def _start(self, place: int, died_young: int = 0) -> None:
+        """Start a worker in a slot."""
         if len(self._all) >= MAX_PROCESSES:
             self._log.alert(f"no more than {MAX_PROCESSES} processes can be spawned")
             self.failed = True
             return
-        row = self._means.statistics.take_row(Role.WORKER)
+        row = self._take_row()
         try:
-            pid = self._fork(slot, row)
+            pid = self._fork(place, row)
         except SpawnError as failure:
-            self._means.statistics.free_row(row)
-            self._log.alert(
-                f'{failure.call} failed while spawning "{self.name}"',
-                error=failure.error,
-            )
+            self._not_spawned(row, failure)
             self.failed = True
             if self.outgoing is None:
-                self._start_later(slot, died_young + 1)
+                self._start_later(place, died_young + 1)
             return
         self._welcome(
             WorkerProcess(
                 pid=pid,
-                slot=slot,
+                slot=place,
                 generation=self.generation,
                 row=row,
                 started=self._clock(),
@@ -148,12 +143,6 @@ class Workers(Crew[WorkerProcess]):
         managers.hand_over(pid)
         return pid
 
-    def _start_later(self, slot: int, died_young: int) -> int:
-        """Start a worker in some seconds; returns how many."""
-        delay = respawn_delay(died_young)
-        self._respawns.append((self._clock() + delay, slot, died_young))
-        return delay
-
     # End
 
     def bury(self, end: End, *, replace: bool) -> bool:
@@ -166,21 +155,10 @@ class Workers(Crew[WorkerProcess]):
             return True
         if not worker.up and worker.generation is self.generation:
             self.failed = True
-        if end.code == FATAL:
-            self._log.alert(
-                f"{self.name} {end.pid} exited with fatal code {FATAL}"
-                " and cannot be respawned"
-            )
-        elif self.outgoing is None:  # otherwise `fill` follows
-            died_young = self._died_young(worker)
-            if died_young > 1:
-                delay = self._start_later(worker.slot, died_young)
-                self._log.error(
-                    f"{self.name}es end right after their start, {died_young} in a row;"
-                    f" the next one starts in {delay} s"
-                )
-            else:
-                self._start(worker.slot, died_young)
+        if (
+            not self._is_fatal(end) and self.outgoing is None
+        ):  # otherwise `fill` follows
+            self._replace(worker, worker.slot)
         return True
 
     def leave(self, but: Generation | None = None) -> None:
@@ -209,13 +187,3 @@ class Workers(Crew[WorkerProcess]):
         """Order all, or only those of one generation, to exit at once."""
         self._respawns.clear()
         super().stop(only)
-
-    # Time
-
-    def _next_due(self) -> float:
-        return min((due for due, _, _ in self._respawns), default=float("inf"))
-
-    def _do_own(self, now: float) -> None:
-        for respawn in [each for each in self._respawns if each[0] <= now]:
-            self._respawns.remove(respawn)
-            self._start(*respawn[1:])
