@@ -208,11 +208,21 @@ def check_regular(path: str, limit: int) -> None:
 
 def _check_regular(path: str, limit: int) -> None:
     with _opened(path) as descriptor:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise FileError("open", errno.EINVAL, "kind")
-        if found.st_size > limit:
-            raise too_large()
+        _regular(descriptor, limit)
+
+
+def _regular(descriptor: int, limit: int) -> os.stat_result:
+    """What stat(2) says of an open file.
+
+    Raises:
+      FileError: it is larger than `limit` octets, or not a regular file.
+    """
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError("open", errno.EINVAL, "kind")
+    if found.st_size > limit:
+        raise too_large()
+    return found
 
 
 def check_secret(path: str, limit: int) -> None:
@@ -368,11 +378,7 @@ def read_regular(path: str, limit: int) -> tuple[bytes, FileFacts]:
       FileError: it cannot be read, is no regular file, or has more than `limit` octets.
     """
     with _opened(path) as descriptor:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise FileError("open", errno.EINVAL, "kind")
-        if found.st_size > limit:
-            raise too_large()
+        found = _regular(descriptor, limit)
         return _read(descriptor, limit), FileFacts.of(found)
 
 

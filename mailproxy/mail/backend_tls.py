@@ -80,6 +80,16 @@ class BackendTls:
                 self.resumption.keep(self._key, session)
 
 
+def expected_name(settings: ProxySslSettings, own: str, host: str) -> str:
+    """The name that the certificate of a backend has to have.
+
+    Args:
+      own: what `name=` says of it, if anything.
+      host: its host as written.
+    """
+    return own or settings.proxy_ssl_name or host
+
+
 def usable_name(name: str, settings: ProxySslSettings) -> str | None:
     """The name of a backend as TLS has it; None: it is no name, and need not be one.
 
@@ -151,7 +161,7 @@ def backend_tls(client: Client, candidate: Candidate, wanted: str) -> BackendTls
     return BackendTls(
         mode=mode,
         settings=settings,
-        name=candidate.ssl_name or settings.proxy_ssl_name or candidate.host,
+        name=expected_name(settings, candidate.ssl_name, candidate.host),
         where=(candidate.family, candidate.address),
         resumption=client.network.resumption,
     )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Literal
+
+Health = Literal["healthy", "unhealthy", "checking"]
+"""What health checks say; "checking": nothing yet, and that is needed."""
 
 
 class PeerState(IntEnum):
@@ -22,3 +26,14 @@ class PeerState(IntEnum):
     """It keeps its sessions and gets no new ones."""
     BUSY = 8
     """It has as many sessions as it may have (`max_conns`)."""
+
+
+def imposed(*, down: bool, draining: bool, health: Health) -> PeerState | None:
+    """The state that others than sessions have put a peer in; None: sessions decide."""
+    if down:
+        return PeerState.DOWN
+    if draining:
+        return PeerState.DRAINING
+    if health == "unhealthy":
+        return PeerState.UNHEALTHY
+    return PeerState.CHECKING if health == "checking" else None

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mailproxy.mail.candidates import Candidate
-from mailproxy.mail.peer_states import PeerState
+from mailproxy.mail.peer_states import Health, PeerState, imposed
 from mailproxy.mail.shared_failures import SharedFailures
 from mailproxy.stats.mapping import Row
 from mailproxy.stats.peers import PeerNumbers
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from mailproxy.mail.group import Group, Member
     from mailproxy.mail.peer_news import PeerNews
     from mailproxy.net.manager_line import ManagerLine
-
-Health = Literal["healthy", "unhealthy", "checking"]
-"""What health checks say; "checking": nothing yet, and that is needed."""
 
 
 class Peer:
@@ -142,13 +139,9 @@ class Peer:
 
     def state(self, now: int) -> PeerState:
         """What it is."""
-        if self.down:
-            return PeerState.DOWN
-        if self.draining:
-            return PeerState.DRAINING
-        if self.health != "healthy":
-            unhealthy = self.health == "unhealthy"
-            return PeerState.UNHEALTHY if unhealthy else PeerState.CHECKING
+        found = imposed(down=self.down, draining=self.draining, health=self.health)
+        if found is not None:
+            return found
         if self.is_unavailable(now):
             return PeerState.UNAVAILABLE
         if self.is_busy:

@@ -17,7 +17,7 @@ import trio
 
 if TYPE_CHECKING:
     from mailproxy.log import Logger
-    from mailproxy.mail.peers import Health
+    from mailproxy.mail.peer_states import Health
     from mailproxy.mail.probing import Schedule
     from mailproxy.manager.probes.peer import Failure
 

@@ -21,6 +21,7 @@ import trio
 
 from mailproxy.conf.addresses import Address
 from mailproxy.conf.values import lower
+from mailproxy.mail.backend_tls import expected_name
 from mailproxy.mail.peer_states import PeerState
 from mailproxy.manager.health import Check, HealthChecks, PeerKey, WatchedPeer
 from mailproxy.manager.probes.probe import Probe
@@ -29,7 +30,7 @@ from mailproxy.manager.probes.tls import ProbeTls
 from mailproxy.manager.services import ManagerService
 
 if TYPE_CHECKING:
-    from mailproxy.mail.peers import Health
+    from mailproxy.mail.peer_states import Health
     from mailproxy.mail.probing import GroupCheck
     from mailproxy.manager.groups import GroupService
     from mailproxy.manager.hub import Hub
@@ -48,8 +49,7 @@ class HealthService(ManagerService):
 
     Args:
       checks: of the groups that have some, by name in lower case.
-      logins: those of `login_file`, by path. One is missing if the configuration had been
-        replaced before this manager replaced another one; nobody is probed with it then.
+      logins: those of `login_file`, by path. Nobody is probed with one that is missing.
       replaces: whether another manager of the same configuration was there before.
     """
 
@@ -224,7 +224,7 @@ def _tls(check: GroupCheck, peer: ManagedPeer) -> ProbeTls | None:
     settings, mode = check.server.proxy_ssl, check.mode(peer.member.ssl)
     if mode == "off":
         return None
-    name = peer.member.name or settings.proxy_ssl_name or peer.member.host
+    name = expected_name(settings, peer.member.name, peer.member.host)
     return ProbeTls(mode=mode, settings=settings, name=name)
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from mailproxy.conf.addresses import Address
 from mailproxy.mail.group import Group, Member
 from mailproxy.mail.peer_news import PeerNews
-from mailproxy.mail.peer_states import PeerState
-from mailproxy.mail.peers import Health, named_peers
+from mailproxy.mail.peer_states import Health, PeerState, imposed
+from mailproxy.mail.peers import named_peers
 from mailproxy.net.messages import MessageError
 from mailproxy.stats.mapping import Row
 from mailproxy.stats.peers import MAX_RESOLVED, PeerNumbers, resolved_name
@@ -63,13 +63,9 @@ class ManagedPeer:
     @property
     def state(self) -> PeerState:
         """What it is; workers know what depends on their sessions."""
-        if self.down:
-            return PeerState.DOWN
-        if self.draining:
-            return PeerState.DRAINING
-        if self.health != "healthy":
-            unhealthy = self.health == "unhealthy"
-            return PeerState.UNHEALTHY if unhealthy else PeerState.CHECKING
+        found = imposed(down=self.down, draining=self.draining, health=self.health)
+        if found is not None:
+            return found
         return PeerState.UNAVAILABLE if self.blocked else PeerState.UP
 
     def block(self, now: float) -> None:

@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mailproxy.log import INFO
-from mailproxy.mail.peers import Health
+from mailproxy.mail.peer_states import Health
 from mailproxy.mail.probing import Schedule
 from mailproxy.manager.health import (
     MAX_PROBES,

@@ -112,10 +112,6 @@ class Names:
             return server_name, found
         return self._first, self.exact(self._first)
 
-    def used_names(self, pair: Pair) -> list[str]:
-        """Return the names that clients get a certificate for."""
-        return [name for name in pair.leaf.names if pair in self._by_name[name]]
-
     def used(self) -> set[Pair]:
         """Return the certificates that some name has."""
         return {pair for chosen in self._by_name.values() for pair in chosen}
