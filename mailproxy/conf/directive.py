@@ -247,6 +247,15 @@ class Block:
                 return given
         return None
 
+    def argument(self, name: str, index: int = -1) -> Word | None:
+        """The first argument of the statement that applies; None: the default applies.
+
+        Args:
+          index: which statement, of a directive that adds up.
+        """
+        given = self.find(name)
+        return None if given is None else given.statements[index].args[0]
+
     def written(self, name: str) -> bool:
         """Whether the directive is written here or around, even with an error."""
         return any(name in b.given or name in b.failed for b in self.around())

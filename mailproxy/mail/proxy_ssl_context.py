@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING
 
 from mailproxy.conf.tree import ConfigError
 from mailproxy.mail.load_state import load_state
-from mailproxy.mail.ssl_context import about, full_name
-from mailproxy.net.openssl import (
-    OpenSSLError,
-    PrivateKeyError,
-    client_builder,
-    trust_system,
-)
+from mailproxy.mail.ssl_context import about, about_pair, full_name
+from mailproxy.net.openssl import client_builder, trust_system
 
 if TYPE_CHECKING:
     from mailproxy.conf.directive import Block, Reading
@@ -77,14 +72,10 @@ def _certify(
     name = full_name(settings.proxy_ssl_certificate, reading)
     key_name = full_name(key.source, reading)
     passwords = settings.proxy_ssl_password_file
-    with about(block, "proxy_ssl_certificate", file=name):
-        try:
-            builder.certificate(
-                name, key_name, None if passwords is None else passwords.passwords
-            )
-        except PrivateKeyError as error:
-            with about(block, "proxy_ssl_certificate_key", file=key_name):
-                raise OpenSSLError(str(error)) from None
+    with about_pair(block, "proxy_ssl_certificate", (name, key_name)):
+        builder.certificate(
+            name, key_name, None if passwords is None else passwords.passwords
+        )
 
 
 def _verify(

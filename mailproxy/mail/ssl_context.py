@@ -127,14 +127,26 @@ def about(
             str(error), statement, error.remedy, cause=statement
         ) from None
     except OpenSSLError as error:
-        cause = argument(block, directive, index)
+        cause = block.argument(directive, index)
         raise ConfigError(str(error), None, _remedy(file), cause=cause) from None
 
 
-def argument(block: Block, directive: str, index: int = -1) -> Word | None:
-    """The first argument of the directive in effect; None for its default."""
-    given = block.find(directive)
-    return None if given is None else given.statements[index].args[0]
+@contextmanager
+def about_pair(
+    block: Block, directive: str, files: tuple[str, str], index: int = -1
+) -> Iterator[None]:
+    """The same for a certificate and its key, whose directive ends in ``_key``.
+
+    Args:
+      files: the full names of both.
+    """
+    file, key_file = files
+    with about(block, directive, index, file=file):
+        try:
+            yield
+        except PrivateKeyError as error:
+            with about(block, f"{directive}_key", index, file=key_file):
+                raise OpenSSLError(str(error)) from None
 
 
 def _remedy(path: str) -> str | None:
@@ -164,15 +176,11 @@ def _certify(
         name = full_name(certificate, reading)
         key_name = full_name(key.source, reading)
         facts = _facts(name), _facts(key_name)
-        with about(block, "ssl_certificate", index, file=name):
-            try:
-                leaf = builder.certificate(
-                    name, key_name, None if passwords is None else passwords.passwords
-                )
-            except PrivateKeyError as error:
-                with about(block, "ssl_certificate_key", index, file=key_name):
-                    raise OpenSSLError(str(error)) from None
-        _check_dates(name, leaf, reading, argument(block, "ssl_certificate", index))
+        with about_pair(block, "ssl_certificate", (name, key_name), index):
+            leaf = builder.certificate(
+                name, key_name, None if passwords is None else passwords.passwords
+            )
+        _check_dates(name, leaf, reading, block.argument("ssl_certificate", index))
         defaults.append(Default(_short(name), key_name, leaf, facts))
     _compress(builder, settings, block, reading)
     return tuple(defaults)
@@ -212,7 +220,7 @@ def _choose(
     try:
         builder.certificates_by_name(by_name)
     except OpenSSLError as error:
-        raise ConfigError(str(error), argument(block, directive)) from None
+        raise ConfigError(str(error), block.argument(directive)) from None
     if by_name.shelf is not None:
         say_refused(by_name.shelf, block, reading)
 
@@ -270,7 +278,7 @@ def _verify(builder: Builder, settings: SslSettings, block: Block) -> None:
     if mode != "optional_no_ca" and not (announced or trusted):
         raise ConfigError(
             "no ssl_client_certificate or ssl_trusted_certificate for ssl_verify_client",
-            cause=argument(block, "ssl_verify_client"),
+            cause=block.argument("ssl_verify_client"),
         )
     with about(block, "ssl_verify_client"):
         builder.verify_client(settings.ssl_verify_depth, mode)
@@ -323,7 +331,7 @@ def _keep_sessions(builder: Builder, settings: SslSettings, block: Block) -> Non
     builder.session_id_context(b"MAIL", private=verifies)
     cache = settings.ssl_session_cache
     shared = cache.shared if cache.mode == "on" else None
-    zone = _zone(*shared, argument(block, "ssl_session_cache")) if shared else None
+    zone = _zone(*shared, block.argument("ssl_session_cache")) if shared else None
     with about(block, "ssl_session_cache"):
         builder.sessions(
             int(settings.ssl_session_timeout),
@@ -341,7 +349,7 @@ def _ticket_keys(settings: SslSettings, block: Block) -> list[bytes]:
     keys = []
     longest = _TICKET_KEY_SIZES[-1]
     for index, path in enumerate(settings.ssl_session_ticket_key):
-        place, cause = _end_of_mail(block), argument(block, _TICKET_KEY, index)
+        place, cause = _end_of_mail(block), block.argument(_TICKET_KEY, index)
         try:
             key = outside.begin(path, longest + 1)
         except outside.FileError as error:
@@ -375,7 +383,7 @@ def _check_protocols(
     """Warn of configured versions that OpenSSL will not use; nginx does not."""
     named = [name for name in _LOW_LEVEL if name in settings.ssl_protocols]
     level = context.security_level
-    word = argument(block, "ssl_protocols")
+    word = block.argument("ssl_protocols")
     said = load_state(reading).refused_protocols
     if not named or not level or word is None or word in said:
         return

@@ -49,7 +49,7 @@ def choose_by_name(
     files = _variable_files(settings, reading)
     if shelf is None and files is None:
         text = '"ssl_reject_handshake" without names refuses everybody'
-        reading.warn(text, _argument(block, "ssl_reject_handshake"))
+        reading.warn(text, block.argument("ssl_reject_handshake"))
     name = load_state(reading).server_names.get(block, b"")
     server = ByName(
         shelf,
@@ -61,11 +61,6 @@ def choose_by_name(
     if shelf is not None and not has_default and not settings.ssl_reject_handshake:
         _say_default(server, block, reading)
     return server
-
-
-def _argument(block: Block, directive: str, index: int = -1) -> Word | None:
-    given = block.find(directive)
-    return None if given is None else given.statements[index].args[0]
 
 
 # -- variables ---------------------------------------------------------------------
@@ -86,7 +81,7 @@ def check_variables(settings: SslSettings, block: Block) -> None:
             here, there = there, here
         raise ConfigError(
             f'variables in "{here}" need one in "{there}"',
-            _argument(block, here, index),
+            block.argument(here, index),
         )
 
 
@@ -132,12 +127,12 @@ def _shelf(settings: SslSettings, block: Block, reading: Reading) -> Shelf | Non
     shelf = _filled(directories, passwords_of(settings), block, reading)
     wanted = not settings.ssl_certificate and not settings.ssl_reject_handshake
     for index, folder in enumerate(shelf.folders):
-        word = _argument(block, _DIRECTORY, index)
+        word = block.argument(_DIRECTORY, index)
         if not shelf.names.pairs and wanted:
             raise ConfigError(_nothing_in(folder.path), word, _LAYOUTS)
         if not folder.pairs:
             _warn_once(reading, _nothing_in(folder.path), word, _LAYOUTS)
-    _say_doubles(shelf.names, _argument(block, _DIRECTORY), reading)
+    _say_doubles(shelf.names, block.argument(_DIRECTORY), reading)
     return shelf
 
 
@@ -158,7 +153,7 @@ def _filled(
         from mailproxy.net.openssl.choice import Shelf
 
         folders = [
-            _read(path, passwords, _argument(block, _DIRECTORY, index), reading)
+            _read(path, passwords, block.argument(_DIRECTORY, index), reading)
             for index, path in enumerate(directories)
         ]
         shelves[key] = Shelf(folders, passwords)
@@ -253,7 +248,7 @@ def _say_default(server: ByName, block: Block, reading: Reading) -> None:
     listens = cast("Iterable[Listen]", () if listen is None else listen.value)
     for each in listens:
         text = f'default certificate of {each.address} is "{pairs[0].file}" ({used})'
-        reading.warn(text, _argument(block, _DIRECTORY), level="notice")
+        reading.warn(text, block.argument(_DIRECTORY), level="notice")
 
 
 def say_refused(shelf: Shelf, block: Block, reading: Reading) -> None:
@@ -263,4 +258,4 @@ def say_refused(shelf: Shelf, block: Block, reading: Reading) -> None:
         for pair, reason in shelf.refused.items()
     ]
     path = shelf.folders[0].path
-    _warn_of_some(remarks, path, _argument(block, _DIRECTORY), reading)
+    _warn_of_some(remarks, path, block.argument(_DIRECTORY), reading)
