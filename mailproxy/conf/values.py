@@ -223,6 +223,40 @@ in_directory: Value[str] = Value(
 """A file name, relative to C/."""
 
 
+def parse_port(text: str) -> int:
+    """Parse the number of a port, 1 to 65535.
+
+    Raises:
+      ValueError: `text` is none.
+    """
+    port = parse_number(text)
+    if not 1 <= port <= 65535:
+        raise ValueError("invalid value")
+    return port
+
+
+def parse_text(text: str) -> str:
+    """Return a text that has to be there.
+
+    Raises:
+      ValueError: it is empty.
+    """
+    if not text:
+        raise ValueError("invalid value")
+    return text
+
+
+def one_of(*accepted: str) -> Callable[[str], str]:
+    """Make a function that accepts these words only, in this case."""
+
+    def parse(text: str) -> str:
+        if text not in accepted:
+            raise ValueError("invalid value")
+        return text
+
+    return parse
+
+
 def choice(*accepted: str) -> Value[str]:
     """Make the `Value` of one of these words, in any case; it is spelt as listed here."""
     known = {lower(word): word for word in accepted}

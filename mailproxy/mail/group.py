@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mailproxy.conf.addresses import Address, AddressError, Url, ipv4, parse_url
 from mailproxy.conf.tree import ConfigError, Position, Word
-from mailproxy.conf.values import parse_number
+from mailproxy.conf.values import parse_port
 from mailproxy.net.dns_messages import is_host_name
 from mailproxy.net.resolver_settings import ResolverSettings
 
@@ -186,12 +186,9 @@ def read_port(digits: str, word: Word) -> int:
       ConfigError: it is none.
     """
     try:
-        port = parse_number(digits)
+        return parse_port(digits)
     except ValueError:
-        port = 0
-    if not 1 <= port <= 65535:
-        raise ConfigError(f'invalid port in upstream "{word.value}"', word)
-    return port
+        raise ConfigError(f'invalid port in upstream "{word.value}"', word) from None
 
 
 def no_port(word: Word, remedy: str = "") -> ConfigError:

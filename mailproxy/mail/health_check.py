@@ -12,7 +12,14 @@ from typing import cast
 from mailproxy.conf.directive import Block, Reading, Settings, Value, directive
 from mailproxy.conf.secret_files import secret_file
 from mailproxy.conf.tree import ConfigError, Directive, Word
-from mailproxy.conf.values import c_string, parse_milliseconds, parse_number
+from mailproxy.conf.values import (
+    c_string,
+    one_of,
+    parse_milliseconds,
+    parse_number,
+    parse_port,
+    parse_text,
+)
 from mailproxy.mail.load_state import Reason, load_state
 from mailproxy.mail.probing import HealthCheck, ProbeType, Schedule
 
@@ -35,33 +42,11 @@ def _some(text: str, parse: Callable[[str], int]) -> str:
     return text
 
 
-def _port(text: str) -> int:
-    port = parse_number(text)
-    if not 1 <= port <= 65535:
-        raise ValueError("invalid value")
-    return port
-
-
 def _type(text: str) -> ProbeType:
     found = {each.name.lower(): each for each in ProbeType}.get(text)
     if found is None:
         raise ValueError("invalid value")
     return found
-
-
-def _one_of(*accepted: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in accepted:
-            raise ValueError("invalid value")
-        return text
-
-    return parse
-
-
-def _name(text: str) -> str:
-    if not text:
-        raise ValueError("invalid value")
-    return text
 
 
 _OF_SCHEDULE: dict[str, Callable[[str], object]] = {
@@ -73,12 +58,12 @@ _OF_SCHEDULE: dict[str, Callable[[str], object]] = {
 _OF_PROBE: dict[str, Callable[[str], object]] = {
     "timeout": _some_time,
     "type": _type,
-    "protocol": _name,
-    "port": _port,
-    "ssl": _one_of("on", "off", "starttls"),
-    "proxy_protocol": _one_of("on", "off", "v2"),
-    "login_file": _name,
-    "match": _name,
+    "protocol": parse_text,
+    "port": parse_port,
+    "ssl": one_of("on", "off", "starttls"),
+    "proxy_protocol": one_of("on", "off", "v2"),
+    "login_file": parse_text,
+    "match": parse_text,
 }
 _PLAIN = ("mandatory", "persistent")
 _PARAMETERS = (*(f"{each}=" for each in (*_OF_SCHEDULE, *_OF_PROBE)), *_PLAIN)

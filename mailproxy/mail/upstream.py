@@ -14,9 +14,11 @@ from mailproxy.conf.tree import ConfigError, Directive, Word, encode
 from mailproxy.conf.values import (
     c_string,
     lower,
+    one_of,
     parse_number,
     parse_seconds,
     parse_size,
+    parse_text,
 )
 from mailproxy.mail.group import (
     VARIABLES,
@@ -51,18 +53,6 @@ def _parse_weight(text: str) -> int:
     return weight
 
 
-def _parse_mode(text: str) -> str:
-    if text not in ("on", "off", "starttls"):
-        raise ValueError("invalid value")
-    return text
-
-
-def _parse_name(text: str) -> str:
-    if not text:
-        raise ValueError("invalid value")
-    return text
-
-
 def _parse_service(text: str) -> str:
     if not is_service_name(text.encode("utf-8", "surrogateescape")):
         raise ValueError("invalid value")
@@ -75,8 +65,8 @@ _VALUED: dict[str, Callable[[str], object]] = {
     "max_fails": parse_number,
     "fail_timeout": parse_seconds,
     "slow_start": parse_seconds,
-    "ssl": _parse_mode,
-    "name": _parse_name,
+    "ssl": one_of("on", "off", "starttls"),
+    "name": parse_text,
     "service": _parse_service,
 }
 """Parameters with a value, and how it is read."""
