@@ -51,6 +51,19 @@ BACKEND = ("127.0.0.1", 9143)
 """Where answers `A: OK` lead to."""
 FOREVER = 10_000_000
 """Seconds; whoever waits longer than this hangs."""
+OPENINGS = {
+    "imap": "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK",
+    "pop3": "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS p\nQ: plain u p\nA: OK",
+    "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH PLAIN AHUAcA==\nQ: plain u p\nA: OK",
+}
+"""A client that is let in, by protocol; what follows is said to its backend."""
+INTERNAL_ERRORS = {
+    "imap": "* BAD internal server error",
+    "pop3": "-ERR internal server error",
+    "smtp": "451 4.3.2 Internal server error",
+}
+FAILED = {name: f"S: {text}\nS: ⟨close⟩" for name, text in INTERNAL_ERRORS.items()}
+"""What a client sees of a failure behind the proxy."""
 _USUAL = f", client: {CLIENT}, server: 127.0.0.1:1143"
 _STEP = re.compile(r"([CSBPAQL])([:|]) ?(.*)|(wait|at) ([\d.]+)")
 _ANSWER = re.compile(r"OK|WAIT|NO(?: (.*))?")

@@ -6,18 +6,8 @@ import base64
 
 import pytest
 
-from tests.play import Stage, play
+from tests.play import FAILED, OPENINGS, Stage, play
 
-OPENINGS = {
-    "imap": "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK",
-    "pop3": "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS p\nQ: plain u p\nA: OK",
-    "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH PLAIN AHUAcA==\nQ: plain u p\nA: OK",
-}
-FAILED = {
-    "imap": "S: * BAD internal server error\nS: ⟨close⟩",
-    "pop3": "S: -ERR internal server error\nS: ⟨close⟩",
-    "smtp": "S: 451 4.3.2 Internal server error\nS: ⟨close⟩",
-}
 PLAIN = base64.b64encode(b"\0u\0p").decode()
 IDENTITY = (
     '("x-session-id" "18f.2a.1" "x-originating-ip" "127.0.0.1"'

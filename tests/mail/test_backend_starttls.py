@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.play import Stage, load_server, parse, play
+from tests.play import FAILED, OPENINGS, Stage, load_server, parse, play
 
 DIRECTIVES = (
     "proxy_ssl starttls; proxy_ssl_verify off; xclient off; proxy_smtp_auth on;"
@@ -18,16 +18,6 @@ DIRECTIVES = (
 UPSTREAM = '…, login: "u", upstream: 127.0.0.1:9143'
 HANDSHAKE = f"while SSL handshaking to upstream, {UPSTREAM}"
 READING = f"while reading response from upstream, {UPSTREAM}"
-OPENINGS = {
-    "imap": "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK",
-    "pop3": "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS p\nQ: plain u p\nA: OK",
-    "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH PLAIN AHUAcA==\nQ: plain u p\nA: OK",
-}
-FAILED = {
-    "imap": "S: * BAD internal server error\nS: ⟨close⟩",
-    "pop3": "S: -ERR internal server error\nS: ⟨close⟩",
-    "smtp": "S: 451 4.3.2 Internal server error\nS: ⟨close⟩",
-}
 ASKED = {
     "imap": "B: * OK [CAPABILITY IMAP4 STARTTLS LOGINDISABLED] hi\nP: mp2 STARTTLS",
     "pop3": "B: +OK hi\nP: CAPA\nB: +OK\nB: STLS\nB: .\nP: STLS",

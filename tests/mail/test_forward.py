@@ -13,18 +13,8 @@ from mailproxy.mail.trace import Secrets
 from mailproxy.net import openssl
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemorySocket, MemoryTls, MemoryWire
-from tests.play import Stage, load_server, play
+from tests.play import FAILED, OPENINGS, Stage, load_server, play
 
-OPENINGS = {
-    "imap": "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK",
-    "pop3": "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS p\nQ: plain u p\nA: OK",
-    "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH PLAIN AHUAcA==\nQ: plain u p\nA: OK",
-}
-FAILED = {
-    "imap": "S: * BAD internal server error\nS: ⟨close⟩",
-    "pop3": "S: -ERR internal server error\nS: ⟨close⟩",
-    "smtp": "S: 451 4.3.2 Internal server error\nS: ⟨close⟩",
-}
 ENTERED = {
     "imap": 'P: a LOGIN "u" "p"\nB: a OK in\nS: a OK in',
     "pop3": "P: USER u\nB: +OK\nP: PASS p\nB: +OK in\nS: +OK in",

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.play import Stage, play
+from tests.play import FAILED, Stage, play
 
 OPENINGS = {
     "imap": "S: * OK IMAP4 ready\nC: a LOGIN u pass\nQ: plain u pass\nA: OK",
@@ -18,11 +18,6 @@ TOKEN_OPENINGS = {
     "imap": "S: * OK IMAP4 ready\nC: a AUTHENTICATE XOAUTH2 ⟨x⟩\nQ: xoauth2 u tok\nA: OK",
     "pop3": "S: +OK POP3 ready\nC: AUTH XOAUTH2 ⟨x⟩\nQ: xoauth2 u tok\nA: OK",
     "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH XOAUTH2 ⟨x⟩\nQ: xoauth2 u tok\nA: OK",
-}
-FAILED = {
-    "imap": "S: * BAD internal server error\nS: ⟨close⟩",
-    "pop3": "S: -ERR internal server error\nS: ⟨close⟩",
-    "smtp": "S: 451 4.3.2 Internal server error\nS: ⟨close⟩",
 }
 ENTERED = {
     "imap": "B: a OK in\nS: a OK in",

@@ -20,18 +20,13 @@ from mailproxy.conf.tree import ConfigError
 from mailproxy.mail.master_user import MasterUser
 from mailproxy.process.configuration import ConfigErrors
 from tests.auth.fake import FakeSource
-from tests.play import BACKEND, Stage, load_server, parse
+from tests.play import BACKEND, FAILED, Stage, load_server, parse
 
 SECRET = b"master secret"
 OPENINGS = {
     "imap": "S: * OK IMAP4 ready\nC: a LOGIN u pass\nQ: plain u pass",
     "pop3": "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS pass\nQ: plain u pass",
     "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH PLAIN AHUAcGFzcw==\nQ: plain u pass",
-}
-FAILED = {
-    "imap": "S: * BAD internal server error\nS: ⟨close⟩",
-    "pop3": "S: -ERR internal server error\nS: ⟨close⟩",
-    "smtp": "S: 451 4.3.2 Internal server error\nS: ⟨close⟩",
 }
 ENTERED = {
     "imap": "B: a OK in\nS: a OK in",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.play import play
+from tests.play import INTERNAL_ERRORS, OPENINGS, play
 
 HEADERS = {
     "off": b"",
@@ -36,16 +36,6 @@ def test_header_for_backends(version: str) -> None:
 
 
 UPSTREAM = '…, login: "u", upstream: 127.0.0.1:9143'
-OPENINGS = {
-    "imap": "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK",
-    "pop3": "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS p\nQ: plain u p\nA: OK",
-    "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH PLAIN AHUAcA==\nQ: plain u p\nA: OK",
-}
-FAILED = {
-    "imap": "* BAD internal server error",
-    "pop3": "-ERR internal server error",
-    "smtp": "451 4.3.2 Internal server error",
-}
 HEADER = "P: PROXY TCP4 127.0.0.1 127.0.0.1 40000 1143"
 GOOD = {"imap": "* OK", "pop3": "+OK", "smtp": "220 x"}
 FIRST = {"imap": 'a LOGIN "u" "p"', "pop3": "USER u", "smtp": "EHLO mx.test"}
@@ -77,7 +67,7 @@ def refused(text: str, command: str) -> str:
 def test_refused_header_is_named(protocol: str, directive: str) -> None:
     """In the place of the greeting, behind it, or before the answer to a command."""
     header = HEADER if directive else ""
-    refusal, failed = REFUSAL[protocol], f"S: {FAILED[protocol]}"
+    refusal, failed = REFUSAL[protocol], f"S: {INTERNAL_ERRORS[protocol]}"
     blamed = ' to PROXY, try "proxy_protocol off"' if directive else ""
     for said in (f"B: {refusal}", f"B: {GOOD[protocol]}⏎{refusal}"):
         script = f"{header}\n{said}\n{failed}\n{refused(refusal, blamed)}"
@@ -119,7 +109,7 @@ def refuse(
         {granted}
         {HEADER}
         {said}
-        S: {FAILED[protocol]}
+        S: {INTERNAL_ERRORS[protocol]}
         {refused(text, advice)}
         """,
         f"proxy_protocol on; {directives}",

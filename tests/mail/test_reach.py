@@ -16,19 +16,9 @@ from mailproxy.mail import session
 from mailproxy.mail.candidates import Candidate, Choice
 from mailproxy.net.outgoing import Outgoing
 from tests.memory import MemoryWire
-from tests.play import BACKEND, Stage, load_server, parse
+from tests.play import BACKEND, INTERNAL_ERRORS, OPENINGS, Stage, load_server, parse
 
 UPSTREAM = '…, login: "u", upstream: 127.0.0.1:9143'
-OPENINGS = {
-    "imap": "S: * OK IMAP4 ready\nC: a LOGIN u p\nQ: plain u p\nA: OK",
-    "pop3": "S: +OK POP3 ready\nC: USER u\nS: +OK\nC: PASS p\nQ: plain u p\nA: OK",
-    "smtp": "S: 220 mx.test ESMTP ready\nC: AUTH PLAIN AHUAcA==\nQ: plain u p\nA: OK",
-}
-FAILED = {
-    "imap": "* BAD internal server error",
-    "pop3": "-ERR internal server error",
-    "smtp": "451 4.3.2 Internal server error",
-}
 ENTERED = {
     "imap": 'B: * OK\nP: a LOGIN "u" "p"\nB: a OK in\nS: a OK in',
     "pop3": "B: +OK\nP: USER u\nB: +OK\nP: PASS p\nB: +OK in\nS: +OK in",
@@ -60,7 +50,7 @@ def test_connection_that_is_refused(message: str) -> None:
     imap(
         f"""
         B: ⟨refused⟩
-        S: {FAILED["imap"]}
+        S: {INTERNAL_ERRORS["imap"]}
         S: ⟨close⟩
         L: [error] connect() failed (111: Connection refused) while connecting to upstream, {UPSTREAM}
         """,
@@ -73,7 +63,7 @@ def test_connection_that_is_refused(message: str) -> None:
 def test_connection_that_is_never_made() -> None:
     imap(
         f"""
-        S: {FAILED["imap"]}
+        S: {INTERNAL_ERRORS["imap"]}
         at 7
         S: ⟨close⟩
         L: [info] upstream timed out (110: Connection timed out) while connecting to upstream, {UPSTREAM}
@@ -88,7 +78,7 @@ def test_connection_has_the_greeting_s_own_time_once_it_is_made() -> None:
         f"""
         wait 5
         B: ⟨connected⟩
-        S: {FAILED["imap"]}
+        S: {INTERNAL_ERRORS["imap"]}
         at 25
         S: ⟨close⟩
         L: [info] upstream timed out (110: Connection timed out) while connecting to upstream, {UPSTREAM}
@@ -228,7 +218,7 @@ def test_each_try_has_its_own_time(choices: list[Listed]) -> None:
 def test_client_is_told_once_if_all_fail(choices: list[Listed]) -> None:
     here = stage("imap")
     fail = "B: ⟨close⟩\n" * 3
-    play(f"{OPENINGS['imap']}\n{fail}S: {FAILED['imap']}\nS: ⟨close⟩", here)
+    play(f"{OPENINGS['imap']}\n{fail}S: {INTERNAL_ERRORS['imap']}\nS: ⟨close⟩", here)
     assert choices[0].events == ["failed"] * 3
     lines = [line for level, line in here.log.events if level == "error"]
     assert [line.rpartition(" ")[2] for line in lines] == ["b0", "b1", "b2"]
@@ -239,7 +229,7 @@ def test_nobody_to_try(choices: list[Listed]) -> None:
     play(
         f"""
         {OPENINGS["imap"]}
-        S: {FAILED["imap"]}
+        S: {INTERNAL_ERRORS["imap"]}
         S: ⟨close⟩
         L: [error] no live upstreams while connecting to upstream, …, login: "u", upstream: some
         """,
@@ -262,7 +252,7 @@ def test_nobody_to_try(choices: list[Listed]) -> None:
 def test_number_of_tries(directive: str, tries: int, choices: list[Listed]) -> None:
     here = stage("imap", directive)
     fail = "B: ⟨close⟩\n" * tries
-    play(f"{OPENINGS['imap']}\n{fail}S: {FAILED['imap']}\nS: ⟨close⟩", here)
+    play(f"{OPENINGS['imap']}\n{fail}S: {INTERNAL_ERRORS['imap']}\nS: ⟨close⟩", here)
     assert choices[0].events == ["failed"] * tries
 
 
@@ -272,7 +262,7 @@ def test_time_for_all_tries(limit: str, tries: int, choices: list[Listed]) -> No
     choices[0] = Listed(2)
     here = stage("imap", f"timeout 30s; proxy_next_upstream_timeout {limit};")
     fail = "wait 10\nB: ⟨close⟩\n" * tries
-    play(f"{OPENINGS['imap']}\n{fail}S: {FAILED['imap']}\nS: ⟨close⟩", here)
+    play(f"{OPENINGS['imap']}\n{fail}S: {INTERNAL_ERRORS['imap']}\nS: ⟨close⟩", here)
     assert choices[0].events == ["failed"] * tries
 
 
@@ -292,7 +282,7 @@ def test_nothing_is_tried_again_once_the_login_has_begun(
     protocol: str, script: str, choices: list[Listed]
 ) -> None:
     here = stage(protocol, "proxy_smtp_auth on;")
-    end = f"S: {FAILED[protocol]}\nS: ⟨close⟩"
+    end = f"S: {INTERNAL_ERRORS[protocol]}\nS: ⟨close⟩"
     play(f"{OPENINGS[protocol]}\n{script}\n{end}", here)
     assert choices[0].events == ["reached", "released"]
 
@@ -315,7 +305,7 @@ def test_whose_fault_it_is(
     """A lack of connections (ENOBUFS) would meet the others, too."""
     here = stage("imap")
     here.network.failing["P"] = number
-    play(f"{OPENINGS['imap']}\nS: {FAILED['imap']}\nS: ⟨close⟩", here)
+    play(f"{OPENINGS['imap']}\nS: {INTERNAL_ERRORS['imap']}\nS: ⟨close⟩", here)
     assert choices[0].events == events
 
 
