@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from mailproxy.mail.client import Client
 from mailproxy.mail.login import Login
 from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.mail.trace import Secrets
-from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
 from tests.captured_log import CapturedLog
 from tests.memory import MemoryNetwork, MemoryWire
@@ -41,18 +39,6 @@ def server(files: Certificates) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.path("ec.pem"), files.path("ec.key"))
     return context
-
-
-@pytest.fixture
-async def network() -> AsyncIterator[Network]:
-    engine = Engine()
-    network = Network(engine)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.run)
-        yield network
-        nursery.cancel_scope.cancel()
-    network.close()
-    engine.close()
 
 
 def after(agreement: bytes, talk: Talk) -> Talk:

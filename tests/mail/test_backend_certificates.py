@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +32,6 @@ from mailproxy.mail.backend_tls import BackendTls
 from mailproxy.mail.candidates import Candidate
 from mailproxy.mail.proxy_ssl import ProxySslSettings
 from mailproxy.net import resumption
-from mailproxy.net.engine import Engine
 from mailproxy.net.network import Network
 from mailproxy.net.openssl import clients, library
 from mailproxy.net.openssl.portable_clients import PortableClientBuilder
@@ -165,18 +163,6 @@ class Site:
         assert error.level == "error"
         assert error.error is None
         return error.event % error.values
-
-
-@pytest.fixture
-async def network() -> AsyncIterator[Network]:
-    engine = Engine()
-    network = Network(engine)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.run)
-        yield network
-        nursery.cancel_scope.cancel()
-    network.close()
-    engine.close()
 
 
 @pytest.fixture
